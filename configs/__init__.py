@@ -1,0 +1,1 @@
+"""Configuration files: one per backbone, all made by `common.py`."""

@@ -1,0 +1,117 @@
+"""Every field of a run, with its reason or source, and the rows of the paper's tables.
+
+A configuration file takes an argument, `--config=configs/resnet110.py:dataset,method`, and any field can be overridden
+on the command line, for instance `--config.optimizer.learning_rate=0.1`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cutnmix_jax.errors import UsageError, nearest
+
+
+def _row(
+    loss: str, weights: dict[str, float], num_peers: int = 2, views: str = "shared", mix: str = "none", **options: Any
+) -> dict[str, Any]:
+    """One row: which file of `methods/` with which options, the weights of its terms, and what the networks see."""
+    return {"loss": {"name": loss, **options}, "weights": weights, "num_peers": num_peers, "views": views, "mix": mix}
+
+
+def _cutnmix_row(mmd: float, pt: float) -> dict[str, Any]:
+    """A row of Table 2: the paper's framework with beta = mmd and gamma = pt. The table's first row keeps L_DML."""
+    weights = {
+        "ce": 1.0,
+        "dml": 0.6,  # alpha, section 3.1
+        "mmd": mmd,
+        "pt": pt,
+        "peer_teacher_ce": 1.0,  # "trained by a standard cross-entropy loss", section 2.3
+    }
+    return _row(
+        "cutnmix",
+        weights,
+        views="per_peer",  # section 2.2: each network its own distortion of the raw images
+        mix="cutnmix",
+        temperature=3.0,  # section 3.1
+        teacher_moves_peers=False,  # Algorithm 1 updates peers (line 11) and teacher (line 12) apart
+    )
+
+
+# The rows of Table 1, Table 2 and Fig. 1. A new method has its row here, and nowhere else.
+ROWS: dict[str, dict[str, Any]] = {
+    "baseline": _row("supervised", {"ce": 1.0}, num_peers=1),
+    "mixup": _row("supervised", {"ce": 1.0}, num_peers=1, mix="mixup"),
+    "cutmix": _row("supervised", {"ce": 1.0}, num_peers=1, mix="cutmix"),
+    # alpha = 1 as the paper says of DML (section 2.1); tau = 3 as Eq. 4 has a tau and its code lineage this value
+    "dml": _row("dml", {"ce": 1.0, "dml": 1.0}, temperature=3.0),
+    # Fig. 1: "identically the same batch of images after mixed operation to each network" (section 2.1)
+    "dml_cutmix": _row("dml", {"ce": 1.0, "dml": 1.0}, mix="cutmix", temperature=3.0),
+    "cutnmix_dml": _cutnmix_row(mmd=0.0, pt=0.0),
+    "cutnmix_mmd": _cutnmix_row(mmd=0.3, pt=0.0),
+    "cutnmix_pt": _cutnmix_row(mmd=0.0, pt=0.1),
+    "cutnmix": _cutnmix_row(mmd=0.3, pt=0.1),  # beta, gamma: section 3.1
+}
+
+
+def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str = "cutnmix") -> ConfigDict:
+    """Makes the configuration of a run by the paper's recipe.
+
+    Args:
+      backbone: a name of `cutnmix_jax.backbones`, or `my_pkg.nets:make`.
+      arg: what follows the colon of `--config=FILE:dataset,method`; either part, or both, may be left out.
+      dataset: where the argument names none.
+      method: where the argument names none; a row of `ROWS`.
+
+    Raises:
+      UsageError: the method is no row, or the argument has more than two parts.
+    """
+    parts = (arg or "").split(",")
+    if len(parts) > 2:
+        raise UsageError(f"--config=FILE:{arg}: the argument is dataset,method, for instance cifar10,dml")
+    dataset = parts[0] or dataset
+    method = (parts[1] if len(parts) == 2 else "") or method
+    if method not in ROWS:
+        raise UsageError(f"--config=FILE:{arg}: no method {method!r}; {nearest(method, ROWS)}")
+    row = ROWS[method]
+    return ConfigDict(
+        {
+            "dataset": dataset,  # digits, cifar10 or cifar100
+            "data_dir": "",  # where tfds keeps its data; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+            "train_examples": 0,  # use only the first N, for a small run on real data; 0: all
+            "test_examples": 0,
+            "method": method,  # the row's name, chosen by the argument; names the run, and its fields follow from it
+            "seed": 95,  # section 3.2; the three runs are 95, 96 and 97
+            "backbone": {"name": backbone},  # of each peer
+            "num_peers": row["num_peers"],  # J = 2, section 3.1
+            "peers": "",  # backbones of unlike peers, as resnet32,wrn20_8; their number then replaces num_peers
+            "mapping": "unroll",  # vmap: stacked peers, slower wherever it was measured; for comparison
+            "precision": "tf32",  # tf32 (on a CPU plain float32), float32 or bfloat16; parameters are float32 always
+            "loss": row["loss"],  # a file of methods/ and its options
+            "weights": row[
+                "weights"
+            ],  # of the loss terms; 0 leaves a term out of the objective, but not of the metrics
+            "views": row["views"],  # per_peer: each its own crop and flip; shared: one for all
+            "mix": {
+                "kind": row["mix"],  # none, mixup, cutmix (one box for all peers) or cutnmix (a box per peer)
+                "prob": 1.0,  # Eq. 5, 6 and Algorithm 1 mix every batch (CutMix's own CIFAR scripts: 0.5)
+                "alpha": 1.0,  # Beta(1, 1), section 1 and Eq. 7
+                "box": "shared",  # how to read Eq. 7: shared, inside, wrap, raw or own; see augment.cutnmix_boxes
+            },
+            "epochs": 240,  # section 3.1
+            "batch_size": 64,  # the paper is silent; 64 in SSKD [26], whose recipe it follows, and in its code lineage
+            "optimizer": {
+                "learning_rate": 0.05,  # section 3.1, as all of these
+                "milestones": (150, 180, 210),  # 0-based epochs from which the rate is multiplied by decay
+                "decay": 0.1,  # "by 10%" in the text; x0.1 in [26] and in the lineage
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 5e-4,  # on every parameter, as in the lineage's single parameter group
+            },
+            "eval_batch_size": 500,  # speed only
+            "steps_per_call": 0,  # training steps per compiled call; 0: 1 on a CPU, where loops are slow, else 50
+            "checkpoint": {
+                "every_epochs": 1,  # saved besides when training is stopped by a signal
+                "keep": 3,  # older ones to fall back on
+            },
+        }
+    )

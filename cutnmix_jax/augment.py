@@ -1,0 +1,166 @@
+"""Crop and flip, MixUp, CutMix and CutnMix: pure functions of a key and arrays.
+
+J peers, n images of H x W pixels. Throughout, lambda is the share of the *partner* image x_k, as Eq. 5 and 6 write it;
+CutMix's own code calls the share of the other image lambda, which is the same law because Beta(a, a) is symmetric.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.types import Mix
+
+PADDING = 4  # pixels on each side before the crop, as every repository of the paper's lineage has it
+BOX_READINGS = ("shared", "inside", "wrap", "raw", "own")
+MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
+
+
+def crop_flip(key: jax.Array, images: jax.Array, flip: bool) -> jax.Array:
+    """Random crop out of the zero-padded image and, where `flip`, a mirror image half of the time.
+
+    Args:
+      key: PRNG key.
+      images: [n, H, W, C], any dtype; not yet normalised, so that the padding is black.
+      flip: whether to mirror at all.
+
+    Returns:
+      [n, H, W, C] of the same dtype.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    offsets = jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1)
+    crop = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
+    views = crop(padded, offsets)
+    if not flip:
+        return views
+    mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
+    return jnp.where(mirrored, views[:, :, ::-1], views)
+
+
+def draw_ratio(key: jax.Array, alpha: float) -> jax.Array:
+    """A mixing ratio from Beta(alpha, alpha); the paper's Beta(1, 1) is drawn as the uniform law that it is."""
+    if alpha == 1.0:  # the general sampler is a rejection loop: slower to compile and to run
+        return jax.random.uniform(key)
+    return jax.random.beta(key, alpha, alpha)
+
+
+def cutmix_box(key: jax.Array, ratio: jax.Array, size: int) -> jax.Array:
+    """CutMix's box (Yun et al. 2019): about `ratio` of the image around a uniform centre, clipped at the border.
+
+    side = int(size * sqrt(ratio)), and the box reaches side // 2 pixels to each side of its centre. Clipping shrinks
+    it, so its own area, not `ratio`, is the partner's share of the image: for a uniform ratio about 0.30 on average.
+
+    Args:
+      key: PRNG key.
+      ratio: scalar float in [0, 1].
+      size: H = W.
+
+    Returns:
+      [4] int32: top, left, height, width.
+    """
+    half = jnp.floor(size * jnp.sqrt(ratio)).astype(jnp.int32) // 2
+    centre = jax.random.randint(key, (2,), 0, size)
+    low, high = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size)
+    return jnp.concatenate([low, high - low])
+
+
+def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, reading: str) -> tuple[jax.Array, jax.Array]:
+    """A box per peer with one shared lambda (Eq. 5 to 7), by one of the ways to read them.
+
+    CutMix clips its boxes, so boxes drawn independently differ in area and Eq. 7 would not hold for the pixels.
+
+    - `shared`: one height and width by CutMix's procedure; each peer places that box inside the image on its own.
+      Eq. 7 is exact and the area follows CutMix's law. One peer alone is plain CutMix.
+    - `inside`: side = round(size * sqrt(lambda)), placed inside. Exact; a mean area of 0.5, so stronger mixing.
+    - `wrap`: the unclipped square, placed anywhere on the torus. Exact; a box may fall into up to four parts.
+    - `raw`: CutMix's clipped box for each peer, all labelled with the unclipped lambda. Labels disagree with pixels.
+    - `own`: CutMix's clipped box for each peer, labelled with its own area. Eq. 7 does not hold.
+
+    Args:
+      key: PRNG key.
+      num_peers: J.
+      alpha: of Beta(alpha, alpha), the law of lambda before clipping.
+      size: H = W.
+      reading: one of `BOX_READINGS`.
+
+    Returns:
+      boxes [J, 4] int32 (top, left, height, width) and lambda [J] float32, the partner's share in the label.
+    """
+    ratio_key, box_key, place_key = jax.random.split(key, 3)
+    ratio = draw_ratio(ratio_key, alpha)
+    if reading in ("raw", "own"):
+        boxes = jax.vmap(lambda peer_key: cutmix_box(peer_key, ratio, size))(jax.random.split(box_key, num_peers))
+        return boxes, jnp.broadcast_to(ratio, (num_peers,)) if reading == "raw" else area(boxes, size)
+    if reading == "shared":
+        box = cutmix_box(box_key, ratio, size)
+        if num_peers == 1:
+            return box[None], area(box[None], size)
+        shape = box[2:]
+    else:
+        shape = jnp.full((2,), jnp.round(size * jnp.sqrt(ratio)).astype(jnp.int32))
+    places = size if reading == "wrap" else size - shape + 1
+    corners = jax.random.randint(place_key, (num_peers, 2), 0, places)
+    boxes = jnp.concatenate([corners, jnp.broadcast_to(shape, (num_peers, 2))], axis=1)
+    return boxes, area(boxes, size)
+
+
+def area(boxes: jax.Array, size: int) -> jax.Array:
+    """The share of the image that each box covers: [J, 4] int32 -> [J] float32."""
+    return (boxes[:, 2] * boxes[:, 3]).astype(jnp.float32) / size**2
+
+
+def box_mask(box: jax.Array, size: int) -> jax.Array:
+    """M^j of Eq. 5, true inside the box: [4] int32 -> [size, size] bool. A box that leaves the image wraps around."""
+    inside = (jnp.arange(size) - box[:2, None]) % size < box[2:, None]
+    return inside[0][:, None] & inside[1][None, :]
+
+
+def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: float, box: str) -> tuple[jax.Array, Mix]:
+    """Mixes every image with a partner from the same batch, the same partner for all peers.
+
+    Args:
+      key: PRNG key.
+      images: [J, n, H, W, C] float32, not yet normalised.
+      kind: `none`; `mixup` (Zhang et al. 2017: the weighted mean, one lambda); `cutmix` (one box for all peers, as
+        Eq. 2 and 3 in the paper's DML with CutMix); `cutnmix` (a box per peer, Eq. 5 to 7).
+      prob: the chance that a batch is mixed at all; one coin for all peers.
+      alpha: of Beta(alpha, alpha), the law of lambda.
+      box: for `cutnmix`, one of `BOX_READINGS`; see `cutnmix_boxes`.
+
+    Returns:
+      The mixed images, and how they were mixed.
+    """
+    num_peers, num_images, size = images.shape[:3]
+    coin_key, partner_key, box_key = jax.random.split(key, 3)
+    no_box = jnp.zeros((num_peers, 4), jnp.int32)
+    if kind == "none":
+        return images, Mix(jnp.arange(num_images), jnp.zeros(num_peers), no_box)
+    partner = jax.random.permutation(partner_key, num_images)
+    mixed = jax.random.bernoulli(coin_key, prob)
+    if kind == "mixup":
+        amount = jnp.where(mixed, draw_ratio(box_key, alpha), 0.0)
+        blended = amount * images[:, partner] + (1 - amount) * images
+        return blended, Mix(partner, jnp.broadcast_to(amount, (num_peers,)), no_box)
+    if kind == "cutmix":
+        boxes, amount = cutnmix_boxes(box_key, 1, alpha, size, "shared")
+        boxes, amount = jnp.broadcast_to(boxes, (num_peers, 4)), jnp.broadcast_to(amount, (num_peers,))
+    else:
+        boxes, amount = cutnmix_boxes(box_key, num_peers, alpha, size, box)
+    boxes, amount = jnp.where(mixed, boxes, 0), jnp.where(mixed, amount, 0.0)
+    masks = jax.vmap(lambda peer_box: box_mask(peer_box, size))(boxes)[:, None, :, :, None]
+    return jnp.where(masks, images[:, partner], images), Mix(partner, amount, boxes)
+
+
+def mixed_targets(labels: jax.Array, how: Mix, num_classes: int) -> jax.Array:
+    """The labels of Eq. 6: lambda^j y_k + (1 - lambda^j) y_i.
+
+    Args:
+      labels: [n] int32.
+      how: what `mix` returned.
+      num_classes: K.
+
+    Returns:
+      [J, n, K] float32, rows sum to 1.
+    """
+    own = jax.nn.one_hot(labels, num_classes)
+    amount = how.amount[:, None, None]
+    return amount * own[how.partner] + (1 - amount) * own

@@ -1,0 +1,218 @@
+"""Flax modules, Linen and NNX, as `Backbone`s; it names no backbone.
+
+A module maps [n, 32, 32, 3] float32 to `(logits [n, K], features [n, D])`, or to the logits alone. Then the features
+are what went into the last fully connected layer, the one whose output is the logits.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.types import Backbone, Outputs, Tree
+
+Call = tuple[Any, Any]  # what went into a fully connected layer, and what came out
+
+
+def arguments(function: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function or of a class's `__init__`; none if it does not tell."""
+    if isinstance(function, functools.partial):
+        return arguments(function.func)
+    # The signature of an NNX class is that of its metaclass, (*args, **kwargs).
+    function = function.__init__ if inspect.isclass(function) else function
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def mode(module: Any, train: bool) -> dict[str, Any]:
+    """The keyword argument that tells a module whether it is being trained, if it takes one."""
+    return {"train": train} if "train" in arguments(type(module).__call__) else {}
+
+
+def linen_backbone(name: str, module: Any) -> Backbone:
+    """A Linen module as a backbone.
+
+    Args:
+      name: how the user asked for it.
+      module: `__call__(images)` or `__call__(images, train)`, with batch statistics or without.
+
+    Returns:
+      the backbone; `key` feeds the module's dropout in training.
+
+    Raises:
+      UsageError: if `module` is not a Linen module; from `init`, if it keeps state in other collections than
+        `batch_stats`; from `apply`, if it returns neither (logits, features) nor logits made by an `nn.Dense`.
+    """
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"backbone {name!r} made a {type(module).__name__}, not a flax.linen.Module"
+            " (a function that makes an nnx.Module takes an argument `rngs`)"
+        )
+
+    def init(key: jax.Array) -> dict[str, Tree]:
+        rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        variables = module.init(rngs, jnp.zeros((1, 32, 32, 3)), **mode(module, train=False))
+        if extra := set(variables) - {"params", "batch_stats"}:
+            raise UsageError(f"backbone {name!r} keeps state in {sorted(extra)}; only batch_stats is carried along")
+        return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
+
+    def apply(
+        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[Outputs, Tree]:
+        calls: list[Call] = []
+        with nn.intercept_methods(functools.partial(record_dense, calls)):
+            returned, changed = module.apply(
+                variables,
+                images,
+                **mode(module, train),
+                rngs=None if key is None else {"dropout": key},
+                mutable=["batch_stats"] if train else [],
+            )
+        batch_stats = changed.get("batch_stats", {}) if train else variables["batch_stats"]
+        return outputs_of(name, returned, calls), batch_stats
+
+    return Backbone(name, init, apply)
+
+
+def record_dense(calls: list[Call], function: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+    """A Linen interceptor that notes what goes through every `nn.Dense`."""
+    returned = function(*args, **kwargs)
+    if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+        calls.append((args[0] if args else kwargs["inputs"], returned))
+    return returned
+
+
+def nnx_backbone(name: str, make: Callable[..., Any]) -> Backbone:
+    """An NNX module as a backbone.
+
+    Its `nnx.Param` are the params; every other Variable, the state of its random numbers too, travels as batch
+    statistics, so `key` is not used and dropout moves on in training only. An array that is no Variable is a constant.
+
+    Args:
+      name: how the user asked for it.
+      make: called as `make(rngs=nnx.Rngs(key))`.
+
+    Returns:
+      the backbone; both trees are nested dicts of plain arrays with strings for keys.
+
+    Raises:
+      UsageError: if `make` does not return an NNX module; from `apply`, if that returns neither (logits, features) nor
+        logits made by an `nnx.Linear`.
+    """
+
+    def build(key: jax.Array) -> Any:
+        model = make(rngs=nnx.Rngs(key))
+        if not isinstance(model, nnx.Module):
+            raise UsageError(
+                f"backbone {name!r} made a {type(model).__name__}, not a flax.nnx.Module"
+                " (a function that makes a flax.linen.Module takes no argument `rngs`)"
+            )
+        return nnx.split(model, nnx.Param, ...)
+
+    # Built for real, not in a trace, where NNX would take an array that is no Variable for static and keep a tracer.
+    # The seed does not matter: of the Variables only the names and types are used.
+    graphdef, some_params, some_rest = build(jax.random.key(0))
+
+    def init(key: jax.Array) -> dict[str, Tree]:
+        _, params, rest = build(key)
+        return {"params": to_plain(params), "batch_stats": to_plain(rest)}
+
+    def apply(
+        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[Outputs, Tree]:
+        rest = from_plain(some_rest, variables["batch_stats"])
+        model = nnx.merge(graphdef, from_plain(some_params, variables["params"]), rest)
+        if train:
+            model.train()
+        else:
+            model.eval()
+        calls: list[Call] = []
+        with recorded_linears(calls):
+            returned = model(images, **mode(model, train))
+        batch_stats = variables["batch_stats"]
+        if train:
+            # What the model has sown during the call was not there before and is left out.
+            after = flatten_dict(to_plain(nnx.state(model, nnx.Not(nnx.Param))))
+            batch_stats = unflatten_dict({path: after[path] for path in flatten_dict(batch_stats)})
+        return outputs_of(name, returned, calls), batch_stats
+
+    return Backbone(name, init, apply)
+
+
+@contextlib.contextmanager
+def recorded_linears(calls: list[Call]) -> Iterator[None]:
+    """Notes what goes through every `nnx.Linear`; `nnx.capture` would give the outputs but not the inputs."""
+    original = nnx.Linear.__call__
+
+    @functools.wraps(original)
+    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
+        returned = original(self, *args, **kwargs)
+        calls.append((args[0] if args else kwargs["inputs"], returned))
+        return returned
+
+    nnx.Linear.__call__ = recording  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nnx.Linear.__call__ = original  # type: ignore[method-assign]
+
+
+def is_key(array: Any) -> bool:
+    """Whether an array holds typed random keys."""
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def to_plain(state: Any) -> Tree:
+    """The Variables of an `nnx.State` as nested dicts of arrays; keys as the uint32 they are made of."""
+    plain = {}
+    for path, variable in nnx.to_flat_state(state):
+        if isinstance(variable, nnx.Variable):
+            value = variable.get_value()
+            plain[tuple(map(str, path))] = jax.random.key_data(value) if is_key(value) else value
+    return unflatten_dict(plain)
+
+
+def from_plain(template: Any, tree: Tree) -> Any:
+    """The inverse of `to_plain`; `template` is a state of the same structure."""
+    values = flatten_dict(tree)
+    pairs = []
+    for path, variable in nnx.to_flat_state(template):
+        if isinstance(variable, nnx.Variable):
+            value = values[tuple(map(str, path))]
+            variable = variable.replace(jax.random.wrap_key_data(value) if is_key(variable.get_value()) else value)
+        pairs.append((path, variable))
+    return nnx.from_flat_state(pairs)
+
+
+def outputs_of(name: str, returned: Any, calls: list[Call]) -> Outputs:
+    """What a module returned, completed by the features where it returned the logits alone; all float32."""
+    if isinstance(returned, tuple) and len(returned) == 2:
+        logits, features = returned
+    elif isinstance(returned, jax.Array):
+        logits, features = returned, classifier_input(name, returned, calls)
+    else:
+        raise UsageError(f"backbone {name!r} returns a {type(returned).__name__}, not (logits, features) or logits")
+    return Outputs(jnp.asarray(logits, jnp.float32), jnp.asarray(features, jnp.float32))
+
+
+def classifier_input(name: str, logits: jax.Array, calls: list[Call]) -> jax.Array:
+    """The input of the fully connected layer that made the logits."""
+    for inputs, returned in reversed(calls):
+        if returned is logits:
+            return inputs
+    # A cast or a scaling after the layer makes another array of the same shape.
+    if calls and calls[-1][1].shape == logits.shape:
+        return calls[-1][0]
+    raise UsageError(
+        f"backbone {name!r} returns logits alone and ends in no fully connected layer; return (logits, features)"
+    )

@@ -1,0 +1,99 @@
+"""A user's own network as a `Backbone`: found by `my_pkg.nets:make`, made, checked; it names no backbone."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.backbones import adapters
+from cutnmix_jax.errors import UsageError, nearest, one_line
+from cutnmix_jax.types import Backbone, Tree
+
+
+def import_attribute(name: str) -> Callable[..., Any]:
+    """What `module:attribute` names, a function or a class.
+
+    Raises:
+      UsageError: if the module cannot be imported, or has no such attribute, or it cannot be called.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # The code is the user's, so importing it can raise anything.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"backbone {name!r}: cannot import {module_name!r} ({reason})") from error
+    make = getattr(module, attribute, None)
+    if make is None:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"backbone {name!r}: {module_name!r} has no {attribute!r}: {nearest(attribute, public)}")
+    if not callable(make):
+        raise UsageError(f"backbone {name!r} is a {type(make).__name__}, not a function or a class")
+    return make
+
+
+def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: Any = jnp.float32) -> Backbone:
+    """Makes a backbone of a user's function or class and checks it before the network is compiled.
+
+    Args:
+      name: how the user asked for it; it opens every message.
+      make: called as `make(num_classes=K)` and returns a Linen module, or, if its signature takes `rngs`, as
+        `make(num_classes=K, rngs=nnx.Rngs(...))` and returns an NNX module; `dtype` goes along if the signature takes
+        it.
+      num_classes: K.
+      dtype: of the activations, float32 or bfloat16.
+
+    Returns:
+      the backbone. Its outputs are float32; only `nnx.Param` of an NNX module is trained.
+
+    Raises:
+      UsageError: if the call fails, or returns something else, or the outputs are not what a backbone returns.
+    """
+    accepted = adapters.arguments(make)
+    kwargs = {"num_classes": num_classes} | ({"dtype": dtype} if "dtype" in accepted else {})
+    try:
+        if "rngs" in accepted:
+            backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs))
+        else:
+            backbone = adapters.linen_backbone(name, make(**kwargs))
+        check(backbone, num_classes)
+    except UsageError:
+        raise
+    except Exception as error:
+        # The code is the user's, so anything can come out of it.
+        raise UsageError(f"backbone {name!r}: {type(error).__name__}: {one_line(error)[:400]}") from error
+    return backbone
+
+
+def shapes(tree: Tree) -> Tree:
+    """A tree with each array replaced by a string that says its shape and type."""
+    return jax.tree.map(lambda array: f"{array.shape} {array.dtype}", tree)
+
+
+def check(backbone: Backbone, num_classes: int) -> None:
+    """Traces a backbone in both modes, without compiling, and compares the shapes with the contract.
+
+    Raises:
+      UsageError: if logits are not [n, K], features not [n, D], or training changes what the batch statistics are.
+    """
+    n = 3 if num_classes == 2 else 2  # so that [K, n] is seen to be wrong
+    images = jax.ShapeDtypeStruct((n, 32, 32, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(backbone.init, key)
+    for train in (True, False):
+        outputs, batch_stats = jax.eval_shape(
+            functools.partial(backbone.apply, train=train), variables, images, key=key
+        )
+        logits, features = outputs.logits.shape, outputs.features.shape
+        if logits != (n, num_classes):
+            raise UsageError(f"backbone {backbone.name!r}: logits of {n} images are {logits}, not {(n, num_classes)}")
+        if len(features) != 2 or features[0] != n:
+            raise UsageError(
+                f"backbone {backbone.name!r}: features of {n} images are {features}, not [{n}, D];"
+                " return (logits, features) with pooled features"
+            )
+        if shapes(batch_stats) != shapes(variables["batch_stats"]):
+            raise UsageError(f"backbone {backbone.name!r}: batch statistics change their shape or type in training")

@@ -1,0 +1,69 @@
+"""The layers and initial weights that the families share; it names no backbone.
+
+NHWC throughout. Parameters and batch statistics are float32 whatever `dtype` the activations are computed in.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Untruncated: "normal" is PyTorch's kaiming_normal_ with the gain of ReLU.
+KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# Variance 1 / (3 fan_in) is U(-b, b) with b = 1 / sqrt(fan_in), PyTorch's default for a linear layer.
+LINEAR_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def linear_bias(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default bias of a linear layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Args:
+      fan_in: inputs of the layer; a bias alone does not tell.
+
+    Returns:
+      an initializer `(key, shape, dtype) -> array`.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    x: jax.Array,
+    width: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    dtype: Any,
+    kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
+    use_bias: bool = False,
+) -> jax.Array:
+    """A square convolution of [n, h, w, c], padded by kernel // 2 on every side; for use inside `nn.compact`."""
+    # 'SAME' would pad (0, 1) where the stride is 2; the networks that were trained with PyTorch pad (1, 1).
+    pad = (kernel // 2, kernel // 2)
+    layer = nn.Conv(
+        width,
+        (kernel, kernel),
+        strides=stride,
+        padding=(pad, pad),
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+    )
+    return layer(x)
+
+
+def norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
+    """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(x)
+
+
+def pool_all(x: jax.Array) -> jax.Array:
+    """Global average pooling of [n, h, w, d] into [n, d] float32, summed in float32."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -1,0 +1,124 @@
+"""Residual networks for 32x32 images (He et al. 2016, arXiv 1512.03385), as the OKDDip code lineage defines them.
+
+A 3x3 stem without pooling, stages of post-activation blocks, global average pooling, one linear layer. The shortcut is
+option B: a 1x1 convolution and batch norm wherever the stride or the width changes, so also in the first stage of a
+Bottleneck network. Convolutions start from kaiming-normal fan_out, the linear layer from PyTorch's default.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cutnmix_jax.backbones.layers import LINEAR_KERNEL, conv, linear_bias, norm, pool_all
+
+__all__ = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8"]
+
+
+def shortcut(x: jax.Array, width: int, stride: int, train: bool, dtype: Any) -> jax.Array:
+    """The identity where shapes allow it, else a 1x1 convolution and batch norm."""
+    if stride == 1 and x.shape[-1] == width:
+        return x
+    return norm(conv(x, width, 1, stride, dtype=dtype), train, dtype)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; [n, h, w, c] -> [n, h/stride, w/stride, planes]."""
+
+    planes: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nn.relu(norm(conv(x, self.planes, 3, self.stride, dtype=self.dtype), train, self.dtype))
+        y = norm(conv(y, self.planes, 3, dtype=self.dtype), train, self.dtype)
+        return nn.relu(y + shortcut(x, self.planes, self.stride, train, self.dtype))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with the stride on the 3x3; [n, h, w, c] -> [n, h/stride, w/stride, 4 planes].
+
+    The inner width is planes * width_per_group / 64.
+    """
+
+    planes: int
+    stride: int
+    dtype: Any
+    width_per_group: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        inner = self.planes * self.width_per_group // 64
+        y = nn.relu(norm(conv(x, inner, 1, dtype=self.dtype), train, self.dtype))
+        y = nn.relu(norm(conv(y, inner, 3, self.stride, dtype=self.dtype), train, self.dtype))
+        y = norm(conv(y, 4 * self.planes, 1, dtype=self.dtype), train, self.dtype)
+        return nn.relu(y + shortcut(x, 4 * self.planes, self.stride, train, self.dtype))
+
+
+class ResNet(nn.Module):
+    """Stem, stages, pooling, linear layer.
+
+    Attributes:
+      num_classes: K.
+      blocks: how many blocks each stage has; every stage but the first halves the image.
+      widths: planes of each stage; the first is the stem's width too.
+      width_per_group: None for BasicBlock, else that of Bottleneck.
+      dtype: of the activations, float32 or bfloat16.
+    """
+
+    num_classes: int
+    blocks: tuple[int, ...]
+    widths: tuple[int, ...] = (16, 32, 64)
+    width_per_group: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D is 64 or 256, or 512."""
+        x = nn.relu(norm(conv(images, self.widths[0], 3, dtype=self.dtype), train, self.dtype))
+        for stage, (count, planes) in enumerate(zip(self.blocks, self.widths, strict=True)):
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                if self.width_per_group is None:
+                    x = BasicBlock(planes, stride, self.dtype)(x, train)
+                else:
+                    x = Bottleneck(planes, stride, self.dtype, self.width_per_group)(x, train)
+        features = pool_all(x)
+        classifier = nn.Dense(self.num_classes, kernel_init=LINEAR_KERNEL, bias_init=linear_bias(features.shape[-1]))
+        return classifier(features), features
+
+
+def resnet8(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-8, BasicBlock [1, 1, 1]: 78,042 parameters with 10 classes, D = 64. For tests and the quickstart."""
+    return ResNet(num_classes, (1, 1, 1), dtype=dtype)
+
+
+def resnet18(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """The CIFAR form of ResNet-18, widths 64 to 512: 11.22M parameters with 100 classes, D = 512.
+
+    Convolutions start as in the rest of this family.
+    """
+    return ResNet(num_classes, (2, 2, 2, 2), (64, 128, 256, 512), dtype=dtype)
+
+
+def resnet32(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-32, BasicBlock [5, 5, 5]: 0.47M parameters with 100 classes, D = 64."""
+    return ResNet(num_classes, (5, 5, 5), dtype=dtype)
+
+
+def resnet110(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-110, Bottleneck [12, 12, 12] as in OKDDip: 1.17M parameters with 100 classes, D = 256.
+
+    He et al. use BasicBlock [18, 18, 18], which has 1.74M parameters and is another network.
+    """
+    return ResNet(num_classes, (12, 12, 12), width_per_group=64, dtype=dtype)
+
+
+def wrn20_8(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """WRN-20-8, Bottleneck [2, 2, 2] with 8 times the inner width, as in OKDDip: 6.87M parameters, D = 256.
+
+    Not a network of Zagoruyko and Komodakis 2016, whose depth is 6n + 4 and whose blocks are wide on the outside.
+    """
+    return ResNet(num_classes, (2, 2, 2), width_per_group=512, dtype=dtype)

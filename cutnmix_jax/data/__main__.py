@@ -1,0 +1,62 @@
+"""`python -m cutnmix_jax.data prepare|verify --dataset=NAME`: data sets made ready and checked."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cutnmix_jax import data
+from cutnmix_jax.data.prepare import prepare, verify
+from cutnmix_jax.errors import UsageError, exit_code_of
+
+EXAMPLES = """examples:
+  python -m cutnmix_jax.data prepare --dataset=cifar100
+  python -m cutnmix_jax.data prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
+  python -m cutnmix_jax.data verify --dataset=cifar100 --data_dir=/data/tensorflow_datasets
+
+exit codes: 0 done, 2 usage, 3 data missing or damaged"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Instead of the usage text and an exit: one line, like every other error of a user."""
+        raise UsageError(f"{message}; see `python -m cutnmix_jax.data --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; `argv` without the program's name. Returns the exit code."""
+    return exit_code_of(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    options = _parser().parse_args(argv)
+    module = data.find(options.dataset)
+    if options.command == "verify":
+        if options.archive:
+            raise UsageError("--archive goes with prepare, not with verify: it checks what was prepared")
+        print(verify(options.dataset, options.data_dir))
+        return
+    if hasattr(module, "SOURCE"):  # a minute of silence would look like a program that hangs
+        print(f"preparing {options.dataset}; about a minute once the archive is here", flush=True)
+    print(prepare(options.dataset, options.data_dir, options.archive))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m cutnmix_jax.data",
+        description="Makes a data set ready to load (prepare), or checks every image of a ready one (verify).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
+    parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")
+    parser.add_argument(
+        "--data_dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

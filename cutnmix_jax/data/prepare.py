@@ -1,0 +1,199 @@
+"""Fetches a data set, or takes it from a local archive, and writes it as tfds does; checks what was written.
+
+The only place in the project that may use the network.
+"""
+
+import contextlib
+import hashlib
+import io
+import queue
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cutnmix_jax import data
+from cutnmix_jax.data import _tfds
+from cutnmix_jax.errors import DataError
+
+PROBE_SECONDS = 8  # tfds alone retries an unreachable address for more than three minutes
+
+
+def prepare(name: str, data_dir: str = "", archive: str = "") -> str:
+    """Makes a data set ready to load: downloads it, or reads a local archive, and writes array_record files.
+
+    Nothing that looks prepared exists before all of it is written: tfds renames the folder at the end.
+
+    Args:
+      name: a data set.
+      data_dir: the tfds data folder; empty for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      archive: the official archive as a local file; empty to download it.
+
+    Returns:
+      One line for a person: what was done and where.
+
+    Raises:
+      UsageError: if the name is unknown.
+      DataError: if the archive is missing or not the official one, if there is neither a network nor an archive, or if
+        what was prepared before is damaged.
+    """
+    module = data.find(name)
+    if not hasattr(module, "SOURCE"):
+        return f"{name}: nothing to prepare, it comes with an installed package"
+    source = module.SOURCE
+    with _tfds.quiet():
+        if folder := _tfds.find(source, data_dir):
+            _tfds.open_builder(source, folder)
+            return f"{source.title} is already prepared in {folder}"
+        _write(source, data_dir, archive)
+        folder = _tfds.require(source, data_dir)
+        _tfds.open_builder(source, folder)
+    return f"{source.title} prepared in {folder}: {_counts(source)}"
+
+
+def _write(source: _tfds.Source, data_dir: str, archive: str) -> None:
+    from cutnmix_jax.data import _builder
+
+    target = _tfds.root(data_dir)
+    official = _builder.BUILDERS[source.name]
+    try:
+        builder = official(data_dir=target, file_format="array_record")
+        expected = builder.url_infos[builder.url]
+        if archive:
+            _check_archive(Path(archive).expanduser(), expected)
+        else:
+            _check_network(source, builder.url, expected, data_dir)
+        _generate(builder, expected.filename, archive)
+    except DataError:
+        raise
+    except Exception as error:  # the network, the archive, the disk and tfds each raise their own
+        raise DataError(f"{source.title} could not be prepared in {target} ({_tfds.reason(error)})") from error
+
+
+def _generate(builder: Any, filename: str, archive: str) -> None:
+    import tensorflow_datasets as tfds
+
+    (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        # tfds takes a local archive from a folder of them, by its official name and after checking its sha256.
+        config = {"manual_dir": scratch} if archive else {}
+        if archive:
+            (Path(scratch) / filename).symlink_to(Path(archive).expanduser().resolve())
+        builder.download_and_prepare(
+            download_dir=Path(scratch) / "downloads" if archive else None,
+            download_config=tfds.download.DownloadConfig(
+                try_download_gcs=False, force_checksums_validation=True, **config
+            ),
+        )
+
+
+def _check_archive(file: Path, expected: Any) -> None:
+    if not file.is_file():
+        raise DataError(f"no archive at {file}; expected {expected.filename} with sha256 {expected.checksum}")
+    size = file.stat().st_size
+    if size != expected.size:
+        raise DataError(f"{file} is not the official archive: expected {int(expected.size)} bytes, it has {size}")
+    with file.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    if checksum != expected.checksum:
+        raise DataError(f"{file} is not the official archive: expected sha256 {expected.checksum}, it has {checksum}")
+
+
+def _check_network(source: _tfds.Source, url: str, expected: Any, data_dir: str) -> None:
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # A thread, because a name look-up ignores every time-out; a daemon, because it may never come back.
+    threading.Thread(target=_probe, args=(url, answer), daemon=True).start()
+    try:
+        wrong = answer.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        wrong = f"no answer in {PROBE_SECONDS} s"
+    if wrong:
+        where = f" --data_dir={data_dir}" if data_dir else ""
+        raise DataError(
+            f"{source.title} cannot be downloaded ({wrong}); copy {expected.filename} (sha256 {expected.checksum}) "
+            f"from {url} to this machine and run `python -m cutnmix_jax.data prepare --dataset={source.name}{where} "
+            f"--archive={expected.filename}`"
+        )
+
+
+def _probe(url: str, answer: "queue.SimpleQueue[str]") -> None:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
+        answer.put("")
+    except urllib.error.HTTPError as error:
+        # A server that refuses this short question may still serve the file; one that is broken will not.
+        answer.put(_tfds.reason(error) if error.code >= 500 else "")
+    except Exception as error:  # whatever it is, the caller must hear of it rather than wait
+        answer.put(_tfds.reason(error))
+
+
+def verify(name: str, data_dir: str = "") -> str:
+    """Reads every record of a prepared data set, past the cache, and compares it with what it must be.
+
+    Args:
+      name: a data set.
+      data_dir: as in `prepare`.
+
+    Returns:
+      A few words for a person, with the sha256 of all pixels and labels.
+
+    Raises:
+      UsageError: if the name is unknown.
+      DataError: if the data set is missing, or anything about it is not as it should be.
+    """
+    module = data.find(name)
+    if not hasattr(module, "SOURCE"):
+        read = module.load(data_dir)
+        return f"{name}: {len(read.train_labels)} training and {len(read.test_labels)} test images, nothing to verify"
+    source = module.SOURCE
+    folder = _tfds.require(source, data_dir)
+    splits, class_names = _tfds.decode(source, folder)
+    if len(class_names) != source.num_classes:
+        raise _tfds.damaged(source, folder, f"there are {len(class_names)} class names, not {source.num_classes}")
+    for split, read in splits.items():
+        if wrong := _wrong(source, split, read):
+            raise _tfds.damaged(source, folder, wrong)
+    found = digest(splits)
+    if source.digest and found != source.digest:
+        raise _tfds.damaged(source, folder, f"sha256 of its pixels and labels is {found}, not {source.digest}")
+    known = "as it must be" if source.digest else "there is no reference to compare it with"
+    return f"{source.title} in {folder}: {_counts(source)}; sha256 of all pixels and labels {found} ({known})"
+
+
+def _counts(source: _tfds.Source) -> str:
+    train, test = source.counts["train"], source.counts["test"]
+    return f"{train} training and {test} test images, {source.num_classes} classes"
+
+
+def _wrong(source: _tfds.Source, split: str, read: _tfds.Split) -> str:
+    if sorted(read.ids) != [f"{split}_{index:05d}" for index in range(source.counts[split])]:
+        return f"the ids of the {split} images are not {split}_00000 and so on, each once"
+    classes, counts = np.unique(read.labels, return_counts=True)
+    if classes.tolist() != list(range(source.num_classes)):
+        return f"the {split} labels are not 0 to {source.num_classes - 1}"
+    if len(set(counts.tolist())) != 1:
+        return f"the {split} classes have {counts.min()} to {counts.max()} images, not equally many"
+    return ""
+
+
+def digest(splits: dict[str, _tfds.Split]) -> str:
+    """The sha256 of a data set, whatever the order of its records.
+
+    Args:
+      splits: what `_tfds.decode` gave.
+
+    Returns:
+      Hexadecimal digits, over the training images [N, 32, 32, 3] uint8, the training labels [N] little-endian int32,
+      the test images and the test labels, each in the order of the ids, which is that of the official archive.
+    """
+    sha = hashlib.sha256()
+    for split in ("train", "test"):
+        order = np.argsort(splits[split].ids)
+        sha.update(splits[split].images[order].tobytes())
+        sha.update(splits[split].labels[order].astype("<i4").tobytes())
+    return sha.hexdigest()

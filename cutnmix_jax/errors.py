@@ -1,0 +1,74 @@
+"""What a user can cause, and the exit code that belongs to it."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is one line that says what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A configuration or a command line that cannot be carried out."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A data set that is missing, damaged or not what it should be."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A saved run that cannot be read, written or continued."""
+
+    exit_code = 4
+
+
+class DivergedError(UserError):
+    """A training run whose loss is no longer finite."""
+
+    exit_code = 5
+
+
+class StoppedError(UserError):
+    """A training run that was stopped by a signal and saved."""
+
+    exit_code = 75
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Says what `name` could have been: the closest valid name first, then all of them."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}There are: {', '.join(valid)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, folded into a single line."""
+    return " ".join(str(error).split())
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Runs a command and turns what the user can mend into one line on stderr and an exit code.
+
+    Args:
+      command: called without arguments; its return value is ignored.
+
+    Returns:
+      0, or the exit code of the `UserError` it raised; Ctrl-C where nothing is being trained is 75.
+    """
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped from the keyboard", file=sys.stderr)
+        return StoppedError.exit_code
+    return 0

@@ -1,0 +1,83 @@
+"""The pictures of a run: its first batch, and its curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cutnmix_jax.types import Batch, Dataset, Mix
+
+# Okabe and Ito's palette, told apart by colour-blind readers; a marker and a dash besides for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+DASHES = ("-", "--", "-.", ":")
+
+
+def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8) -> None:
+    """Draws the first images of a batch as each peer sees them.
+
+    A row per peer and a column per image; the partner's box is outlined, lambda stands at the row and the two labels
+    with their shares above each image.
+    """
+    images = np.clip(np.asarray(batch.images) * dataset.std + dataset.mean, 0, 1)
+    num_peers, count = len(images), min(count, images.shape[1])
+    labels, partner = np.asarray(batch.labels), np.asarray(how.partner)
+    figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * num_peers + 0.5), layout="constrained")
+    grid = figure.subplots(num_peers, count, squeeze=False)
+    for j in range(num_peers):
+        amount = float(how.amount[j])
+        for i in range(count):
+            axes = grid[j][i]
+            axes.imshow(images[j, i], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            names = [dataset.class_names[labels[row]] for row in (i, partner[i])]
+            axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
+            _outline(axes, np.asarray(how.boxes[j]), images.shape[2])
+        grid[j][0].set_ylabel(f"peer {j}\n$\\lambda$ = {amount:.3f}", fontsize=10)
+    figure.suptitle("First batch: label shares above each image, the partner's box outlined", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def _outline(axes: Axes, box: np.ndarray, size: int) -> None:
+    """Draws a box; one that wraps around the border is drawn once at each side and cut by the axes."""
+    top, left, height, width = (int(side) for side in box)
+    if height == 0 or width == 0:
+        return
+    for down in (top, top - size):
+        for right in (left, left - size):
+            if down + height > 0 and right + width > 0:
+                corner = (right - 0.5, down - 0.5)
+                axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#F0E442", linewidth=1.8))
+    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draws test accuracies and training loss terms over the epochs."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    tested = [name for name in rows[0] if name.startswith("test/accuracy_")]
+    for i, name in enumerate(tested):
+        values = [100 * row[name] for row in rows]
+        _line(left, i, epochs, values, name.removeprefix("test/accuracy_").replace("_", " "))
+    left.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy on the test set")
+    terms = [name for name in rows[0] if name.startswith("train/") and name not in ("train/accuracy", "train/loss")]
+    for i, name in enumerate(terms):
+        _line(right, i, epochs, [row[name] for row in rows], name.removeprefix("train/").replace("_", " "))
+    right.set(xlabel="epoch", ylabel="mean over peers and steps", title="Loss terms before weighting")
+    if all(row[name] > 0 for row in rows for name in terms):
+        right.set_yscale("log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _line(axes: Axes, i: int, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
+    style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+    axes.plot(epochs, values, label=label, marker="o" if len(epochs) < 30 else "", markersize=3, **style)

@@ -1,0 +1,98 @@
+"""What a configuration makes of a data set: the networks and the programs that train and evaluate them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cutnmix_jax import backbones, optim, peers, step
+from cutnmix_jax import config as configuration
+from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState
+
+GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: all that is needed to go on as if nothing had happened."""
+
+    state: TrainState
+    totals: Totals
+    seconds: jax.Array  # that the unfinished epoch has taken so far
+
+
+class Program(NamedTuple):
+    """What a configuration makes of a data set: functions ready to be called, and their constants."""
+
+    num_peers: int
+    method: Method
+    init: Callable[[], Saved]
+    make_batch: step.BatchMaker
+    train: step.Trainer
+    evaluate: step.Evaluator
+    learning_rate: Callable[[int], float]
+    key: jax.Array
+    train_data: step.Data
+    test_data: step.Data
+    epochs: int
+    steps_per_epoch: int
+    steps_per_call: int
+    batch_size: int
+
+
+def assemble(config: ConfigDict, dataset: Dataset) -> Program:
+    """Makes the programs of a run; nothing is compiled before it is called."""
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+    names = configuration.peer_names(config)
+    networks = [backbones.load(name, dataset.num_classes, dtype) for name in names]
+    spec = Spec(dataset.num_classes, tuple(map(_feature_size, networks)), len(dataset.train_labels))
+    joined = peers.make(networks, config.mapping)
+    method = configuration.make_method(config)
+    optimizer = optim.sgd(config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov)
+    key = jax.random.key(config.seed)
+    make_batch = step.make_batch_maker(dataset, num_peers=len(names), views=config.views, mix=config.mix.to_dict())
+    steps_per_epoch = len(dataset.train_labels) // config.batch_size
+    on_cpu = jax.default_backend() == "cpu"
+    steps_per_call = config.steps_per_call or (1 if on_cpu else GPU_STEPS_PER_CALL)
+
+    def init() -> Saved:
+        state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec)
+        return Saved(state, step.zero_totals(method, len(names)), jnp.zeros(()))
+
+    return Program(
+        num_peers=len(names),
+        method=method,
+        init=jax.jit(init),
+        make_batch=make_batch,
+        train=step.make_trainer(
+            peers=joined,
+            method=method,
+            weights=config.weights.to_dict(),
+            optimizer=optimizer,
+            make_batch=make_batch,
+            batch_size=config.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            epochs=config.epochs,
+            loop=steps_per_call > 1,
+        ),
+        evaluate=step.make_evaluator(peers=joined, method=method, dataset=dataset, batch_size=config.eval_batch_size),
+        learning_rate=optim.schedule(
+            config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay
+        ),
+        key=key,
+        train_data=step.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)),
+        test_data=step.Data(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_call=steps_per_call,
+        batch_size=config.batch_size,
+    )
+
+
+def _feature_size(network: Backbone) -> int:
+    def features(key: jax.Array) -> jax.Array:
+        images = jnp.zeros((2, 32, 32, 3))
+        return network.apply(network.init(key), images, False)[0].features
+
+    return jax.eval_shape(features, jax.random.key(0)).shape[1]

@@ -1,0 +1,229 @@
+"""A run, from its configuration to its results; `run` reads from top to bottom."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cutnmix_jax import config as configuration
+from cutnmix_jax import console, data, metrics, pictures, step
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.errors import CheckpointError, DivergedError, StoppedError, UsageError
+from cutnmix_jax.evaluate import accuracies
+from cutnmix_jax.program import Program, Saved, assemble
+from cutnmix_jax.signals import StopRequest
+from cutnmix_jax.types import Dataset, Totals, TrainState
+
+# Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
+_FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
+
+
+def run(config: ConfigDict, workdir: Path) -> TrainState:
+    """Trains, or goes on with, a run and writes its folder.
+
+    Args:
+      config: checked, from `config.from_flags`.
+      workdir: the run's folder; made if it is not there.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: of the kind that fits; what was saved before stays.
+    """
+    # What can be wrong with the data and the folder is said before anything is compiled.
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
+    if config.batch_size > len(dataset.train_labels):
+        raise UsageError(f"config.batch_size={config.batch_size} is more than the {len(dataset.train_labels)} images")
+    open_folder(config, workdir)
+
+    # The networks and what trains them; then what was saved of them, if anything.
+    set_up_jax(config.precision)
+    program = assemble(config, dataset)
+    _summarise(config, dataset, program, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    saved = checkpoints.restore(jax.eval_shape(program.init))
+    if saved is None:
+        saved = program.init()
+    else:
+        print(f"continued from step {int(saved.state.step)}", flush=True)
+    files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
+    metrics.write_json(workdir / "environment.json", metrics.environment())
+    _draw_first_batch(workdir / "samples.png", program, dataset)
+
+    # The epochs.
+    try:
+        state = _train(program, saved, config, checkpoints, files)
+    finally:
+        files.close()
+        checkpoints.close()
+
+    # The results.
+    results = metrics.results(config, configuration.backbone_name(config), files.rows)
+    title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
+    pictures.curves(workdir / "curves.png", files.rows, title)
+    metrics.write_json(workdir / "results.json", results)
+    console.table(results)
+    print(f"run: {workdir}", flush=True)
+    return state
+
+
+def open_folder(config: ConfigDict, workdir: Path) -> None:
+    """Makes the run's folder and writes `config.json`, or checks that the folder belongs to this configuration.
+
+    Raises:
+      UsageError: it cannot be written, or holds a run with other fields.
+      CheckpointError: its `config.json` cannot be read.
+    """
+    path = workdir / "config.json"
+    new = metrics.config_json(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        old = json.loads(path.read_text()) if path.exists() else new
+        changed = [line for line in configuration.difference(old, new) if not line.startswith(_FREE_FIELDS)]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UsageError(f"{workdir} holds a run with other fields ({changed[0]}{more}); choose another --workdir")
+        metrics.write_json(path, new)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
+
+
+def _train(
+    program: Program, saved: Saved, config: ConfigDict, checkpoints: Checkpoints, files: metrics.Metrics
+) -> TrainState:
+    """Trains what is left of a run, an epoch and its row and its checkpoint at a time."""
+    done = int(saved.state.step)
+    display = console.Display(program.epochs * program.steps_per_epoch, done, program.batch_size)
+    with display, StopRequest() as stop:
+        for epoch in range(done // program.steps_per_epoch, program.epochs):
+            saved, speed = _train_epoch(program, saved, epoch, display, stop)
+            finished = int(saved.state.step) == (epoch + 1) * program.steps_per_epoch
+            if finished:
+                row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
+                # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
+                files.append(row)
+                display.epoch_done(row, program.epochs)
+                saved = Saved(saved.state, step.zero_totals(program.method, program.num_peers), jnp.zeros(()))
+            due = finished and ((epoch + 1) % config.checkpoint.every_epochs == 0 or epoch + 1 == program.epochs)
+            if due or stop.requested:
+                checkpoints.save(int(saved.state.step), saved)
+            if stop.requested and epoch + 1 < program.epochs:
+                checkpoints.wait()
+                raise StoppedError(f"stopped and saved at step {int(saved.state.step)}; the same command continues")
+    return saved.state
+
+
+def _train_epoch(
+    program: Program, saved: Saved, epoch: int, display: console.Display, stop: StopRequest
+) -> tuple[Saved, float]:
+    """Trains to the end of an epoch, or to the end of the call in which a stop was requested.
+
+    Returns:
+      What to save, and images per second, the first call, which may compile, left out where there are others.
+    """
+    state, totals, seconds = saved
+    begun = timed = time.monotonic()
+    order = step.epoch_order(program.key, epoch, len(program.train_data.labels))
+    rate = jnp.float32(program.learning_rate(epoch))
+    position = first = int(state.step) - epoch * program.steps_per_epoch
+    waiting: tuple[int, Totals] | None = None
+    while position < program.steps_per_epoch and not stop.requested:
+        count = min(program.steps_per_call, program.steps_per_epoch - position)
+        state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
+        position += count
+        if position - count == first and position < program.steps_per_epoch:
+            jax.block_until_ready(totals)
+            timed, first = time.monotonic(), position
+            display.started(epoch * program.steps_per_epoch + position)
+        # Sums that the device has reached already are shown; waiting for newer ones would stall it.
+        waiting = waiting or (position, totals)
+        if display.due and waiting[1]["loss"].is_ready():
+            display.update(epoch, program.epochs, *_progress(epoch, program, waiting))
+            waiting = None
+    jax.block_until_ready(totals)
+    now = time.monotonic()
+    speed = (position - first) * program.batch_size / (now - timed)
+    return Saved(state, totals, seconds + (now - begun)), speed
+
+
+def _progress(epoch: int, program: Program, waiting: tuple[int, Totals]) -> tuple[int, dict[str, float]]:
+    """Steps done in the whole run, and the means of the epoch so far."""
+    position, totals = waiting
+    return epoch * program.steps_per_epoch + position, _means(program, totals, position)
+
+
+def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
+    found = jax.device_get(totals)
+    return {name: float(found[name]) / steps for name in step.metric_names(program.method, program.num_peers)}
+
+
+def _epoch_row(program: Program, saved: Saved, epoch: int, speed: float, eval_batch_size: int) -> metrics.Row:
+    """The row of `metrics.jsonl` for an epoch that was just finished.
+
+    Raises:
+      DivergedError: a mean of the epoch is not finite.
+    """
+    means = _means(program, saved.totals, program.steps_per_epoch)
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise DivergedError(
+            f"training diverged in epoch {epoch + 1}: {', '.join(broken)} not finite; lower the learning rate, "
+            "or continue from what was saved before with other fields in another --workdir"
+        )
+    begun = time.monotonic()
+    tested = accuracies(program.evaluate, saved.state, program.test_data, eval_batch_size)
+    seconds = float(saved.seconds) + time.monotonic() - begun
+    return {
+        "epoch": epoch + 1,
+        "step": int(saved.state.step),
+        "learning_rate": float(f"{program.learning_rate(epoch):.7g}"),
+        **{f"train/{name}": value for name, value in means.items()},
+        **{f"test/{name if name == 'accuracy' else 'accuracy_' + name}": value for name, value in tested.items()},
+        "seconds": round(seconds, 3),
+        "images_per_second": round(speed, 1),
+    }
+
+
+def _draw_first_batch(path: Path, program: Program, dataset: Dataset) -> None:
+    """Draws the batch of step 0 as training sees it."""
+    index = step.epoch_order(program.key, 0, len(program.train_data.labels))[: program.batch_size]
+    batch_key, _ = jax.random.split(step.step_key(program.key, 0))
+    pictures.samples(path, *jax.jit(program.make_batch)(batch_key, program.train_data, index), dataset)
+
+
+def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) -> None:
+    """Says what is about to be trained, on what, and where it is kept."""
+    state = jax.eval_shape(program.init).state
+    sizes = [_count(params) for params in state.params["peers"]]
+    networks = [f"{name} of {size:,}" for name, size in zip(configuration.peer_names(config), sizes, strict=True)]
+    extra = f", {config.loss.name}'s own {_count(state.params['method']):,}" if state.params["method"] else ""
+    weights = " + ".join(f"{weight:g} {name}" for name, weight in config.weights.items() if weight)
+    device = jax.devices()[0]
+    console.summary(
+        {
+            "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test "
+            f"images, {dataset.num_classes} classes",
+            "networks": f"{' and '.join(networks)} parameters{extra}",
+            "method": f"{config.method}: {weights}; views {config.views}, mix {config.mix.kind}",
+            "recipe": f"{program.epochs} epochs of {program.steps_per_epoch} steps, batch {program.batch_size}, "
+            f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
+            "device": f"{device.device_kind} ({device.platform}), {config.precision}, {config.mapping}, "
+            f"{program.steps_per_call} steps per call",
+            "run": str(workdir),
+        }
+    )
+
+
+def _count(params: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

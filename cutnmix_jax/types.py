@@ -1,0 +1,172 @@
+"""The shapes of the data that the rooms hand to one another; no logic.
+
+J peers, K classes, n images in a batch, D features; images are NHWC.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Tree = Any  # a pytree of arrays
+
+
+class Dataset(NamedTuple):
+    """A whole data set in host memory.
+
+    Attributes:
+      name: as in `--config=FILE:name,method`.
+      train_images: [N, 32, 32, 3] uint8.
+      train_labels: [N] int32 in [0, K).
+      test_images: [M, 32, 32, 3] uint8.
+      test_labels: [M] int32 in [0, K).
+      class_names: K names, in the order of the labels.
+      mean: [3] float32 mean of the training pixels in [0, 1], per channel.
+      std: [3] float32 standard deviation likewise.
+      flip: whether a mirror image keeps its class; false for digits.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    flip: bool
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+class Outputs(NamedTuple):
+    """What one network returns for a batch.
+
+    Attributes:
+      logits: [n, K] float32.
+      features: [n, D] float32, the pooled features before the classifier (x_f in the paper's sources).
+    """
+
+    logits: jax.Array
+    features: jax.Array
+
+
+class Backbone(NamedTuple):
+    """A network as two pure functions.
+
+    Attributes:
+      name: how the user asked for it.
+      init: `init(key) -> {'params': tree, 'batch_stats': tree}`.
+      apply: `apply(variables, images, train, key=None) -> (Outputs, batch_stats)`, with images [n, 32, 32, 3] float32,
+        already normalised; `train` a Python bool; `key` for networks with dropout. In evaluation the returned
+        `batch_stats` are those that went in.
+    """
+
+    name: str
+    init: Callable[[jax.Array], dict[str, Tree]]
+    apply: Callable[..., tuple[Outputs, Tree]]
+
+
+class Batch(NamedTuple):
+    """One training batch as the peers see it.
+
+    Attributes:
+      images: [J, n, 32, 32, 3] float32, normalised.
+      targets: [J, n, K] float32, rows sum to 1. Equal over peers wherever Eq. 7 holds.
+      labels: [n] int32, the class of the image before mixing.
+      indices: [n] int32, the image's row in the training set.
+    """
+
+    images: jax.Array
+    targets: jax.Array
+    labels: jax.Array
+    indices: jax.Array
+
+
+class Mix(NamedTuple):
+    """How a batch was mixed; what the picture of the first batch shows.
+
+    Attributes:
+      partner: [n] int32, k of Eq. 5: the row of the batch that is mixed into each row.
+      amount: [J] float32, lambda of Eq. 6: the share of the partner in the image and in the target.
+      boxes: [J, 4] int32 as (top, left, height, width); a box may wrap around only where `mix.box` says so. All zero
+        for MixUp and where nothing was mixed.
+    """
+
+    partner: jax.Array
+    amount: jax.Array
+    boxes: jax.Array
+
+
+class Clock(NamedTuple):
+    """Where a step stands in the run; scalars.
+
+    Attributes:
+      step: int32, optimizer steps done before this one.
+      epoch: int32, 0-based.
+      epochs: int32, how many the run has.
+      learning_rate: float32, of this step.
+    """
+
+    step: jax.Array
+    epoch: jax.Array
+    epochs: jax.Array
+    learning_rate: jax.Array
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: {'peers': (tree of peer 0, ...), 'method': tree}, float32.
+      batch_stats: (tree of peer 0, ...), float32.
+      method_state: what a method carries along without a gradient.
+      opt_state: the optimizer's, over `params`.
+    """
+
+    step: jax.Array
+    params: dict[str, Tree]
+    batch_stats: tuple[Tree, ...]
+    method_state: Tree
+    opt_state: Tree
+
+
+class Spec(NamedTuple):
+    """What a method may want to know before it makes its parameters.
+
+    Attributes:
+      num_classes: K.
+      feature_sizes: D of each peer.
+      num_train: N, examples in the training set.
+    """
+
+    num_classes: int
+    feature_sizes: tuple[int, ...]
+    num_train: int
+
+
+Totals = dict[str, jax.Array]  # a metric's name -> its float32 sum over the steps of the epoch so far
+Terms = dict[str, jax.Array]  # a loss term's name -> [J], one value per peer, or a scalar
+
+
+class Method(NamedTuple):
+    """A training method as what it needs and three pure functions.
+
+    Attributes:
+      min_peers: the smallest J it is defined for.
+      terms: the names of its loss terms for J peers; each needs a weight, each weight needs a term.
+      init: `init(key, spec) -> (params, state)`, its own trained parameters and its other state.
+      loss: `loss(params, state, outputs, batch, clock) -> (terms, state)` with `outputs` a tuple of J `Outputs`.
+      heads: `heads(params, outputs) -> {name: logits [n, K]}`, classifiers besides the peers that evaluation reports.
+    """
+
+    min_peers: int
+    terms: Callable[[int], tuple[str, ...]]
+    init: Callable[[jax.Array, Spec], tuple[Tree, Tree]]
+    loss: Callable[[Tree, Tree, tuple[Outputs, ...], Batch, Clock], tuple[Terms, Tree]]
+    heads: Callable[[Tree, tuple[Outputs, ...]], Mapping[str, jax.Array]]

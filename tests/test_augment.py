@@ -1,0 +1,229 @@
+"""Crops, flips and mixtures against brute force and against CutMix's law simulated in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import augment
+
+EXACT = ("shared", "inside", "wrap")  # the readings under which Eq. 7 holds for the pixels
+KEYS = jax.random.split(jax.random.key(0), 20_000)
+
+
+def boxes_of(reading, num_peers=2, alpha=1.0, keys=KEYS):
+    draw = jax.jit(jax.vmap(lambda key: augment.cutnmix_boxes(key, num_peers, alpha, 32, reading)))
+    return map(np.asarray, draw(keys))
+
+
+def official_cutmix_areas(count, rng):
+    """Pasted areas in pixels, drawn with numpy as CutMix's rand_bbox describes; lambda there is the kept share."""
+    areas, touching = [], 0
+    for kept in rng.uniform(size=count):
+        side = int(32 * np.sqrt(1.0 - kept))
+        cx, cy = rng.integers(32), rng.integers(32)
+        x1, x2 = np.clip([cx - side // 2, cx + side // 2], 0, 32)
+        y1, y2 = np.clip([cy - side // 2, cy + side // 2], 0, 32)
+        areas.append((x2 - x1) * (y2 - y1))
+        touching += x1 == 0 or y1 == 0 or x2 == 32 or y2 == 32
+    return np.array(areas), touching / count
+
+
+def masks_of(boxes):
+    return np.asarray(jax.vmap(jax.vmap(lambda box: augment.box_mask(box, 32)))(jnp.asarray(boxes)))
+
+
+def test_crops_are_crops_of_the_zero_padded_image():
+    images = np.random.default_rng(1).integers(1, 256, (40, 32, 32, 3), dtype=np.uint8)
+    views = np.asarray(augment.crop_flip(jax.random.key(3), jnp.array(images), True))
+    assert views.dtype == np.uint8
+    seen = set()
+    for image, view in zip(images, views, strict=True):
+        padded = np.zeros((40, 40, 3), np.uint8)
+        padded[4:36, 4:36] = image
+        crops = {(t, l): padded[t : t + 32, l : l + 32] for t in range(9) for l in range(9)}  # noqa: E741
+        found = [(at, m) for at, crop in crops.items() for m in (1, -1) if (crop[:, ::m] == view).all()]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) > 30  # each image its own offset
+    assert {mirrored for _, mirrored in seen} == {1, -1}
+
+
+def test_crop_offsets_are_uniform_and_half_are_mirrored():
+    image = np.zeros((32, 32, 1), np.uint8)
+    image[10, 8] = 1  # a crop moves it to 14 - top, 12 - left; a mirror image to 31 - that
+    views = np.asarray(augment.crop_flip(jax.random.key(0), jnp.array(np.tile(image, (9000, 1, 1, 1))), True))
+    _, rows, columns, _ = np.nonzero(views)
+    np.testing.assert_allclose(np.bincount(14 - rows, minlength=9) / 9000, 1 / 9, atol=0.015)
+    mirrored = columns > 15
+    np.testing.assert_allclose(mirrored.mean(), 0.5, atol=0.02)
+    offsets = np.where(mirrored, columns - 19, 12 - columns)
+    np.testing.assert_allclose(np.bincount(offsets, minlength=9) / 9000, 1 / 9, atol=0.015)
+
+
+def test_no_flip_where_mirror_images_are_other_things():
+    images = np.random.default_rng(1).integers(1, 256, (60, 32, 32, 1), dtype=np.uint8)
+    views = np.asarray(augment.crop_flip(jax.random.key(3), jnp.array(images), False))
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    for image, view in zip(padded, views, strict=True):
+        assert any((image[t : t + 32, l : l + 32] == view).all() for t in range(9) for l in range(9))  # noqa: E741
+
+
+@pytest.mark.parametrize("reading", EXACT)
+@pytest.mark.parametrize("num_peers", [1, 2, 5])
+def test_equation_7_holds_for_pixels(reading, num_peers):
+    boxes, amounts = boxes_of(reading, num_peers, keys=KEYS[:500])
+    counts = masks_of(boxes).sum(axis=(2, 3))
+    np.testing.assert_array_equal(counts, counts[:, :1].repeat(num_peers, 1))  # equal areas over peers
+    np.testing.assert_array_equal(counts / 1024, amounts)  # lambda is the partner's share of the pixels
+
+
+@pytest.mark.parametrize("reading", ["shared", "inside"])
+def test_boxes_lie_inside_everywhere_and_differ_between_peers(reading):
+    boxes, _ = boxes_of(reading)
+    assert (boxes >= 0).all()
+    assert (boxes[..., :2] + boxes[..., 2:] <= 32).all()
+    free = boxes[:, 0, 2] < 24
+    assert (boxes[free, 0, :2] != boxes[free, 1, :2]).any(axis=1).mean() > 0.9
+    sized = boxes[(boxes[:, 0, 2] == 10)]
+    np.testing.assert_allclose(np.bincount(sized[:, 0, 0], minlength=23) / len(sized), 1 / 23, atol=0.04)
+
+
+def test_shared_sizes_and_single_peers_follow_cutmix_law():
+    areas, touching = official_cutmix_areas(40_000, np.random.default_rng(0))
+    grid = np.arange(0, 1025, 8)
+    expected = np.searchsorted(np.sort(areas), grid, side="right") / len(areas)
+    for num_peers in (1, 2):
+        boxes, amounts = boxes_of("shared", num_peers)
+        found = np.searchsorted(np.sort(amounts[:, 0] * 1024), grid, side="right") / len(KEYS)
+        assert np.abs(found - expected).max() < 0.02  # Kolmogorov-Smirnov: 1 in 10,000 exceeds 0.019
+        assert abs(amounts.mean() - areas.mean() / 1024) < 0.005
+    one, _ = boxes_of("shared", 1)
+    edges = (one[:, 0, :2] == 0) | (one[:, 0, :2] + one[:, 0, 2:] == 32)
+    assert abs(edges.any(axis=1).mean() - touching) < 0.015  # one peer's box is clipped, not moved inside
+
+
+def test_cutmix_box_hand_values():
+    def box(ratio, centre):
+        key = next(k for k in KEYS if tuple(np.asarray(jax.random.randint(k, (2,), 0, 32))) == centre)
+        return augment.cutmix_box(key, jnp.float32(ratio), 32).tolist()
+
+    some = tuple(np.asarray(jax.random.randint(KEYS[0], (2,), 0, 32)).tolist())
+    # side = int(32 sqrt(1/16)) = 8: four pixels to each side of the centre, cut at the border
+    expected = [[max(c - 4, 0), min(c + 4, 32)] for c in some]
+    assert box(1 / 16, some) == [expected[0][0], expected[1][0], *(high - low for low, high in expected)]
+    assert box(0.0, some)[2:] == [0, 0]
+
+
+def test_other_readings_of_equation_7():
+    inside, amounts = boxes_of("inside")
+    assert abs(amounts.mean() - 0.5) < 0.01
+    assert (inside[..., 2] == inside[..., 3]).all()
+    wrapped, _ = boxes_of("wrap")
+    assert (wrapped[..., :2] + wrapped[..., 2:] > 32).any()
+    cover = masks_of(wrapped[:4000])[:, 0].mean(axis=0)
+    assert cover.max() - cover.min() < 0.1  # every pixel alike
+    own, amounts = boxes_of("own")
+    np.testing.assert_array_equal(own[..., 2] * own[..., 3] / 1024, amounts)
+    assert 0.80 < (amounts[:, 0] != amounts[:, 1]).mean() < 0.95
+    raw, amounts = boxes_of("raw")
+    assert (amounts[:, 0] == amounts[:, 1]).all()
+    assert abs(amounts.mean() - 0.5) < 0.01
+    assert abs((raw[..., 2] * raw[..., 3] / 1024).mean() - 0.30) < 0.01
+
+
+def test_alpha_shapes_the_ratio():
+    ratios = np.asarray(jax.vmap(lambda key: augment.draw_ratio(key, 4.0))(KEYS[:4000]))
+    np.testing.assert_allclose([ratios.mean(), ratios.var()], [0.5, 1 / 36], atol=0.01)  # Var Beta(a,a) = 1/(4(2a+1))
+    uniform = np.asarray(jax.vmap(lambda key: augment.draw_ratio(key, 1.0))(KEYS[:4000]))
+    np.testing.assert_allclose([uniform.mean(), uniform.var()], [0.5, 1 / 12], atol=0.01)
+
+
+def labelled_pixels(num_peers=2, n=12):
+    """Images whose every pixel is the number of their row, plus 100 for each peer."""
+    rows = np.arange(n, dtype=np.float32)[None, :] + 100 * np.arange(num_peers, dtype=np.float32)[:, None]
+    return np.broadcast_to(rows[:, :, None, None, None], (num_peers, n, 32, 32, 3))
+
+
+@pytest.mark.parametrize("reading", augment.BOX_READINGS)
+def test_cutnmix_pastes_each_peers_own_view_of_the_partner(reading):
+    images = labelled_pixels()
+    options = {"kind": "cutnmix", "prob": 1.0, "alpha": 1.0, "box": reading}
+    mixed, how = augment.mix(jax.random.key(5), jnp.array(images), **options)
+    partner = np.asarray(how.partner)
+    assert sorted(partner) == list(range(12))
+    for j in range(2):
+        top, left, height, width = np.asarray(how.boxes[j])
+        inside = np.zeros((32, 32), bool)
+        for row in range(top, top + height):
+            for column in range(left, left + width):
+                inside[row % 32, column % 32] = True
+        for i in range(12):
+            expected = np.where(inside, 100 * j + partner[i], 100 * j + i)
+            np.testing.assert_array_equal(mixed[j, i], expected[:, :, None].repeat(3, 2))
+            if reading != "raw" and partner[i] != i:
+                assert (np.asarray(mixed[j, i, :, :, 0]) == 100 * j + partner[i]).mean() == how.amount[j]
+
+
+def test_plain_cutmix_gives_all_peers_one_box():
+    options = {"kind": "cutmix", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    for seed in range(5):
+        _, how = augment.mix(jax.random.key(seed), jnp.array(labelled_pixels(3)), **options)
+        assert len(np.unique(how.boxes, axis=0)) == 1
+        assert len(np.unique(how.amount)) == 1
+        assert how.amount[0] == how.boxes[0, 2] * how.boxes[0, 3] / 1024
+
+
+def test_mixup_against_numpy():
+    images = np.random.default_rng(0).uniform(size=(2, 6, 32, 32, 3)).astype(np.float32)
+    options = {"kind": "mixup", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    mixed, how = augment.mix(jax.random.key(1), jnp.array(images), **options)
+    share = float(how.amount[0])
+    assert 0 < share < 1
+    for j in range(2):
+        for i, k in enumerate(np.asarray(how.partner)):
+            np.testing.assert_allclose(mixed[j, i], share * images[j, k] + (1 - share) * images[j, i], atol=1e-6)
+
+
+def test_probability_of_mixing_is_one_coin_for_all_peers():
+    images = jnp.array(labelled_pixels(n=2))
+    labels = jnp.array([0, 1])
+
+    def draw(key, prob):
+        mixed, how = augment.mix(key, images, kind="cutnmix", prob=prob, alpha=1.0, box="own")
+        return how.amount, (mixed == images).all(axis=(1, 2, 3, 4)), augment.mixed_targets(labels, how, 3)
+
+    draw = jax.jit(jax.vmap(draw, in_axes=(0, None)))
+    amounts, same, targets = map(np.asarray, draw(KEYS[:2000], 0.5))
+    untouched = (amounts == 0).all(axis=1)
+    assert 0.45 < untouched.mean() < 0.55
+    assert same[untouched].all()
+    np.testing.assert_array_equal(targets[untouched][0, 0], [[1, 0, 0], [0, 1, 0]])
+    assert (draw(KEYS[:200], 0.0)[0] == 0).all()
+
+
+def test_kind_none_changes_nothing():
+    images = jnp.array(labelled_pixels())
+    mixed, how = augment.mix(jax.random.key(0), images, kind="none", prob=1.0, alpha=1.0, box="shared")
+    np.testing.assert_array_equal(mixed, images)
+    np.testing.assert_array_equal(augment.mixed_targets(jnp.arange(12), how, 12)[1], np.eye(12))
+
+
+def test_mixed_targets_by_hand():
+    how = augment.Mix(jnp.array([1, 2, 0]), jnp.array([0.25, 0.25]), jnp.zeros((2, 4), jnp.int32))
+    expected = [[0.75, 0.25, 0.0, 0.0], [0.0, 0.75, 0.25, 0.0], [0.25, 0.0, 0.75, 0.0]]
+    targets = augment.mixed_targets(jnp.array([0, 1, 2]), how, 4)
+    np.testing.assert_allclose(targets, [expected, expected])
+
+
+@pytest.mark.parametrize("reading", [*EXACT, "raw"])
+def test_labels_sum_to_one_and_are_equal_over_peers(reading):
+    labels = jax.random.randint(jax.random.key(2), (12,), 0, 10)
+
+    def draw(key):
+        _, how = augment.mix(key, jnp.array(labelled_pixels(3)), kind="cutnmix", prob=1.0, alpha=1.0, box=reading)
+        return augment.mixed_targets(labels, how, 10)
+
+    targets = np.asarray(jax.jit(jax.vmap(draw))(KEYS[:50]))
+    np.testing.assert_allclose(targets.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(targets, targets[:, :1].repeat(3, 1))

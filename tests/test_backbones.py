@@ -1,0 +1,385 @@
+"""Our backbones: pinned sizes, every layer against NumPy, initial weights, batch norm, number formats."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from cutnmix_jax import backbones
+from cutnmix_jax.backbones.adapters import linen_backbone
+from cutnmix_jax.backbones.densenet import DenseNet
+from cutnmix_jax.backbones.layers import conv
+from cutnmix_jax.backbones.resnet import ResNet
+from cutnmix_jax.backbones.vgg import VGG
+from cutnmix_jax.errors import UsageError
+
+# ResNet-8 by hand: 3x3 and 1x1 kernels, then two numbers per channel of each batch norm, then the linear layer.
+RESNET8_KERNELS = (
+    9 * (3 * 16)  # stem
+    + 9 * (16 * 16 + 16 * 16)
+    + 9 * (16 * 32 + 32 * 32)
+    + 16 * 32  # shortcut
+    + 9 * (32 * 64 + 64 * 64)
+    + 32 * 64  # shortcut
+)
+RESNET8_NORMED = 16 + 2 * 16 + (2 + 1) * 32 + (2 + 1) * 64
+RESNET8_MACS = (
+    32 * 32 * 9 * (3 * 16 + 16 * 16 + 16 * 16)
+    + 16 * 16 * (9 * (16 * 32 + 32 * 32) + 16 * 32)
+    + 8 * 8 * (9 * (32 * 64 + 64 * 64) + 32 * 64)
+    + 64 * 100
+)
+
+
+def resnet8_params(num_classes):
+    return RESNET8_KERNELS + 2 * RESNET8_NORMED + 64 * num_classes + num_classes
+
+
+# Name: parameters with 100 and with 10 classes, batch-norm buffers, million multiply-accumulates with 100 classes,
+# features, weighted layers, convolutions of shortcuts.
+PINNED = {
+    "resnet8": (resnet8_params(100), resnet8_params(10), 2 * RESNET8_NORMED, RESNET8_MACS / 1e6, 64, 8, 2),
+    "resnet18": (11_220_132, 11_173_962, 2 * (5 * 64 + 5 * (128 + 256 + 512)), 555.5, 512, 18, 3),
+    "resnet32": (472_756, 466_906, 2_464, 69.13, 64, 32, 2),
+    "resnet110": (1_170_868, 1_147_738, 17_056, 167.45, 256, 110, 3),
+    "wrn20_8": (6_871_220, 6_848_090, 9_888, 1022.8, 256, 20, 3),
+    "vgg16": (15_299_748, 15_253_578, 8_448, 313.77, 512, 16, 0),
+    "vgg19": (20_612_004, 20_565_834, 11_008, 398.71, 512, 19, 0),
+    "densenet40_12": (188_092, 176_122, 5_088, 72.38, 132, 40, 0),
+}
+KEY = jax.random.key(0)
+TINY = {
+    "basic": ResNet(7, (1, 1), (4, 6)),
+    "bottleneck": ResNet(7, (2, 1), (4, 6), width_per_group=128),
+    "densenet": DenseNet(7, (2, 1), growth=4),
+}
+
+
+@functools.cache
+def shapes_of(name, num_classes=100, dtype=jnp.float32):
+    """(variables, outputs, new batch statistics) of one training step on two images, as shapes."""
+    backbone = backbones.load(name, num_classes, dtype)
+    variables = jax.eval_shape(backbone.init, KEY)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    outputs, batch_stats = jax.eval_shape(lambda v, x: backbone.apply(v, x, True), variables, images)
+    return variables, outputs, batch_stats
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def macs(jaxpr):
+    """Multiply-accumulates of all convolutions and matrix products of a jaxpr, from their shapes."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        out = eqn.outvars[0].aval.shape
+        if eqn.primitive.name == "conv_general_dilated":
+            total += math.prod(out) * math.prod(eqn.invars[1].aval.shape[:3])  # HWIO
+        elif eqn.primitive.name == "dot_general":
+            total += math.prod(out) * eqn.invars[1].aval.shape[0]
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            total += macs(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+
+def test_every_backbone_is_pinned():
+    assert set(backbones.names()) == set(PINNED)
+
+
+@pytest.mark.parametrize("name", backbones.names())
+def test_contract(name):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        variables, outputs, batch_stats = shapes_of(name, 10, dtype)
+        assert set(variables) == {"params", "batch_stats"}
+        assert batch_stats == variables["batch_stats"]
+        assert outputs.logits.shape == (2, 10)
+        assert outputs.features.ndim == 2
+        assert outputs.features.shape[0] == 2
+        assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs))} == {jnp.dtype(jnp.float32)}
+    assert isinstance(backbones.names()[name](10), nn.Module)
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_pinned_sizes(name):
+    params100, params10, buffers, _, features, layers, shortcuts = PINNED[name]
+    variables, outputs, _ = shapes_of(name)
+    assert count(variables["params"]) == params100
+    assert count(shapes_of(name, 10)[0]["params"]) == params10
+    assert count(variables["batch_stats"]) == buffers
+    assert outputs.features.shape == (2, features)
+    kernels = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
+    assert len(kernels) - shortcuts == layers
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_multiply_accumulates(name):
+    backbone = backbones.load(name, 100)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda v, x: backbone.apply(v, x, False))(shapes_of(name)[0], image).jaxpr
+    assert macs(jaxpr) / 1e6 == pytest.approx(PINNED[name][3], abs=0.051 if name in ("resnet18", "wrn20_8") else 0.0051)
+
+
+def test_unknown_name():
+    with pytest.raises(UsageError, match="unknown backbone 'resnet23': did you mean 'resnet"):
+        backbones.load("resnet23", 10)
+
+
+# A second implementation, in NumPy, one image at a time and in evaluation mode.
+
+
+def np_conv(x, kernel, stride, pad):
+    """Cross-correlation of [h, w, c] with [k, k, c, d] after `pad` zeros on every side."""
+    k = kernel.shape[0]
+    x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+    rows, columns = ((size - k) // stride + 1 for size in x.shape[:2])
+    out = np.zeros((rows, columns, kernel.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = np.tensordot(x[i * stride : i * stride + k, j * stride : j * stride + k], kernel, 3)
+    return out
+
+
+class Numpy:
+    """Runs the layers of a Flax tree in the order of their numbers, one scope of the tree at a time."""
+
+    def __init__(self, variables):
+        self.params, self.stats, self.seen = variables["params"], variables["batch_stats"], {}
+
+    def next(self, kind):
+        number = self.seen[kind] = self.seen.get(kind, -1) + 1
+        name = f"{kind}_{number}"
+        return self.params[name], self.stats.get(name)
+
+    def scope(self, kind):
+        params, stats = self.next(kind)
+        return Numpy({"params": params, "batch_stats": stats})
+
+    def conv(self, x, stride=1):
+        params, _ = self.next("Conv")
+        return np_conv(x, params["kernel"], stride, params["kernel"].shape[0] // 2) + params.get("bias", 0)
+
+    def norm(self, x):
+        params, stats = self.next("BatchNorm")
+        return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
+
+    def dense(self, x):
+        params, _ = self.next("Dense")
+        return x @ params["kernel"] + params["bias"]
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def np_residual(net, x, kind, stride):
+    """One residual block; the strided layer of a Bottleneck is its 3x3, the second."""
+    inner = net.scope(kind)
+    strides = (stride, 1) if kind == "BasicBlock" else (1, stride, 1)
+    y = x
+    for i, s in enumerate(strides):
+        y = inner.norm(inner.conv(y, s))
+        y = y if i == len(strides) - 1 else relu(y)
+    if y.shape != x.shape:
+        x = inner.norm(inner.conv(x, stride))
+    return relu(y + x)
+
+
+def np_resnet(net, x, kind, blocks):
+    x = relu(net.norm(net.conv(x)))
+    for stage, number in enumerate(blocks):
+        for block in range(number):
+            x = np_residual(net, x, kind, 2 if stage and not block else 1)
+    features = x.mean((0, 1))
+    return net.dense(features), features
+
+
+def np_densenet(net, x, blocks):
+    x = net.conv(x)
+    for block, number in enumerate(blocks):
+        if block:
+            x = net.conv(relu(net.norm(x)))
+            x = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+        for _ in range(number):
+            inner = net.scope("DenseLayer")
+            y = inner.conv(relu(inner.norm(x)))
+            x = np.concatenate([x, inner.conv(relu(inner.norm(y)))], -1)
+    features = relu(net.norm(x)).mean((0, 1))
+    return net.dense(features), features
+
+
+def scrambled(module, size):
+    """Variables of a module in which no batch norm is the identity and no bias is 0."""
+    shapes = jax.eval_shape(functools.partial(module.init, train=False), KEY, jnp.zeros((1, size, size, 3)))
+    rng = np.random.default_rng(1)
+
+    def fill(path, leaf):
+        if path[-1].key in ("var", "scale"):
+            return rng.uniform(0.5, 2.0, leaf.shape).astype(np.float32)
+        return rng.normal(scale=math.prod(leaf.shape[:-1]) ** -0.5, size=leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_forward_equals_numpy(name):
+    module = TINY[name]
+    variables = scrambled(module, 8)
+    images = np.random.default_rng(2).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    logits, features = jax.jit(functools.partial(module.apply, train=False))(variables, images)
+    reference = {
+        "basic": lambda x: np_resnet(Numpy(variables), x, "BasicBlock", (1, 1)),
+        "bottleneck": lambda x: np_resnet(Numpy(variables), x, "Bottleneck", (2, 1)),
+        "densenet": lambda x: np_densenet(Numpy(variables), x, (2, 1)),
+    }[name]
+    for i, image in enumerate(images):
+        expected_logits, expected_features = reference(image.astype(np.float64))
+        np.testing.assert_allclose(features[i], expected_features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits[i], expected_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_vgg_head_and_pooling_equal_numpy():
+    """VGG's widths are fixed, so only its first stage and its head are followed, each from what Flax put in."""
+    module, seen = VGG(7, (1, 1, 1, 1, 1)), []
+
+    def note(function, args, kwargs, context):
+        out = function(*args, **kwargs)
+        if isinstance(context.module, (nn.Conv, nn.BatchNorm, nn.Dense)) and context.method_name == "__call__":
+            seen.append((args[0], out))
+        return out
+
+    def traced(variables, images):
+        seen.clear()
+        with nn.intercept_methods(note):
+            outputs = module.apply(variables, images, train=False)
+        return outputs, list(seen)
+
+    variables = scrambled(module, 32)
+    images = np.random.default_rng(2).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    (logits, features), calls = jax.jit(traced)(variables, images)
+    calls = jax.tree.map(np.asarray, calls)
+    net = Numpy(variables)
+    x = net.norm(net.conv(images[0].astype(np.float64)))
+    np.testing.assert_allclose(calls[1][1][0], x, rtol=1e-4, atol=1e-4)
+    pooled = relu(x).reshape(16, 2, 16, 2, 64).max((1, 3))
+    np.testing.assert_allclose(calls[2][0][0], pooled, rtol=1e-4, atol=1e-4)
+    last = relu(calls[9][1][0]).reshape(1, 2, 1, 2, 512).max((1, 3)).reshape(512)
+    np.testing.assert_array_equal(features[0], last)
+    hidden = np.asarray(features[0], np.float64)
+    for _ in range(2):
+        hidden = relu(net.dense(hidden))
+    np.testing.assert_allclose(logits[0], net.dense(hidden), rtol=1e-3, atol=1e-4)
+
+
+def test_padding_of_a_strided_convolution_is_symmetric():
+    """Where a 3x3 kernel is a one in its upper left corner, output (i, j) is input (2i - 1, 2j - 1)."""
+
+    class Probe(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return conv(x, 1, 3, 2, dtype=jnp.float32)
+
+    image = np.arange(1.0, 65.0, dtype=np.float32).reshape(1, 8, 8, 1)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[0, 0] = 1
+    out = np.asarray(Probe().apply({"params": {"Conv_0": {"kernel": kernel}}}, image))[0, :, :, 0]
+    expected = np.zeros((4, 4))
+    expected[1:, 1:] = image[0, 1:7:2, 1:7:2, 0]
+    np.testing.assert_array_equal(out, expected)
+
+
+def initial(module):
+    return jax.tree.map(np.asarray, module.init(KEY, jnp.zeros((1, 32, 32, 3)), train=False)["params"])
+
+
+def assert_normal(kernel, std):
+    """Mean, deviation and tails; a normal distribution cut at two deviations has none beyond 2.3 of its own."""
+    n = kernel.size
+    assert abs(kernel.mean()) < 5 * std / math.sqrt(n)
+    assert abs(kernel.std() / std - 1) < 5 / math.sqrt(2 * n)
+    assert abs(kernel).max() > 3 * std
+
+
+def assert_uniform(array, bound):
+    assert abs(array).max() <= bound * (1 + 1e-6)
+    assert array.max() > 0.8 * bound
+    assert array.min() < -0.8 * bound
+    assert abs(array.std() - bound / math.sqrt(3)) < 0.2 * bound
+
+
+def test_initial_weights_of_a_resnet():
+    params = initial(backbones.names()["resnet8"](100))
+    assert_normal(params["BasicBlock_2"]["Conv_0"]["kernel"], math.sqrt(2 / (9 * 64)))  # 32 in, 64 out
+    assert_normal(params["BasicBlock_2"]["Conv_2"]["kernel"], math.sqrt(2 / 64))  # 1x1, 32 in, 64 out
+    assert_uniform(params["Dense_0"]["kernel"], 1 / 8)
+    assert_uniform(params["Dense_0"]["bias"], 1 / 8)
+    assert set(params["BasicBlock_0"]["Conv_0"]) == {"kernel"}
+    np.testing.assert_array_equal(params["BatchNorm_0"]["scale"], np.ones(16))
+    np.testing.assert_array_equal(params["BatchNorm_0"]["bias"], np.zeros(16))
+
+
+def test_initial_weights_of_a_vgg():
+    params = initial(VGG(100, (1, 1, 1, 1, 1)))
+    assert_normal(params["Conv_1"]["kernel"], math.sqrt(2 / (9 * 128)))  # 64 in, 128 out
+    for i in range(3):
+        assert_normal(params[f"Dense_{i}"]["kernel"], 0.01)
+        assert not params[f"Dense_{i}"]["bias"].any()
+    assert not any(params[f"Conv_{i}"]["bias"].any() for i in range(5))
+
+
+def test_initial_weights_of_a_densenet():
+    params = initial(DenseNet(100, (2, 2)))
+    assert_normal(params["DenseLayer_0"]["Conv_1"]["kernel"], math.sqrt(2 / (9 * 48)))  # 48 in, 12 out
+    assert_normal(params["Conv_1"]["kernel"], math.sqrt(2 / 48))  # 1x1, 48 in, 24 out
+    assert_uniform(params["Dense_0"]["kernel"], 1 / math.sqrt(48))
+    assert not params["Dense_0"]["bias"].any()
+
+
+@functools.cache
+def tiny_steps(dtype):
+    """Variables of a small ResNet, four images, and what training and evaluation make of them."""
+    module = ResNet(7, (1, 1), (8, 16), dtype=dtype)
+    backbone = linen_backbone("tiny", module)
+    variables = backbone.init(KEY)
+    images = np.random.default_rng(3).normal(1.0, 2.0, size=(4, 8, 8, 3)).astype(np.float32)
+    apply = jax.jit(backbone.apply, static_argnums=2)
+    return variables, images, apply(variables, images, True), apply(variables, images, False)
+
+
+def test_running_statistics_after_one_step():
+    variables, images, (_, batch_stats), _ = tiny_steps(jnp.float32)
+    kernel = np.asarray(variables["params"]["Conv_0"]["kernel"], np.float64)
+    out = np.stack([np_conv(image.astype(np.float64), kernel, 1, 1) for image in images])
+    stem = batch_stats["BatchNorm_0"]
+    np.testing.assert_allclose(stem["mean"], 0.9 * 0 + 0.1 * out.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(stem["var"], 0.9 * 1 + 0.1 * out.var((0, 1, 2)), rtol=1e-3)
+
+
+def test_evaluation_leaves_the_statistics_alone():
+    variables, _, (trained, _), (evaluated, batch_stats) = tiny_steps(jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, batch_stats, variables["batch_stats"])
+    assert not np.allclose(trained.logits, evaluated.logits)
+
+
+def test_bfloat16_is_used_inside_only():
+    variables, _, _, (exact, _) = tiny_steps(jnp.float32)
+    half_variables, images, (outputs, batch_stats), (half, _) = tiny_steps(jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, half_variables, variables)
+    leaves = jax.tree.leaves((half_variables, batch_stats, outputs, half))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+    assert not np.array_equal(half.logits, exact.logits)
+    np.testing.assert_allclose(half.logits, exact.logits, atol=0.05 * float(abs(exact.logits).max()))
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_bfloat16_reaches_every_convolution(name):
+    backbone = backbones.load(name, 10, jnp.bfloat16)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda v, x: backbone.apply(v, x, True))(shapes_of(name, 10)[0], image).jaxpr
+    types = {var.aval.dtype for eqn in jaxpr.eqns if eqn.primitive.name == "conv_general_dilated" for var in eqn.invars}
+    assert types == {jnp.dtype(jnp.bfloat16)}
