@@ -16,7 +16,7 @@ def set_up_jax(precision: str) -> None:
       precision: `tf32`, `float32` or `bfloat16`.
     """
     jax.config.update("jax_default_matmul_precision", _PRODUCTS[precision])
-    if jax.config.jax_compilation_cache_dir is None:  # not chosen by JAX_COMPILATION_CACHE_DIR
+    if jax.config.values["jax_compilation_cache_dir"] is None:  # not chosen by JAX_COMPILATION_CACHE_DIR
         folder = Path(platformdirs.user_cache_dir("cutnmix_jax"), "compiled")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

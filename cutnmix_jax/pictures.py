@@ -79,5 +79,5 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def _line(axes: Axes, i: int, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
-    style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
-    axes.plot(epochs, values, label=label, marker="o" if len(epochs) < 30 else "", markersize=3, **style)
+    colour, dash, marker = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], "o" if len(epochs) < 30 else ""
+    axes.plot(epochs, values, label=label, color=colour, linestyle=dash, marker=marker, markersize=3)

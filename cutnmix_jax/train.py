@@ -148,7 +148,7 @@ def _train_epoch(
             display.started(epoch * program.steps_per_epoch + position)
         # Sums that the device has reached already are shown; waiting for newer ones would stall it.
         waiting = waiting or (position, totals)
-        if display.due and waiting[1]["loss"].is_ready():
+        if display.due and waiting[1]["loss"].is_ready():  # type: ignore[attr-defined]
             display.update(epoch, program.epochs, *_progress(epoch, program, waiting))
             waiting = None
     jax.block_until_ready(totals)
@@ -199,7 +199,8 @@ def _draw_first_batch(path: Path, program: Program, dataset: Dataset) -> None:
     """Draws the batch of step 0 as training sees it."""
     index = step.epoch_order(program.key, 0, len(program.train_data.labels))[: program.batch_size]
     batch_key, _ = jax.random.split(step.step_key(program.key, 0))
-    pictures.samples(path, *jax.jit(program.make_batch)(batch_key, program.train_data, index), dataset)
+    batch, how = jax.jit(program.make_batch)(batch_key, program.train_data, index)
+    pictures.samples(path, batch, how, dataset)
 
 
 def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) -> None:
