@@ -40,6 +40,11 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
     )
 
 
+def present(value: Any) -> str:
+    """Anything at all; what it may be is looked at where it is used."""
+    return ""
+
+
 def one_of(valid: Sequence[str]) -> Check:
     """One of some names."""
     return lambda value: "" if value in valid else nearest(value, valid)
@@ -54,6 +59,11 @@ def increasing_epochs(value: Any) -> str:
 
 
 RANGES: dict[str, Check] = {
+    "method": present,
+    "weights": present,
+    "backbone.name": present,
+    "peers": present,
+    "data_dir": present,
     "dataset": lambda value: one_of(data.names())(value),
     "train_examples": whole(0),
     "test_examples": whole(0),
@@ -108,6 +118,8 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     try:
         unread = values(arguments)[1:]
         config = values["config"].value
+        if not isinstance(config, ConfigDict):
+            raise UsageError(f"--config={file}: its get_config returns no ConfigDict")
     except UserError:
         raise
     except Exception as error:
@@ -204,7 +216,9 @@ def _explain(error: Exception, file: str) -> str:
     for raised, meant in _PARSERS.items():
         if raised in text:
             return f"{text.partition(': ')[0].removeprefix('flag ')}: must be {meant}"
-    return text.removeprefix("flag ")[:300]
+    if isinstance(error, flags.Error):
+        return text.removeprefix("flag ")[:300]
+    return f"--config={file}: {type(error).__name__}: {text[:300]}"
 
 
 # What the parsers of int, float and bool say, and what it means to someone who typed a flag.

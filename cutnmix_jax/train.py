@@ -37,16 +37,16 @@ def run(config: ConfigDict, workdir: Path) -> TrainState:
     Raises:
       UserError: of the kind that fits; what was saved before stays.
     """
-    # What can be wrong with the data and the folder is said before anything is compiled.
+    # The data, the networks and the folder: what is wrong with them is said before anything is compiled.
     dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
     if config.batch_size > len(dataset.train_labels):
         raise UsageError(f"config.batch_size={config.batch_size} is more than the {len(dataset.train_labels)} images")
-    open_folder(config, workdir)
-
-    # The networks and what trains them; then what was saved of them, if anything.
     set_up_jax(config.precision)
     program = assemble(config, dataset)
+    open_folder(config, workdir)
     _summarise(config, dataset, program, workdir)
+
+    # What was saved, if anything.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     saved = checkpoints.restore(jax.eval_shape(program.init))
     if saved is None:
@@ -87,7 +87,7 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         old = json.loads(path.read_text()) if path.exists() else new
         changed = [line for line in configuration.difference(old, new) if not line.startswith(_FREE_FIELDS)]
-        if changed:
+        if changed and any((workdir / "checkpoints").glob("*")):
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UsageError(f"{workdir} holds a run with other fields ({changed[0]}{more}); choose another --workdir")
         metrics.write_json(path, new)

@@ -43,7 +43,9 @@ def log_softmax64(logits):
 
 
 def ce64(logits, targets):
-    return np.mean([-(np.asarray(t, np.float64) * p).sum() for t, p in zip(targets, log_softmax64(logits), strict=True)])
+    return np.mean(
+        [-(np.asarray(t, np.float64) * p).sum() for t, p in zip(targets, log_softmax64(logits), strict=True)]
+    )
 
 
 def kl64(student, teacher, tau):
@@ -156,7 +158,9 @@ def test_table_2_is_a_matter_of_weights():
     full = common.ROWS["cutnmix"]
     for row, zero in {"cutnmix_dml": {"mmd", "pt"}, "cutnmix_mmd": {"pt"}, "cutnmix_pt": {"mmd"}}.items():
         assert {n for n, w in common.ROWS[row]["weights"].items() if w == 0} == zero
-        assert {k: v for k, v in common.ROWS[row].items() if k != "weights"} == {k: v for k, v in full.items() if k != "weights"}
+        assert {k: v for k, v in common.ROWS[row].items() if k != "weights"} == {
+            k: v for k, v in full.items() if k != "weights"
+        }
     assert full["weights"] == {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
 
 

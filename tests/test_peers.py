@@ -51,9 +51,7 @@ def test_vmap_in_evaluation_with_one_set_of_images():
 def test_peers_start_unlike_and_share_nothing():
     joined = peers.make(networks("tests.tiny:Tiny", "tests.tiny:Tiny"), "unroll")
     params, stats = joined.init(KEY)
-    assert all(
-        np.any(a != b) for a, b in zip(*map(jax.tree.leaves, params), strict=True) if np.ptp(np.asarray(a)) > 0
-    )
+    assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, params), strict=True) if np.ptp(np.asarray(a)) > 0)
 
     def second(params):
         return joined.forward(params, stats, IMAGES, True, KEY)[0][1].logits.sum()

@@ -1,0 +1,202 @@
+"""What a user can get wrong on the command line: one line that helps, an exit code, and nothing compiled."""
+
+import json
+import math
+
+import pytest
+
+from configs import common
+from cutnmix_jax import config as configuration
+from cutnmix_jax import main, metrics, train
+from cutnmix_jax.errors import UsageError
+
+QUICK = "--config=configs/quickstart.py"
+
+WRONG = [
+    ([], "--config"),
+    (["--config=configs/resnet11.py"], "did you mean 'configs/resnet110.py'"),
+    (["--config=nowhere/at_all.py"], "no file nowhere/at_all.py"),
+    (["--config="], "no file"),
+    (["--config=configs/resnet32.py:cifar1000"], "did you mean 'cifar10"),
+    (["--config=configs/resnet32.py:cifar100,cutmixx"], "did you mean 'cutmix'"),
+    (["--config=configs/resnet32.py:cifar100,dml,3"], "dataset,method"),
+    ([QUICK, "--config.backbone.name=resnet8x"], "did you mean 'resnet8'"),
+    ([QUICK, "--config.peers=resnet8,resnet9"], "config.peers: no backbone 'resnet9'"),
+    ([QUICK, "--config.backbone.name=tests.nowhere:make"], "tests.nowhere"),
+    ([QUICK, "--config.backbone.name=tests.tiny:nothing"], "nothing"),
+    ([QUICK, "--config.sed=96"], "did you mean 'seed'"),
+    ([QUICK, "--config.optimizer.momentun=0.9"], "did you mean 'momentum'"),
+    ([QUICK, "--config.zzz=1"], "no field 'zzz'"),
+    ([QUICK, "--confg.seed=96"], "did you mean --config"),
+    ([QUICK, "--wrkdir=x"], "unknown flag --wrkdir"),
+    ([QUICK, "stray"], "cannot read 'stray'"),
+    ([QUICK, "--config.method=dml"], "FILE:dataset,method"),
+    ([QUICK, "--config.loss.name=dmll"], "config.loss.name"),
+    ([QUICK, "--config.loss.temperature=0"], "greater than 0"),
+    ([QUICK, "--config.loss.temperature=nan"], "finite"),
+    ([QUICK, "--config.epochs=abc"], "config.epochs=abc: must be a whole number"),
+    ([QUICK, "--config.epochs=1.5"], "whole number"),
+    ([QUICK, "--config.epochs=0"], "at least 1"),
+    ([QUICK, "--config.epochs=-3"], "at least 1"),
+    ([QUICK, "--config.epochs="], "whole number"),
+    ([QUICK, "--config.seed=-1"], "from 0"),
+    ([QUICK, "--config.batch_size=1"], "at least 2"),
+    ([QUICK, "--config.batch_size=1501"], "more than the 1500 images"),
+    ([QUICK, "--config.train_examples=20"], "more than the 20 images"),
+    ([QUICK, "--config.train_examples=-1"], "at least 0"),
+    ([QUICK, "--config.train_examples=1501"], "1500"),
+    ([QUICK, "--config.test_examples=298"], "297"),
+    ([QUICK, "--config.optimizer.learning_rate=nan"], "finite"),
+    ([QUICK, "--config.optimizer.learning_rate=inf"], "finite"),
+    ([QUICK, "--config.optimizer.learning_rate=0"], "greater than 0"),
+    ([QUICK, "--config.optimizer.learning_rate=fast"], "must be a number"),
+    ([QUICK, "--config.optimizer.weight_decay=-1e-4"], "at least 0"),
+    ([QUICK, "--config.optimizer.momentum=1.5"], "at most 1"),
+    ([QUICK, "--config.optimizer.nesterov=maybe"], "true or false"),
+    ([QUICK, "--config.optimizer.milestones=(180,150)"], "increasing"),
+    ([QUICK, "--config.optimizer.milestones=(150,150)"], "increasing"),
+    ([QUICK, "--config.optimizer.milestones=(1.5,2)"], "increasing"),
+    ([QUICK, "--config.optimizer.milestones=(0,2)"], "increasing"),
+    ([QUICK, "--config.optimizer.milestones=soon"], "increasing"),
+    ([QUICK, "--config.optimizer.decay=0"], "greater than 0"),
+    ([QUICK, "--config.mix.prob=1.2"], "at most 1"),
+    ([QUICK, "--config.mix.alpha=0"], "greater than 0"),
+    ([QUICK, "--config.mix.kind=cutnmx"], "did you mean 'cutnmix'"),
+    ([QUICK, "--config.mix.box=insid"], "did you mean 'inside'"),
+    ([QUICK, "--config.mix=3"], "config.mix"),
+    ([QUICK, "--config.views=each"], "per_peer, shared"),
+    ([QUICK, "--config.mapping=pmap"], "did you mean 'vmap'"),
+    ([QUICK, "--config.precision=float16"], "did you mean 'bfloat16'"),
+    ([QUICK, "--config.weights.dml=-1"], "at least 0"),
+    ([QUICK, "--config.weights.dml=nan"], "finite"),
+    ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
+    ([QUICK, "--config.num_peers=1"], "Set it to 0 or change num_peers"),
+    (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 peers"),
+    ([QUICK, "--config.peers=resnet8,resnet32", "--config.mapping=vmap"], "one architecture"),
+    ([QUICK, "--config.steps_per_call=-1"], "at least 0"),
+    ([QUICK, "--config.checkpoint.keep=0"], "at least 1"),
+    ([QUICK, "--workdir=/proc/nowhere"], "another --workdir"),
+    ([QUICK, "--workdir=README.md/x"], "another --workdir"),
+]
+
+
+@pytest.fixture
+def nothing_is_compiled(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("training was reached")
+
+    monkeypatch.setattr(train, "_train", refuse)
+    monkeypatch.setattr(train, "_draw_first_batch", refuse)
+
+
+def run(arguments, tmp_path, capsys):
+    if not any(argument.startswith("--workdir") for argument in arguments):
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    code = main.main(arguments)
+    return code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_one_line_and_exit_code_2(arguments, said, tmp_path, capsys, nothing_is_compiled):
+    code, errors = run(arguments, tmp_path, capsys)
+    assert (code, len(errors)) == (2, 1), errors
+    assert said in errors[0]
+
+
+def test_missing_data_is_exit_code_3(tmp_path, capsys, nothing_is_compiled):
+    arguments = ["--config=configs/resnet32.py:cifar10", f"--config.data_dir={tmp_path}"]
+    code, errors = run(arguments, tmp_path, capsys)
+    assert (code, len(errors)) == (3, 1), errors
+    assert "prepare --dataset=cifar10" in errors[0]
+
+
+def test_a_config_file_that_breaks_is_one_line(tmp_path, capsys, nothing_is_compiled):
+    for number, (text, said) in enumerate(
+        {
+            "x = (": "never closed",
+            "def get_config(arg=None): return 1 / 0": "division",
+            "def get_config(arg=None): return 1": "config",
+        }.items()
+    ):
+        file = tmp_path / f"broken{number}.py"
+        file.write_text(text)
+        code, errors = run([f"--config={file}"], tmp_path, capsys)
+        assert (code, len(errors)) == (2, 1), errors
+        assert said in errors[0]
+
+
+def leaves(fields, prefix=""):
+    for name, value in fields.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+
+
+@pytest.mark.parametrize("file", ["resnet110", "quickstart"])
+def test_every_field_can_be_given_on_the_command_line(file):
+    plain = configuration.from_flags(f"configs/{file}.py", [])
+    flags = [f"--config.{name}={value}" for name, value in leaves(plain.to_dict()) if name != "method"]
+    assert configuration.from_flags(f"configs/{file}.py", flags).to_dict() == plain.to_dict()
+
+
+def test_the_papers_recipe():
+    config = configuration.from_flags("configs/resnet110.py", [])
+    assert (config.dataset, config.method, config.backbone.name) == ("cifar100", "cutnmix", "resnet110")
+    assert (config.epochs, config.batch_size, config.seed, config.num_peers) == (240, 64, 95, 2)
+    assert (config.optimizer.learning_rate, config.optimizer.milestones) == (0.05, (150, 180, 210))
+    assert (config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.9, 5e-4, True)
+    assert (config.loss.temperature, config.mix.prob, config.mix.alpha, config.mix.box) == (3.0, 1.0, 1.0, "shared")
+    weights = config.weights
+    assert (weights.ce, weights.dml, weights.mmd, weights.pt) == (1.0, 0.6, 0.3, 0.1)
+
+
+@pytest.mark.parametrize("row", common.ROWS)
+def test_every_row_is_valid(row):
+    config = configuration.from_flags(f"configs/resnet32.py:cifar10,{row}", [])
+    assert (config.dataset, config.method) == ("cifar10", row)
+
+
+def test_argument_parts_may_be_left_out():
+    names = {arg: configuration.from_flags(f"configs/resnet32.py:{arg}", []) for arg in ("cifar10", ",dml", "cifar10,")}
+    assert {arg: (c.dataset, c.method) for arg, c in names.items()} == {
+        "cifar10": ("cifar10", "cutnmix"),
+        ",dml": ("cifar100", "dml"),
+        "cifar10,": ("cifar10", "cutnmix"),
+    }
+
+
+def test_default_folders():
+    config = configuration.from_flags("configs/resnet110.py:cifar10,dml", ["--config.seed=96"])
+    assert str(configuration.default_workdir(config)) == "runs/cifar10/resnet110/dml/seed96"
+    config = configuration.from_flags("configs/resnet110.py", ["--config.peers=resnet32, wrn20_8"])
+    assert configuration.backbone_name(config) == "resnet32+wrn20_8"
+    config = configuration.from_flags("configs/resnet110.py", ["--config.backbone.name=my.nets:make"])
+    assert configuration.backbone_name(config) == "my.nets.make"
+
+
+def test_digest_is_of_the_fields_alone():
+    one = configuration.from_flags("configs/resnet32.py", ["--config.seed=96"])
+    same = configuration.from_flags("configs/resnet110.py", ["--config.seed=96", "--config.backbone.name=resnet32"])
+    other = configuration.from_flags("configs/resnet32.py", [])
+    assert metrics.config_sha256(one) == metrics.config_sha256(same) != metrics.config_sha256(other)
+    assert json.loads(json.dumps(metrics.config_json(one))) == metrics.config_json(one)
+
+
+def test_difference_names_the_field():
+    old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}
+    assert configuration.difference(old, new) == ["config.b.c: 2 -> 4", "config.e: None -> 5"]
+
+
+def test_help_is_not_an_error(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["--help"])
+    assert stopped.value.code == 0
+    assert "--config=configs/quickstart.py" in capsys.readouterr().out
+
+
+def test_checks_know_their_bounds():
+    assert configuration.whole(0, 5)(5) == "" and configuration.whole(0, 5)(6)
+    assert configuration.number(0, 1)(1.0) == "" and configuration.number(0, 1, above=True)(0.0)
+    assert configuration.number(0)(math.inf) and configuration.number(0)(math.nan)
+    with pytest.raises(UsageError):
+        configuration.from_flags("configs/quickstart.py", ["--config.weights={}"])

@@ -1,0 +1,294 @@
+"""Whole runs through the command: files, resume, signals, divergence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from configs import common
+from cutnmix_jax import backbones, data, main, program, train
+from cutnmix_jax import config as configuration
+from cutnmix_jax.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config=configs/quickstart.py",
+    "--config.backbone.name=tests.tiny:Tiny",
+    "--config.train_examples=64",
+    "--config.test_examples=30",
+    "--config.eval_batch_size=16",
+    "--config.batch_size=16",
+    "--config.epochs=3",
+    "--config.optimizer.milestones=(2,)",
+]
+ONE_STEP = [
+    "--config.train_examples=8",
+    "--config.test_examples=5",
+    "--config.batch_size=8",
+    "--config.eval_batch_size=5",
+    "--config.epochs=1",
+]
+
+
+def rows_of(workdir, *, timings=True):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    if not timings:
+        for row in rows:
+            del row["seconds"], row["images_per_second"]
+    return rows
+
+
+def saved_in(workdir, arguments):
+    """The newest checkpoint of a run, read back as the program reads it."""
+    config = configuration.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
+    like = jax.eval_shape(program.assemble(config, dataset).init)
+    checkpoints = Checkpoints(workdir / "checkpoints", 3)
+    saved = checkpoints.restore(like)
+    checkpoints.close()
+    return saved._replace(seconds=0)
+
+
+def start(arguments, workdir):
+    command = [sys.executable, "-m", "cutnmix_jax.main", *arguments, f"--workdir={workdir}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def at_step(number, action):
+    """Lets every trainer that is made from now on do something before it takes a step; returns how to undo that."""
+    make_trainer, steps = program.step.make_trainer, []
+
+    def make(**parts):
+        trainer = make_trainer(**parts)
+
+        def train_step(*arguments):
+            steps.append(1)
+            if len(steps) == number:
+                action()
+            return trainer(*arguments)
+
+        return train_step
+
+    program.step.make_trainer = make
+    return lambda: setattr(program.step, "make_trainer", make_trainer)
+
+
+def kill_before_step(number, workdir):
+    """Runs `TINY` and kills this process once the checkpoint of step 8 is whole."""
+
+    def kill():
+        wait_for((Path(workdir) / "checkpoints" / "8").is_dir)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    at_step(number, kill)
+    main.main([*TINY, f"--workdir={workdir}"])
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nobody disturbed, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    done = start(TINY, workdir)
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    return workdir, out, err
+
+
+def test_a_run_leaves_the_promised_files(finished):
+    workdir, out, err = finished
+    assert err == ""
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "checkpoints",
+        "tensorboard",
+        "samples.png",
+        "curves.png",
+    }
+    for said in ("digits, 64 training and 30 test images", "tests.tiny:Tiny", "1 ce + 0.6 dml", "epoch 3/3", "last"):
+        assert said in out
+    for picture in ("samples.png", "curves.png"):
+        assert imread(workdir / picture).std() > 0.05
+    assert json.loads((workdir / "config.json").read_text())["optimizer"]["milestones"] == [2]
+    assert "jax" in json.loads((workdir / "environment.json").read_text())["versions"]
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_metrics_have_the_promised_fields(finished):
+    rows = rows_of(finished[0])
+    assert [(row["epoch"], row["step"], row["learning_rate"]) for row in rows] == [
+        (1, 4, 0.05),
+        (2, 8, 0.05),
+        (3, 12, 0.005),
+    ]
+    terms = {"loss", "ce", "dml", "mmd", "pt", "peer_teacher_ce", "accuracy"}
+    tested = {"accuracy", "accuracy_peer_0", "accuracy_peer_1", "accuracy_ensemble", "accuracy_peer_teacher"}
+    for row in rows:
+        names = {f"train/{name}" for name in terms} | {f"test/{name}" for name in tested}
+        assert set(row) == names | {"epoch", "step", "learning_rate", "seconds", "images_per_second"}
+        weighed = {"ce": 1, "dml": 0.6, "mmd": 0.3, "pt": 0.1}
+        loss = 2 * sum(weight * row[f"train/{name}"] for name, weight in weighed.items()) + row["train/peer_teacher_ce"]
+        assert row["train/loss"] == pytest.approx(loss, rel=1e-5)
+        assert row["test/accuracy"] == pytest.approx((row["test/accuracy_peer_0"] + row["test/accuracy_peer_1"]) / 2)
+        assert all((row[f"test/{name}"] * 60) == pytest.approx(round(row[f"test/{name}"] * 60)) for name in tested)
+
+
+def test_results_are_those_of_the_rows(finished):
+    workdir = finished[0]
+    results, rows = json.loads((workdir / "results.json").read_text()), rows_of(workdir)
+    best = max(rows, key=lambda row: (row["test/accuracy"], -row["epoch"]))
+    for which, row in {"last": rows[-1], "best": best}.items():
+        assert results[which] == {
+            "epoch": row["epoch"],
+            "accuracy": row["test/accuracy"],
+            "accuracy_per_peer": [row["test/accuracy_peer_0"], row["test/accuracy_peer_1"]],
+            "accuracy_ensemble": row["test/accuracy_ensemble"],
+            "accuracy_peer_teacher": row["test/accuracy_peer_teacher"],
+        }
+    assert (results["dataset"], results["method"], results["seed"], results["epochs"]) == ("digits", "cutnmix", 95, 3)
+    assert results["backbone"] == "tests.tiny.Tiny"
+    assert len(results["config_sha256"]) == 64
+    assert results["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+
+
+def test_the_same_command_after_the_end_trains_nothing(finished, monkeypatch, capsys):
+    workdir = finished[0]
+    before = (workdir / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(train, "_train_epoch", None)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+    assert "continued from step 12" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_fields_are_refused_in_the_same_folder(finished, capsys):
+    code = main.main([*TINY, "--config.optimizer.learning_rate=0.1", f"--workdir={finished[0]}"])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "config.optimizer.learning_rate: 0.05 -> 0.1" in error and error.count("\n") == 1
+    assert main.main([*TINY, "--config.eval_batch_size=7", f"--workdir={finished[0]}"]) == 0  # speed only
+
+
+def test_killed_and_continued_is_bitwise_the_same(finished, tmp_path):
+    script = f"from tests import test_run; test_run.kill_before_step(10, {str(tmp_path / 'run')!r})"
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = start(TINY, tmp_path / "run")
+    out, err = again.communicate(timeout=300)
+    assert (again.returncode, err) == (0, "")
+    assert "continued from step 8" in out
+    assert rows_of(tmp_path / "run", timings=False) == rows_of(finished[0], timings=False)
+    chex.assert_trees_all_equal(saved_in(tmp_path / "run", TINY), saved_in(finished[0], TINY))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number):
+    # In the process itself, so that the signal comes in the middle of an epoch for certain.
+    undo = at_step(6, lambda: os.kill(os.getpid(), number))
+    try:
+        assert main.main([*TINY, f"--workdir={tmp_path}"]) == 75
+    finally:
+        undo()
+    assert int(saved_in(tmp_path, TINY).state.step) == 6
+    assert not (tmp_path / "results.json").exists()
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 0
+    assert rows_of(tmp_path, timings=False) == rows_of(finished[0], timings=False)
+    chex.assert_trees_all_equal(saved_in(tmp_path, TINY), saved_in(finished[0], TINY))
+
+
+def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
+    wild = [*TINY, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path}"]
+    assert main.main(wild) == 5
+    error = capsys.readouterr().err
+    assert "diverged in epoch" in error and "ce" in error and error.count("\n") == 1
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):
+    subprocess.run(["cp", "-r", finished[0], tmp_path / "run"], check=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 4
+    assert "metrics.jsonl lacks rows" in capsys.readouterr().err
+
+
+def test_steps_per_call_and_mapping_reach_the_same_place(finished, tmp_path):
+    # In one call or several, stacked or not: the same mathematics in another order of additions.
+    for number, field in enumerate(
+        ("--config.steps_per_call=3", "--config.mapping=vmap", "--config.precision=float32")
+    ):
+        assert main.main([*TINY, field, f"--workdir={tmp_path / str(number)}"]) == 0
+        for row, expected in zip(rows_of(tmp_path / str(number)), rows_of(finished[0]), strict=True):
+            assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
+
+
+def test_bfloat16_trains(tmp_path):
+    assert (
+        main.main(["--config=configs/quickstart.py", *ONE_STEP, "--config.precision=bfloat16", f"--workdir={tmp_path}"])
+        == 0
+    )
+    assert np.isfinite(rows_of(tmp_path)[0]["train/loss"])
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    for name, seed in {"a": 96, "b": 96, "c": 97}.items():
+        assert main.main([*TINY, "--config.epochs=1", f"--config.seed={seed}", f"--workdir={tmp_path / name}"]) == 0
+    one, same, other = (rows_of(tmp_path / name, timings=False) for name in "abc")
+    assert one == same != other
+
+
+@pytest.mark.parametrize("row", common.ROWS)
+def test_every_row_trains(row, tmp_path):
+    arguments = [
+        f"--config=configs/quickstart.py:digits,{row}",
+        *TINY[1:],
+        "--config.epochs=2",
+        f"--workdir={tmp_path}",
+    ]
+    assert main.main(arguments) == 0
+    rows = rows_of(tmp_path)
+    assert set(common.ROWS[row]["weights"]) <= {name.removeprefix("train/") for name in rows[0]}
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    peers = [name for name in rows[0] if name.startswith("test/accuracy_peer_") and name[-1].isdigit()]
+    assert len(peers) == common.ROWS[row]["num_peers"]
+
+
+def test_more_peers_and_unlike_peers(tmp_path):
+    assert main.main([*TINY, "--config.num_peers=3", "--config.epochs=1", f"--workdir={tmp_path / 'three'}"]) == 0
+    assert "test/accuracy_peer_2" in rows_of(tmp_path / "three")[0]
+    unlike = ["--config.peers=tests.tiny:Tiny,tests.tiny:wide", "--config.weights.mmd=0", "--config.epochs=1"]
+    arguments = ["--config=configs/quickstart.py:digits,dml", *TINY[1:], unlike[0], unlike[2]]
+    assert main.main([*arguments, f"--workdir={tmp_path / 'unlike'}"]) == 0
+    assert (
+        json.loads((tmp_path / "unlike" / "results.json").read_text())["backbone"] == "tests.tiny.Tiny+tests.tiny.wide"
+    )
+
+
+SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12", "resnet18")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in backbones.names()]
+)
+def test_every_backbone_takes_a_step(name, tmp_path):
+    file = "quickstart" if name == "resnet8" else name
+    arguments = [f"--config=configs/{file}.py:digits,cutnmix", *ONE_STEP, f"--workdir={tmp_path}"]
+    assert main.main(arguments) == 0
+    assert np.isfinite(rows_of(tmp_path)[0]["train/loss"])
