@@ -155,7 +155,6 @@ def check(config: ConfigDict) -> None:
     method = make_method(config)
     if len(names) < method.min_peers:
         raise UsageError(f"config.num_peers={len(names)}: {config.method} needs at least {method.min_peers} peers")
-    step.check_weights(config.weights, method, len(names))
 
 
 def make_method(config: ConfigDict) -> Any:

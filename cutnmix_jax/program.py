@@ -25,7 +25,7 @@ class Saved(NamedTuple):
 class Program(NamedTuple):
     """What a configuration makes of a data set: functions ready to be called, and their constants."""
 
-    num_peers: int
+    spec: Spec
     method: Method
     init: Callable[[], Saved]
     make_batch: step.BatchMaker
@@ -49,6 +49,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     spec = Spec(dataset.num_classes, tuple(map(_feature_size, networks)), len(dataset.train_labels))
     joined = peers.make(networks, config.mapping)
     method = configuration.make_method(config)
+    step.check_weights(config.weights, method, spec)
     optimizer = optim.sgd(config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov)
     key = jax.random.key(config.seed)
     make_batch = step.make_batch_maker(dataset, num_peers=len(names), views=config.views, mix=config.mix.to_dict())
@@ -58,10 +59,10 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
 
     def init() -> Saved:
         state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec)
-        return Saved(state, step.zero_totals(method, len(names)), jnp.zeros(()))
+        return Saved(state, step.zero_totals(method, spec), jnp.zeros(()))
 
     return Program(
-        num_peers=len(names),
+        spec=spec,
         method=method,
         init=jax.jit(init),
         make_batch=make_batch,

@@ -82,24 +82,27 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, optimizer.init(params))
 
 
-def check_weights(weights: Mapping[str, float], method: Method, num_peers: int) -> None:
+def check_weights(weights: Mapping[str, float], method: Method, spec: Spec) -> None:
     """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term."""
-    terms = method.terms(num_peers)
+    terms = method.terms(spec.feature_sizes)
     if missing := sorted(set(terms) - set(weights)):
         raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
     if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
-        known = f"with {num_peers} peer{'s' * (num_peers > 1)} there are: {', '.join(terms)}"
-        raise UsageError(f"config.weights.{excess[0]}: no such loss term; {known}. Set it to 0 or change num_peers")
+        name, sizes = excess[0], ", ".join(map(str, spec.feature_sizes))
+        raise UsageError(
+            f"config.weights.{name}={weights[name]:g}: peers with features of {sizes} have no such loss term, "
+            f"only {', '.join(terms)}; set it to 0 or choose other peers"
+        )
 
 
-def metric_names(method: Method, num_peers: int) -> tuple[str, ...]:
+def metric_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """What is summed up in training, in the order in which it is shown."""
-    return ("loss", *method.terms(num_peers), "accuracy")
+    return ("loss", *method.terms(spec.feature_sizes), "accuracy")
 
 
-def zero_totals(method: Method, num_peers: int) -> Totals:
+def zero_totals(method: Method, spec: Spec) -> Totals:
     """The metrics' sums at the start of an epoch."""
-    return {name: jnp.zeros(()) for name in metric_names(method, num_peers)}
+    return {name: jnp.zeros(()) for name in metric_names(method, spec)}
 
 
 def make_trainer(

@@ -114,7 +114,7 @@ def _train(
                 # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
                 files.append(row)
                 display.epoch_done(row, program.epochs)
-                saved = Saved(saved.state, step.zero_totals(program.method, program.num_peers), jnp.zeros(()))
+                saved = Saved(saved.state, step.zero_totals(program.method, program.spec), jnp.zeros(()))
             due = finished and ((epoch + 1) % config.checkpoint.every_epochs == 0 or epoch + 1 == program.epochs)
             if due or stop.requested:
                 checkpoints.save(int(saved.state.step), saved)
@@ -165,7 +165,7 @@ def _progress(epoch: int, program: Program, waiting: tuple[int, Totals]) -> tupl
 
 def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
     found = jax.device_get(totals)
-    return {name: float(found[name]) / steps for name in step.metric_names(program.method, program.num_peers)}
+    return {name: float(found[name]) / steps for name in step.metric_names(program.method, program.spec)}
 
 
 def _epoch_row(program: Program, saved: Saved, epoch: int, speed: float, eval_batch_size: int) -> metrics.Row:

@@ -159,14 +159,15 @@ class Method(NamedTuple):
 
     Attributes:
       min_peers: the smallest J it is defined for.
-      terms: the names of its loss terms for J peers; each needs a weight, each weight needs a term.
+      terms: `terms(feature_sizes) -> names` of its loss terms for peers with these D; each needs a weight, each weight
+        needs a term.
       init: `init(key, spec) -> (params, state)`, its own trained parameters and its other state.
       loss: `loss(params, state, outputs, batch, clock) -> (terms, state)` with `outputs` a tuple of J `Outputs`.
       heads: `heads(params, outputs) -> {name: logits [n, K]}`, classifiers besides the peers that evaluation reports.
     """
 
     min_peers: int
-    terms: Callable[[int], tuple[str, ...]]
+    terms: Callable[[tuple[int, ...]], tuple[str, ...]]
     init: Callable[[jax.Array, Spec], tuple[Tree, Tree]]
     loss: Callable[[Tree, Tree, tuple[Outputs, ...], Batch, Clock], tuple[Terms, Tree]]
     heads: Callable[[Tree, tuple[Outputs, ...]], Mapping[str, jax.Array]]

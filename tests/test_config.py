@@ -8,7 +8,6 @@ import pytest
 from configs import common
 from cutnmix_jax import config as configuration
 from cutnmix_jax import main, metrics, train
-from cutnmix_jax.errors import UsageError
 
 QUICK = "--config=configs/quickstart.py"
 
@@ -70,9 +69,10 @@ WRONG = [
     ([QUICK, "--config.weights.dml=-1"], "at least 0"),
     ([QUICK, "--config.weights.dml=nan"], "finite"),
     ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
-    ([QUICK, "--config.num_peers=1"], "Set it to 0 or change num_peers"),
+    ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: peers with features of 64 have no such loss term"),
     (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 peers"),
     ([QUICK, "--config.peers=resnet8,resnet32", "--config.mapping=vmap"], "one architecture"),
+    ([QUICK, "--config.peers=resnet8,wrn20_8"], "config.weights.mmd=0.3: peers with features of 64, 256"),
     ([QUICK, "--config.steps_per_call=-1"], "at least 0"),
     ([QUICK, "--config.checkpoint.keep=0"], "at least 1"),
     ([QUICK, "--workdir=/proc/nowhere"], "another --workdir"),
@@ -198,5 +198,3 @@ def test_checks_know_their_bounds():
     assert configuration.whole(0, 5)(5) == "" and configuration.whole(0, 5)(6)
     assert configuration.number(0, 1)(1.0) == "" and configuration.number(0, 1, above=True)(0.0)
     assert configuration.number(0)(math.inf) and configuration.number(0)(math.nan)
-    with pytest.raises(UsageError):
-        configuration.from_flags("configs/quickstart.py", ["--config.weights={}"])

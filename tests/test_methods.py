@@ -86,7 +86,7 @@ def test_terms_against_numpy(row, num_peers):
         pytest.skip(f"{row} has no meaning for one network")
     terms, _ = method.loss(params, state, outputs, batch, CLOCK)
     expected = expected_terms(row, params, outputs, batch)
-    assert set(terms) == set(expected) == set(method.terms(num_peers))
+    assert set(terms) == set(expected) == set(method.terms((4,) * num_peers))
     for name, values in expected.items():
         np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -166,15 +166,18 @@ def test_table_2_is_a_matter_of_weights():
 
 def test_weights_and_terms_must_match():
     method = methods.load("cutnmix", temperature=3.0, teacher_moves_peers=False)
-    weights = common.ROWS["cutnmix"]["weights"]
-    step.check_weights(weights, method, 2)
+    weights, pair = common.ROWS["cutnmix"]["weights"], Spec(K, (4, 4), N)
+    step.check_weights(weights, method, pair)
     with pytest.raises(UsageError, match="no weight for the loss term 'pt'"):
-        step.check_weights({name: w for name, w in weights.items() if name != "pt"}, method, 2)
+        step.check_weights({name: w for name, w in weights.items() if name != "pt"}, method, pair)
     with pytest.raises(UsageError, match="weights.extra"):
-        step.check_weights(weights | {"extra": 0.5}, method, 2)
+        step.check_weights(weights | {"extra": 0.5}, method, pair)
     with pytest.raises(UsageError, match="weights.dml"):
-        step.check_weights(weights, method, 1)
-    step.check_weights(weights | {"dml": 0.0, "mmd": 0.0}, method, 1)
+        step.check_weights(weights, method, Spec(K, (4,), N))
+    step.check_weights(weights | {"dml": 0.0, "mmd": 0.0}, method, Spec(K, (4,), N))
+    with pytest.raises(UsageError, match="weights.mmd=0.3: peers with features of 4, 5"):
+        step.check_weights(weights, method, Spec(K, (4, 5), N))
+    step.check_weights(weights | {"mmd": 0.0}, method, Spec(K, (4, 5), N))
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -73,7 +73,7 @@ def build(row, *, loop=False, batch_size=10, num_peers=None):
         epochs=3,
         loop=loop,
     )
-    return joined, method, make_batch, state, step.zero_totals(method, num_peers), trainer
+    return joined, method, make_batch, state, step.zero_totals(method, spec), trainer
 
 
 def log_softmax64(z):

@@ -34,18 +34,27 @@ def make(temperature: float, teacher_moves_peers: bool) -> Method:
             "pt": from_teacher(outputs, stop_gradient(teacher_logits), temperature),
             "peer_teacher_ce": losses.soft_cross_entropy(teacher_logits, teacher_targets).mean(),
         }
-        if len(outputs) > 1:
+        others = mutual_terms(tuple(out.features.shape[-1] for out in outputs))
+        if "dml" in others:
             terms["dml"] = _terms.mutual_logits(outputs, temperature)
+        if "mmd" in others:
             terms["mmd"] = _terms.mutual_features(outputs)
         return terms, state
 
     return Method(
         min_peers=1,
-        terms=lambda num_peers: ("ce", *(("dml", "mmd") if num_peers > 1 else ()), "pt", "peer_teacher_ce"),
+        terms=lambda feature_sizes: ("ce", *mutual_terms(feature_sizes), "pt", "peer_teacher_ce"),
         init=init,
         loss=loss,
         heads=lambda params, outputs: {"peer_teacher": peer_teacher(params, outputs)},
     )
+
+
+def mutual_terms(feature_sizes: tuple[int, ...]) -> tuple[str, ...]:
+    """Which terms between peers make sense: none for a single peer, no MMD between features of different size."""
+    if len(feature_sizes) == 1:
+        return ()
+    return ("dml", "mmd") if len(set(feature_sizes)) == 1 else ("dml",)
 
 
 def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:

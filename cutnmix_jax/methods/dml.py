@@ -19,7 +19,7 @@ def make(temperature: float) -> Method:
 
     return Method(
         min_peers=2,
-        terms=lambda num_peers: ("ce", "dml"),
+        terms=lambda feature_sizes: ("ce", "dml"),
         init=_terms.nothing,
         loss=_terms.stateless(terms),
         heads=_terms.no_heads,
