@@ -50,7 +50,11 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _flat(like))
+        # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _flat(like).items()
+        }
         try:
             flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from cutnmix_jax.evaluate import accuracies
 from cutnmix_jax.program import Program, Saved, assemble
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Dataset, Totals, TrainState
+
+CALLS_IN_FLIGHT = 4  # how far the host may run ahead of the device
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 _FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
@@ -118,7 +121,7 @@ def _train(
             due = finished and ((epoch + 1) % config.checkpoint.every_epochs == 0 or epoch + 1 == program.epochs)
             if due or stop.requested:
                 checkpoints.save(int(saved.state.step), saved)
-            if stop.requested and epoch + 1 < program.epochs:
+            if stop.requested and int(saved.state.step) < program.epochs * program.steps_per_epoch:
                 checkpoints.wait()
                 raise StoppedError(f"stopped and saved at step {int(saved.state.step)}; the same command continues")
     return saved.state
@@ -136,31 +139,28 @@ def _train_epoch(
     begun = timed = time.monotonic()
     order = step.epoch_order(program.key, epoch, len(program.train_data.labels))
     rate = jnp.float32(program.learning_rate(epoch))
-    position = first = int(state.step) - epoch * program.steps_per_epoch
-    waiting: tuple[int, Totals] | None = None
+    before = epoch * program.steps_per_epoch
+    position = first = int(state.step) - before
+    in_flight: deque[tuple[int, Totals]] = deque()
     while position < program.steps_per_epoch and not stop.requested:
         count = min(program.steps_per_call, program.steps_per_epoch - position)
         state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
         position += count
+        in_flight.append((position, totals))
         if position - count == first and position < program.steps_per_epoch:
             jax.block_until_ready(totals)
             timed, first = time.monotonic(), position
-            display.started(epoch * program.steps_per_epoch + position)
-        # Sums that the device has reached already are shown; waiting for newer ones would stall it.
-        waiting = waiting or (position, totals)
-        if display.due and waiting[1]["loss"].is_ready():  # type: ignore[attr-defined]
-            display.update(epoch, program.epochs, *_progress(epoch, program, waiting))
-            waiting = None
+            display.started(before + position)
+        # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
+        if len(in_flight) > CALLS_IN_FLIGHT:
+            done, reached = in_flight.popleft()
+            jax.block_until_ready(reached)
+            if display.due:
+                display.update(epoch, program.epochs, before + done, _means(program, reached, done))
     jax.block_until_ready(totals)
     now = time.monotonic()
-    speed = (position - first) * program.batch_size / (now - timed)
+    speed = (position - first) * program.batch_size / max(now - timed, 1e-9)
     return Saved(state, totals, seconds + (now - begun)), speed
-
-
-def _progress(epoch: int, program: Program, waiting: tuple[int, Totals]) -> tuple[int, dict[str, float]]:
-    """Steps done in the whole run, and the means of the epoch so far."""
-    position, totals = waiting
-    return epoch * program.steps_per_epoch + position, _means(program, totals, position)
 
 
 def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
@@ -211,6 +211,8 @@ def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: 
     extra = f", {config.loss.name}'s own {_count(state.params['method']):,}" if state.params["method"] else ""
     weights = " + ".join(f"{weight:g} {name}" for name, weight in config.weights.items() if weight)
     device = jax.devices()[0]
+    if device.platform == "cpu" and (config.steps_per_call > 1 or config.mapping == "vmap"):
+        console.warn("steps_per_call > 1 and mapping=vmap make the steps of a CPU several times slower")
     console.summary(
         {
             "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test "

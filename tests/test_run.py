@@ -199,15 +199,15 @@ def test_killed_and_continued_is_bitwise_the_same(finished, tmp_path):
     chex.assert_trees_all_equal(saved_in(tmp_path / "run", TINY), saved_in(finished[0], TINY))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number):
-    # In the process itself, so that the signal comes in the middle of an epoch for certain.
-    undo = at_step(6, lambda: os.kill(os.getpid(), number))
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8), (signal.SIGTERM, 11)])
+def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number, step):
+    # In the process itself, so that the signal comes for certain in the middle, at the end of an epoch, or in the last.
+    undo = at_step(step, lambda: os.kill(os.getpid(), number))
     try:
         assert main.main([*TINY, f"--workdir={tmp_path}"]) == 75
     finally:
         undo()
-    assert int(saved_in(tmp_path, TINY).state.step) == 6
+    assert int(saved_in(tmp_path, TINY).state.step) == step
     assert not (tmp_path / "results.json").exists()
     assert main.main([*TINY, f"--workdir={tmp_path}"]) == 0
     assert rows_of(tmp_path, timings=False) == rows_of(finished[0], timings=False)
