@@ -3,11 +3,14 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 REFRESH_SECONDS = 0.5
@@ -30,35 +33,35 @@ class Display:
 
     def __init__(self, total_steps: int, done_steps: int, images_per_step: int):
         """Starts to count at `done_steps`."""
-        console = Console()
-        self._live = console.is_terminal
+        self._console = Console()
         self._images_per_step, self._total, self._first = images_per_step, total_steps, done_steps
         self._started = self._shown = time.monotonic()
         self._compiled = False
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[terms]}"),
-            console=console,
-            disable=not self._live,
+            TimeRemainingColumn(),
         )
-        self._task = self._progress.add_task("compiling", total=total_steps, completed=done_steps, speed="", terms="")
+        self._task = self._progress.add_task("compiling", total=total_steps, completed=done_steps, speed="")
+        self._terms = Text(no_wrap=True, overflow="ellipsis")
+        # The bar is taken away at the end; the epochs' lines, printed above it, stay.
+        self._live = Live(Group(self._progress, self._terms), console=self._console, transient=True)
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     @property
     def due(self) -> bool:
         """Whether it is time to show something again."""
-        return time.monotonic() - self._shown > (REFRESH_SECONDS if self._live else PLAIN_SECONDS)
+        return time.monotonic() - self._shown > (REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS)
 
     def started(self, step: int) -> None:
         """Begins to measure the speed at this step, once what compiles has compiled."""
@@ -68,30 +71,32 @@ class Display:
     def update(self, epoch: int, epochs: int, step: int, averages: Mapping[str, float]) -> None:
         """Shows where training stands: the 0-based epoch, steps done in all, and means over the epoch so far."""
         self._shown = time.monotonic()
-        counted = f"epoch {epoch + 1}/{epochs}"
-        speed = (step - self._first) * self._images_per_step / max(self._shown - self._started, 1e-9)
-        terms = " ".join(f"{name} {value:.3f}" for name, value in averages.items())
-        if self._live:
-            self._progress.update(
-                self._task, completed=step, description=counted, speed=f"{speed:,.0f} images/s", terms=terms
-            )
-        elif speed > 0:
-            left = (self._total - step) * self._images_per_step / speed
-            print(f"{counted} step {step}/{self._total} {speed:,.0f} images/s left {_clock(left)} {terms}", flush=True)
+        rate = (step - self._first) / max(self._shown - self._started, 1e-9)
+        counted, speed = f"epoch {epoch + 1}/{epochs}", f"{rate * self._images_per_step:,.0f} images/s"
+        terms = _values(averages, ".3f")
+        self._terms.plain = terms
+        self._progress.update(self._task, completed=step, description=counted, speed=speed)
+        if not self._console.is_terminal and rate > 0:
+            left = timedelta(seconds=round((self._total - step) / rate))
+            print(f"{counted} step {step}/{self._total} {speed} left {left} {terms}", flush=True)
 
     def epoch_done(self, row: Mapping[str, Any], epochs: int) -> None:
-        """Prints the line of a finished epoch."""
-        terms = " ".join(f"{name.removeprefix('train/')} {row[name]:.3f}" for name in row if name.startswith("train/"))
-        tested = " ".join(
-            f"{name.removeprefix('test/accuracy_')} {row[name]:.4f}"
-            for name in row
-            if name.startswith("test/accuracy_")
+        """Prints the two lines of a finished epoch."""
+        tested = _values(_named(row, "test/accuracy_"), ".4f")
+        trained = _values(_named(row, "train/"), ".3f")
+        first = f"epoch {row['epoch']}/{epochs}  test accuracy {row['test/accuracy']:.4f}  {tested}"
+        second = (
+            f"learning rate {row['learning_rate']:g}  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
         )
-        line = (
-            f"epoch {row['epoch']}/{epochs}  train: {terms}  test: accuracy {row['test/accuracy']:.4f} ({tested})  "
-            f"lr {row['learning_rate']:g}  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
-        )
-        self._progress.console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(f"{first}\n    train {trained}  {second}", highlight=False, soft_wrap=True)
+
+
+def _named(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def _values(values: Mapping[str, float], form: str) -> str:
+    return " ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
 def table(results: Mapping[str, Any]) -> None:
@@ -110,9 +115,3 @@ def table(results: Mapping[str, Any]) -> None:
         values: Sequence[float] = [found["accuracy"], *found["accuracy_per_peer"], *(found[head] for head in heads)]
         shown.add_row(which, str(found["epoch"]), *(f"{100 * value:.2f}" for value in values))
     Console().print(shown)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

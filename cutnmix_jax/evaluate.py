@@ -22,5 +22,5 @@ def accuracies(evaluator: Evaluator, state: TrainState, data: Data, batch_size: 
     batches = [evaluator(state.params, state.batch_stats, data, start) for start in range(0, size, batch_size)]
     counts = jax.device_get(batches)  # one wait for all of them
     fractions = {name: sum(int(count[name]) for count in counts) / size for name in counts[0]}
-    peers = [fraction for name, fraction in fractions.items() if name.startswith("peer_") and name[5:].isdigit()]
-    return {"accuracy": sum(peers) / len(peers)} | fractions
+    peers = {f"peer_{j}": fractions.pop(f"peer_{j}") for j in range(len(state.batch_stats))}
+    return {"accuracy": sum(peers.values()) / len(peers)} | peers | fractions
