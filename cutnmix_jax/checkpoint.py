@@ -5,15 +5,18 @@ the state's nodes.
 """
 
 import logging
+import time
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from cutnmix_jax import console
 from cutnmix_jax.errors import CheckpointError, one_line
 from cutnmix_jax.types import Tree
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at the level of a warning
+# Orbax tells of every save at the level of a warning, and of a failed one with tracebacks besides the exception.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -36,7 +39,9 @@ class Checkpoints:
             raise CheckpointError(f"cannot save step {step}: {one_line(error)}") from error
 
     def restore(self, like: Tree) -> Tree | None:
-        """Reads the newest state.
+        """Reads the newest state that can be read.
+
+        One that cannot is moved to `checkpoints-damaged` beside the folder, with a warning, and an older one is tried.
 
         Args:
           like: a state of the same structure, shapes and types.
@@ -45,23 +50,36 @@ class Checkpoints:
           The state, or None where nothing was saved yet.
 
         Raises:
-          CheckpointError: it cannot be read.
+          CheckpointError: something was saved and none of it can be read.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._read(step, like)
+            except Exception as error:  # what a damaged file makes Orbax raise has no common base
+                reason = f"{type(error).__name__}: {one_line(error)[:120]}"
+            damaged = self._put_aside(step)
+            console.warn(f"the checkpoint of step {step} cannot be read ({reason}) and was moved to {damaged}")
+        if steps:
+            raise CheckpointError(f"no checkpoint in {self._manager.directory} can be read; start in another --workdir")
+        return None
+
+    def _read(self, step: int, like: Tree) -> Tree:
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _flat(like).items()
         }
-        try:
-            flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except Exception as error:
-            raise CheckpointError(
-                f"cannot read the checkpoint of step {step} in {self._manager.directory}: {one_line(error)[:200]}"
-            ) from error
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+        flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in abstract])
+
+    def _put_aside(self, step: int) -> Path:
+        folder = Path(self._manager.directory)
+        target = folder.with_name(f"{folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        target.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(target)
+        self._manager.reload()
+        return target
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk.

@@ -25,7 +25,13 @@ Check = Callable[[Any], str]  # what is wrong with a value, or nothing
 def whole(low: int, high: int = 2**31 - 1) -> Check:
     """A whole number from `low` to `high`."""
     bound = f"at least {low}" if high == 2**31 - 1 else f"from {low} to {high}"
-    return lambda value: "" if isinstance(value, int) and low <= value <= high else f"must be a whole number {bound}"
+
+    def check(value: Any) -> str:
+        if isinstance(value, int) and low <= value <= high:
+            return ""
+        return f"must be a whole number {bound if value < low else f'of at most {high}'}"
+
+    return check
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
@@ -80,10 +86,10 @@ RANGES: dict[str, Check] = {
     "mix.box": one_of(augment.BOX_READINGS),
     "epochs": whole(1),
     "batch_size": whole(2),  # BatchNorm has no deviation over one image
-    "optimizer.learning_rate": number(0, above=True),
+    "optimizer.learning_rate": number(0, 1e6, above=True),
     "optimizer.milestones": increasing_epochs,
     "optimizer.decay": number(0, 1, above=True),
-    "optimizer.momentum": number(0, 1),
+    "optimizer.momentum": number(0, 0.9999),
     "optimizer.weight_decay": number(0),
     "eval_batch_size": whole(1),
     "steps_per_call": whole(0),
@@ -107,7 +113,7 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
     path = Path(file.partition(":")[0])
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
         raise UsageError(
             f"--config: no file {path}; {nearest(str(path), known)}" if known else f"--config: no file {path}"
@@ -147,7 +153,7 @@ def check(config: ConfigDict) -> None:
     if config.mapping == "vmap" and len(set(names)) > 1:
         raise UsageError("config.mapping='vmap' takes peers of one architecture; use unroll")
     for name in names:
-        if ":" not in name and name not in backbones.names():
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in backbones.names():
             field = "peers" if config.peers else "backbone.name"
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
@@ -221,4 +227,9 @@ def _explain(error: Exception, file: str) -> str:
 
 
 # What the parsers of int, float and bool say, and what it means to someone who typed a flag.
-_PARSERS = {"literal for int": "a whole number", "string to float": "a number", "Non-boolean": "true or false"}
+_PARSERS = {
+    "literal for int": "a whole number",
+    "string to float": "a number",
+    "Non-boolean": "true or false",
+    "as a ConfigDict": "set field by field, as --config.group.field=value",
+}

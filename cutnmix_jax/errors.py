@@ -61,7 +61,7 @@ def exit_code_of(command: Callable[[], None]) -> int:
       command: called without arguments; its return value is ignored.
 
     Returns:
-      0, or the exit code of the `UserError` it raised; Ctrl-C where nothing is being trained is 75.
+      0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
     """
     try:
         command()
@@ -70,5 +70,5 @@ def exit_code_of(command: Callable[[], None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("error: stopped from the keyboard", file=sys.stderr)
-        return StoppedError.exit_code
+        return 130
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cutnmix_jax.errors import UsageError, exit_code_of
+from cutnmix_jax.errors import CheckpointError, UsageError, exit_code_of
 
 _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/quickstart.py
@@ -37,13 +37,30 @@ def _run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
-    parser.add_argument("--workdir", type=Path, help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
+    parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
     known, overrides = parser.parse_known_args(arguments)
+    if known.field is not None:
+        raise UsageError("--config.FIELD stands for any field of configs/common.py, as --config.seed=96")
+    if known.workdir == "":
+        raise UsageError("--workdir is empty; leave it out or name a folder")
 
-    from cutnmix_jax import config, train  # after the arguments are read: importing JAX takes seconds
+    import jax  # after the arguments are read, because it takes seconds
+
+    from cutnmix_jax import config, train
 
     run_config = config.from_flags(known.config, overrides)
-    train.run(run_config, known.workdir or config.default_workdir(run_config))
+    try:
+        train.run(run_config, Path(known.workdir) if known.workdir else config.default_workdir(run_config))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read or write {error.filename}: {error.strerror}; what was saved stays"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UsageError(
+            "the device has too little memory; lower config.batch_size or config.eval_batch_size"
+        ) from error
 
 
 if __name__ == "__main__":

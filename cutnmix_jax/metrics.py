@@ -88,7 +88,7 @@ class Metrics:
         """
         self._path = folder / "metrics.jsonl"
         self.rows = read_rows(self._path)[:epochs_done]
-        if [row["epoch"] for row in self.rows] != list(range(1, epochs_done + 1)):
+        if [row.get("epoch") for row in self.rows] != list(range(1, epochs_done + 1)):
             raise CheckpointError(
                 f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
             )
@@ -115,13 +115,16 @@ class Metrics:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file, none where there is no file; a last line that was cut off is left out."""
+    """The rows of a metrics file, none where there is no file; what follows a line that is none is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
     return rows
 
 

@@ -37,7 +37,8 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
             axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
             _outline(axes, np.asarray(how.boxes[j]), images.shape[2])
         grid[j][0].set_ylabel(f"peer {j}\n$\\lambda$ = {amount:.3f}", fontsize=10)
-    figure.suptitle("First batch: label shares above each image, the partner's box outlined", fontsize=10)
+    boxed = ", the partner's box outlined" if np.asarray(how.boxes).any() else ""
+    figure.suptitle(f"First batch: label shares above each image{boxed}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -88,11 +88,14 @@ def check_weights(weights: Mapping[str, float], method: Method, spec: Spec) -> N
     if missing := sorted(set(terms) - set(weights)):
         raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
     if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
-        name, sizes = excess[0], ", ".join(map(str, spec.feature_sizes))
+        sizes = ", ".join(map(str, spec.feature_sizes))
+        who = f"peers with features of {sizes} have" if len(spec.feature_sizes) > 1 else "a single peer has"
         raise UsageError(
-            f"config.weights.{name}={weights[name]:g}: peers with features of {sizes} have no such loss term, "
-            f"only {', '.join(terms)}; set it to 0 or choose other peers"
+            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
+            "set it to 0 or choose other peers"
         )
+    if not any(weights[name] for name in terms):
+        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
 
 
 def metric_names(method: Method, spec: Spec) -> tuple[str, ...]:

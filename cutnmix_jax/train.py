@@ -56,6 +56,11 @@ def run(config: ConfigDict, workdir: Path) -> TrainState:
         saved = program.init()
     else:
         print(f"continued from step {int(saved.state.step)}", flush=True)
+    finished = workdir / "results.json"
+    if int(saved.state.step) == program.epochs * program.steps_per_epoch and finished.exists():
+        console.table(json.loads(finished.read_text()))
+        print(f"finished before: {workdir}", flush=True)
+        return saved.state
     files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
     metrics.write_json(workdir / "environment.json", metrics.environment())
     _draw_first_batch(workdir / "samples.png", program, dataset)
@@ -71,7 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> TrainState:
     results = metrics.results(config, configuration.backbone_name(config), files.rows)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
     pictures.curves(workdir / "curves.png", files.rows, title)
-    metrics.write_json(workdir / "results.json", results)
+    metrics.write_json(finished, results)
     console.table(results)
     print(f"run: {workdir}", flush=True)
     return state
@@ -87,10 +92,15 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     new = metrics.config_json(config)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        for folder in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
+            folder.mkdir(parents=True, exist_ok=True)
         old = json.loads(path.read_text()) if path.exists() else new
+        if not isinstance(old, dict):
+            raise ValueError("it holds no fields")
         changed = [line for line in configuration.difference(old, new) if not line.startswith(_FREE_FIELDS)]
-        if changed and any((workdir / "checkpoints").glob("*")):
+        # A run that saved nothing may begin again with other fields; a file of somebody else's is left alone.
+        begun = any((workdir / "checkpoints").iterdir()) or metrics.read_rows(workdir / "metrics.jsonl")
+        if changed and (begun or set(old) != set(new)):
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UsageError(f"{workdir} holds a run with other fields ({changed[0]}{more}); choose another --workdir")
         metrics.write_json(path, new)
@@ -98,7 +108,7 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
         raise UsageError(
             f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
 
 
@@ -111,19 +121,23 @@ def _train(
     with display, StopRequest() as stop:
         for epoch in range(done // program.steps_per_epoch, program.epochs):
             saved, speed = _train_epoch(program, saved, epoch, display, stop)
-            finished = int(saved.state.step) == (epoch + 1) * program.steps_per_epoch
+            reached = int(saved.state.step)
+            finished = reached == (epoch + 1) * program.steps_per_epoch
+            means = _means(program, saved.totals, reached - epoch * program.steps_per_epoch)
+            _check_finite(means, epoch)
             if finished:
-                row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
+                row = _epoch_row(program, saved, epoch, means, speed, config.eval_batch_size)
                 # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
                 files.append(row)
                 display.epoch_done(row, program.epochs)
                 saved = Saved(saved.state, step.zero_totals(program.method, program.spec), jnp.zeros(()))
-            due = finished and ((epoch + 1) % config.checkpoint.every_epochs == 0 or epoch + 1 == program.epochs)
-            if due or stop.requested:
-                checkpoints.save(int(saved.state.step), saved)
-            if stop.requested and int(saved.state.step) < program.epochs * program.steps_per_epoch:
+            last = reached == program.epochs * program.steps_per_epoch
+            stopping = stop.requested and not last  # read once: the signal may come at any time
+            if stopping or last or (finished and (epoch + 1) % config.checkpoint.every_epochs == 0):
+                checkpoints.save(reached, saved)
+            if stopping:
                 checkpoints.wait()
-                raise StoppedError(f"stopped and saved at step {int(saved.state.step)}; the same command continues")
+                raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
     return saved.state
 
 
@@ -165,22 +179,22 @@ def _train_epoch(
 
 def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
     found = jax.device_get(totals)
-    return {name: float(found[name]) / steps for name in step.metric_names(program.method, program.spec)}
+    return {name: float(found[name]) / max(steps, 1) for name in step.metric_names(program.method, program.spec)}
 
 
-def _epoch_row(program: Program, saved: Saved, epoch: int, speed: float, eval_batch_size: int) -> metrics.Row:
-    """The row of `metrics.jsonl` for an epoch that was just finished.
-
-    Raises:
-      DivergedError: a mean of the epoch is not finite.
-    """
-    means = _means(program, saved.totals, program.steps_per_epoch)
+def _check_finite(means: dict[str, float], epoch: int) -> None:
     broken = [name for name, value in means.items() if not math.isfinite(value)]
     if broken:
         raise DivergedError(
-            f"training diverged in epoch {epoch + 1}: {', '.join(broken)} not finite; lower the learning rate, "
-            "or continue from what was saved before with other fields in another --workdir"
+            f"training diverged in epoch {epoch + 1}: {', '.join(broken)} not finite; "
+            "lower config.optimizer.learning_rate and start in another --workdir"
         )
+
+
+def _epoch_row(
+    program: Program, saved: Saved, epoch: int, means: dict[str, float], speed: float, eval_batch_size: int
+) -> metrics.Row:
+    """The row of `metrics.jsonl` for an epoch that was just finished."""
     begun = time.monotonic()
     tested = accuracies(program.evaluate, saved.state, program.test_data, eval_batch_size)
     seconds = float(saved.seconds) + time.monotonic() - begun
@@ -213,6 +227,8 @@ def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: 
     device = jax.devices()[0]
     if device.platform == "cpu" and (config.steps_per_call > 1 or config.mapping == "vmap"):
         console.warn("steps_per_call > 1 and mapping=vmap make the steps of a CPU several times slower")
+    if config.optimizer.milestones and config.optimizer.milestones[0] >= config.epochs:
+        console.warn(f"the learning rate never decays: {config.epochs} epochs end before config.optimizer.milestones")
     console.summary(
         {
             "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test "

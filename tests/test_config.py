@@ -50,7 +50,7 @@ WRONG = [
     ([QUICK, "--config.optimizer.learning_rate=0"], "greater than 0"),
     ([QUICK, "--config.optimizer.learning_rate=fast"], "must be a number"),
     ([QUICK, "--config.optimizer.weight_decay=-1e-4"], "at least 0"),
-    ([QUICK, "--config.optimizer.momentum=1.5"], "at most 1"),
+    ([QUICK, "--config.optimizer.momentum=1.5"], "at most 0.9999"),
     ([QUICK, "--config.optimizer.nesterov=maybe"], "true or false"),
     ([QUICK, "--config.optimizer.milestones=(180,150)"], "increasing"),
     ([QUICK, "--config.optimizer.milestones=(150,150)"], "increasing"),
@@ -69,12 +69,21 @@ WRONG = [
     ([QUICK, "--config.weights.dml=-1"], "at least 0"),
     ([QUICK, "--config.weights.dml=nan"], "finite"),
     ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
-    ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: peers with features of 64 have no such loss term"),
+    ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: a single peer has no such loss term"),
     (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 peers"),
     ([QUICK, "--config.peers=resnet8,resnet32", "--config.mapping=vmap"], "one architecture"),
     ([QUICK, "--config.peers=resnet8,wrn20_8"], "config.weights.mmd=0.3: peers with features of 64, 256"),
     ([QUICK, "--config.steps_per_call=-1"], "at least 0"),
     ([QUICK, "--config.checkpoint.keep=0"], "at least 1"),
+    ([QUICK, "--workdir="], "--workdir is empty"),
+    ([QUICK, "--config.FIELD=3"], "any field of configs/common.py"),
+    (["--config=README.md"], "no file README.md"),
+    ([QUICK, "--config.backbone=foo"], "field by field"),
+    ([QUICK, "--config.backbone.name=../x:y"], "no backbone '../x:y'"),
+    ([QUICK, "--config.epochs=10000000000"], "at most 2147483647"),
+    ([QUICK, "--config.optimizer.learning_rate=1e39"], "at most 1e+06"),
+    ([QUICK, "--config.optimizer.momentum=1"], "at most 0.9999"),
+    (["--config=configs/quickstart.py:digits,baseline", "--config.weights.ce=0"], "nothing would be learned"),
     ([QUICK, "--workdir=/proc/nowhere"], "another --workdir"),
     ([QUICK, "--workdir=README.md/x"], "another --workdir"),
 ]
@@ -85,8 +94,7 @@ def nothing_is_compiled(monkeypatch):
     def refuse(*_):
         raise AssertionError("training was reached")
 
-    monkeypatch.setattr(train, "_train", refuse)
-    monkeypatch.setattr(train, "_draw_first_batch", refuse)
+    monkeypatch.setattr(train, "Checkpoints", refuse)  # what is made next after all checks
 
 
 def run(arguments, tmp_path, capsys):

@@ -175,7 +175,7 @@ def test_the_same_command_after_the_end_trains_nothing(finished, monkeypatch, ca
     before = (workdir / "metrics.jsonl").read_bytes()
     monkeypatch.setattr(train, "_train_epoch", None)
     assert main.main([*TINY, f"--workdir={workdir}"]) == 0
-    assert "continued from step 12" in capsys.readouterr().out
+    assert "finished before" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -215,7 +215,7 @@ def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number, step):
 
 
 def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
-    wild = [*TINY, "--config.optimizer.learning_rate=1e30", f"--workdir={tmp_path}"]
+    wild = [*TINY, "--config.optimizer.learning_rate=1e6", f"--workdir={tmp_path}"]
     assert main.main(wild) == 5
     error = capsys.readouterr().err
     assert "diverged in epoch" in error and "ce" in error and error.count("\n") == 1
@@ -223,10 +223,86 @@ def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
 
 
 def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):
-    subprocess.run(["cp", "-r", finished[0], tmp_path / "run"], check=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text("")
-    assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 4
+    workdir = copy_of(finished[0], tmp_path)
+    (workdir / "metrics.jsonl").write_text("")
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
     assert "metrics.jsonl lacks rows" in capsys.readouterr().err
+
+
+def copy_of(finished, tmp_path):
+    subprocess.run(["cp", "-r", finished, tmp_path / "run"], check=True)
+    (tmp_path / "run" / "results.json").unlink()
+    return tmp_path / "run"
+
+
+def cut_checkpoint(workdir, step):
+    """Cuts every data file of a checkpoint to half its length."""
+    files = [file for file in (workdir / "checkpoints" / str(step)).rglob("d/*") if file.is_file()]
+    assert files
+    for file in files:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    cut_checkpoint(workdir, 12)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+    said = capsys.readouterr()
+    assert "continued from step 8" in said.out
+    assert said.err.count("\n") == 1 and "checkpoint of step 12 cannot be read" in said.err
+    assert len(list((workdir / "checkpoints-damaged").glob("12-*"))) == 1
+    assert rows_of(workdir, timings=False) == rows_of(finished[0], timings=False)
+    chex.assert_trees_all_equal(saved_in(workdir, TINY), saved_in(finished[0], TINY))
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_again(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    rows = (workdir / "metrics.jsonl").read_bytes()
+    for step in (4, 8, 12):
+        cut_checkpoint(workdir, step)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and "no checkpoint" in errors[-1]
+    assert (workdir / "metrics.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff", '{"a model of mine": 1}'])
+def test_a_config_json_that_is_not_this_runs_is_left_alone(text, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) in (2, 4)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and "choose another --workdir" in errors[0]
+    assert (tmp_path / "config.json").read_bytes() == text.encode("latin-1")
+
+
+def test_a_run_that_saved_nothing_may_begin_again_with_other_fields(tmp_path, capsys):
+    assert main.main([*TINY, "--config.optimizer.learning_rate=1e6", f"--workdir={tmp_path}"]) == 5
+    assert main.main([*TINY, "--config.epochs=1", f"--workdir={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "samples.png", "metrics.jsonl"])
+def test_something_in_the_way_is_one_line(name, tmp_path, capsys):
+    if name in ("checkpoints", "tensorboard"):
+        (tmp_path / name).write_text("in the way")
+    else:
+        (tmp_path / name).mkdir()
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) in (2, 4)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and str(tmp_path) in errors[0]
+
+
+def test_a_second_signal_stops_at_once(tmp_path, capsys):
+    def twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    undo = at_step(2, twice)
+    try:
+        assert main.main([*TINY, f"--workdir={tmp_path}"]) == 130
+    finally:
+        undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 0
 
 
 def test_steps_per_call_and_mapping_reach_the_same_place(finished, tmp_path):

@@ -220,10 +220,8 @@ def _decode_split(source: Source, folder: Path, builder: Any, split: str) -> Spl
     info, count = builder.info.splits[split], source.counts[split]
     out = Split(np.empty(count, "<U16"), np.empty((count, *IMAGE_SHAPE), np.uint8), np.empty(count, np.int32))
     start = 0
-    for path, length in zip(
-        info.filepaths, info.shard_lengths, strict=True
-    ):  # file by file, to name the one that fails
-        try:
+    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+        try:  # file by file, to name the one that fails
             examples = builder.as_data_source(split)
             for first in range(start, start + length, BLOCK):
                 rows = range(first, min(first + BLOCK, start + length))
