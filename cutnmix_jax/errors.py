@@ -1,8 +1,10 @@
 """What a user can cause, and the exit code that belongs to it."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -39,6 +41,23 @@ class StoppedError(UserError):
     """A training run that was stopped by a signal and saved."""
 
     exit_code = 75
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The arguments of a command; what is wrong with them is one line, like every other error of a user."""
+
+    def __init__(self, module: str, description: str, epilog: str):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of the usage text and an exit."""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

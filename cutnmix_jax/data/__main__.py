@@ -1,13 +1,11 @@
 """`python -m cutnmix_jax.data prepare|verify --dataset=NAME`: data sets made ready and checked."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from cutnmix_jax import data
 from cutnmix_jax.data.prepare import prepare, verify
-from cutnmix_jax.errors import UsageError, exit_code_of
+from cutnmix_jax.errors import CommandLine, UsageError, exit_code_of
 
 EXAMPLES = """examples:
   python -m cutnmix_jax.data prepare --dataset=cifar100
@@ -15,12 +13,6 @@ EXAMPLES = """examples:
   python -m cutnmix_jax.data verify --dataset=cifar100 --data_dir=/data/tensorflow_datasets
 
 exit codes: 0 done, 2 usage, 3 data missing or damaged"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Instead of the usage text and an exit: one line, like every other error of a user."""
-        raise UsageError(f"{message}; see `python -m cutnmix_jax.data --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,14 +33,9 @@ def _run(argv: Sequence[str] | None) -> None:
     print(prepare(options.dataset, options.data_dir, options.archive))
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m cutnmix_jax.data",
-        description="Makes a data set ready to load (prepare), or checks every image of a ready one (verify).",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandLine:
+    description = "Makes a data set ready to load (prepare), or checks every image of a ready one (verify)."
+    parser = CommandLine("cutnmix_jax.data", description, EXAMPLES)
     parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
     parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")
