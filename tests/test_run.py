@@ -148,6 +148,7 @@ def test_metrics_have_the_promised_fields(finished):
         weighed = {"ce": 1, "dml": 0.6, "mmd": 0.3, "pt": 0.1}
         loss = 2 * sum(weight * row[f"train/{name}"] for name, weight in weighed.items()) + row["train/peer_teacher_ce"]
         assert row["train/loss"] == pytest.approx(loss, rel=1e-5)
+        assert 1.5 < row["train/ce"] < 3.5  # about the logarithm of ten classes at the start
         assert row["test/accuracy"] == pytest.approx((row["test/accuracy_peer_0"] + row["test/accuracy_peer_1"]) / 2)
         assert all((row[f"test/{name}"] * 60) == pytest.approx(round(row[f"test/{name}"] * 60)) for name in tested)
 
