@@ -65,6 +65,8 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
     Raises:
       UsageError: the method is no row, or the argument has more than two parts.
     """
+    if arg in ROWS:
+        raise UsageError(f"--config=FILE:{arg}: {arg} is a method; the data set comes first, FILE:{dataset},{arg}")
     parts = (arg or "").split(",")
     if len(parts) > 2:
         raise UsageError(f"--config=FILE:{arg}: the argument is dataset,method, for instance cifar10,dml")
@@ -78,7 +80,7 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "dataset": dataset,  # digits, cifar10 or cifar100
             "data_dir": "",  # where tfds keeps its data; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
             "train_examples": 0,  # use only the first N, for a small run on real data; 0: all
-            "test_examples": 0,
+            "test_examples": 0,  # likewise
             "method": method,  # the row's name, chosen by the argument; names the run, and its fields follow from it
             "seed": 95,  # section 3.2; the three runs are 95, 96 and 97
             "backbone": {"name": backbone},  # of each peer
@@ -87,9 +89,8 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "mapping": "unroll",  # vmap: stacked peers, slower wherever it was measured; for comparison
             "precision": "tf32",  # tf32 (on a CPU plain float32), float32 or bfloat16; parameters are float32 always
             "loss": row["loss"],  # a file of methods/ and its options
-            "weights": row[
-                "weights"
-            ],  # of the loss terms; 0 leaves a term out of the objective, but not of the metrics
+            # of the loss terms; 0 leaves a term out of the objective, but not out of the metrics
+            "weights": row["weights"],
             "views": row["views"],  # per_peer: each its own crop and flip; shared: one for all
             "mix": {
                 "kind": row["mix"],  # none, mixup, cutmix (one box for all peers) or cutnmix (a box per peer)

@@ -53,7 +53,7 @@ def present(value: Any) -> str:
 
 def one_of(valid: Sequence[str]) -> Check:
     """One of some names."""
-    return lambda value: "" if value in valid else nearest(value, valid)
+    return lambda value: "" if value in valid else f"not known; {nearest(value, valid)}"
 
 
 def increasing_epochs(value: Any) -> str:
@@ -217,7 +217,9 @@ def _explain(error: Exception, file: str) -> str:
         field = re.search(r"'([\w.]+)'", text)
         named = f" {field.group(1)!r}" if field else ""
         hint = re.search(r'Did you mean "([\w.]+)"', text)
-        return f"--config: no field{named}" + (f"; did you mean {hint.group(1)!r}?" if hint else f" in {file}")
+        return f"--config: no field{named}" + (
+            f"; did you mean {hint.group(1)!r}?" if hint else "; they stand in configs/common.py"
+        )
     for raised, meant in _PARSERS.items():
         if raised in text:
             return f"{text.partition(': ')[0].removeprefix('flag ')}: must be {meant}"

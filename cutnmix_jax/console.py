@@ -82,9 +82,9 @@ class Display:
 
     def epoch_done(self, row: Mapping[str, Any], epochs: int) -> None:
         """Prints the two lines of a finished epoch."""
-        tested = _values(_named(row, "test/accuracy_"), ".4f")
+        tested = _values({name: 100 * value for name, value in _named(row, "test/accuracy_").items()}, ".2f")
         trained = _values(_named(row, "train/"), ".3f")
-        first = f"epoch {row['epoch']}/{epochs}  test accuracy {row['test/accuracy']:.4f}  {tested}"
+        first = f"epoch {row['epoch']}/{epochs}  test accuracy {100 * row['test/accuracy']:.2f} %  {tested}"
         second = (
             f"learning rate {row['learning_rate']:g}  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
         )
@@ -103,7 +103,7 @@ def table(results: Mapping[str, Any]) -> None:
     """Prints the accuracies of the last and of the best epoch."""
     title = f"{results['dataset']} {results['backbone']} {results['method']} seed {results['seed']}: test accuracy, %"
     shown = Table(title=title, title_justify="left")
-    for column, justify in (("epoch", "left"), ("", "right"), ("mean of peers", "right")):
+    for column, justify in (("", "left"), ("epoch", "right"), ("mean of peers", "right")):
         shown.add_column(column, justify=justify)  # type: ignore[arg-type]
     last = results["last"]
     peers = [f"peer {j}" for j in range(len(last["accuracy_per_peer"]))]

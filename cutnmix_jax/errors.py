@@ -65,7 +65,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}There are: {', '.join(valid)}"
+    return f"{hint}there are: {', '.join(valid)}"
 
 
 def one_line(error: BaseException) -> str:
@@ -84,6 +84,9 @@ def exit_code_of(command: Callable[[], None]) -> int:
     """
     try:
         command()
+    except StoppedError as error:  # as asked, and no error
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.types import Dataset
 
 Row = dict[str, Any]  # one line of metrics.jsonl
 
@@ -128,7 +129,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def results(config: ConfigDict, backbone: str, rows: Sequence[Row]) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What `results.json` of a run says; None where there is none, or none that can be read."""
+    try:
+        return json.loads((folder / "results.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def results(config: ConfigDict, backbone: str, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Any]:
     """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
     best = max(rows, key=lambda row: row["test/accuracy"])  # the first of equals
     return {
@@ -137,8 +146,8 @@ def results(config: ConfigDict, backbone: str, rows: Sequence[Row]) -> dict[str,
         "method": config.method,
         "seed": config.seed,
         "epochs": config.epochs,
-        "train_examples": config.train_examples,
-        "test_examples": config.test_examples,
+        "train_examples": len(dataset.train_labels),
+        "test_examples": len(dataset.test_labels),
         "last": _summary(rows[-1]),
         "best": _summary(best),
         "seconds": sum(row["seconds"] for row in rows),

@@ -14,6 +14,7 @@ from cutnmix_jax.types import Batch, Dataset, Mix
 # Okabe and Ito's palette, told apart by colour-blind readers; a marker and a dash besides for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "os^Dv"
 
 
 def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8) -> None:
@@ -36,7 +37,7 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
             names = [dataset.class_names[labels[row]] for row in (i, partner[i])]
             axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
             _outline(axes, np.asarray(how.boxes[j]), images.shape[2])
-        grid[j][0].set_ylabel(f"peer {j}\n$\\lambda$ = {amount:.3f}", fontsize=10)
+        grid[j][0].set_ylabel(f"peer {j}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
     boxed = ", the partner's box outlined" if np.asarray(how.boxes).any() else ""
     figure.suptitle(f"First batch: label shares above each image{boxed}", fontsize=10)
     figure.savefig(path, dpi=110)
@@ -57,13 +58,15 @@ def _outline(axes: Axes, box: np.ndarray, size: int) -> None:
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draws test accuracies and training loss terms over the epochs."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     tested = [name for name in rows[0] if name.startswith("test/accuracy_")]
     for i, name in enumerate(tested):
         values = [100 * row[name] for row in rows]
         _line(left, i, epochs, values, name.removeprefix("test/accuracy_").replace("_", " "))
+    mean = [100 * row["test/accuracy"] for row in rows]
+    left.plot(epochs, mean, label="mean of peers", color="black", linewidth=2.5, alpha=0.45)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy on the test set")
     terms = [name for name in rows[0] if name.startswith("train/") and name not in ("train/accuracy", "train/loss")]
     for i, name in enumerate(terms):
@@ -73,12 +76,13 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         right.set_yscale("log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
 def _line(axes: Axes, i: int, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
-    colour, dash, marker = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], "o" if len(epochs) < 30 else ""
-    axes.plot(epochs, values, label=label, color=colour, linestyle=dash, marker=marker, markersize=3)
+    colour, dash, marker = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
+    every = max(1, len(epochs) // 20)
+    axes.plot(epochs, values, label=label, color=colour, linestyle=dash, marker=marker, markersize=4, markevery=every)

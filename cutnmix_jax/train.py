@@ -19,7 +19,7 @@ from cutnmix_jax.errors import CheckpointError, DivergedError, StoppedError, Usa
 from cutnmix_jax.evaluate import accuracies
 from cutnmix_jax.program import Program, Saved, assemble
 from cutnmix_jax.signals import StopRequest
-from cutnmix_jax.types import Dataset, Totals, TrainState
+from cutnmix_jax.types import Dataset, Totals
 
 CALLS_IN_FLIGHT = 4  # how far the host may run ahead of the device
 
@@ -27,15 +27,12 @@ CALLS_IN_FLIGHT = 4  # how far the host may run ahead of the device
 _FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
 
 
-def run(config: ConfigDict, workdir: Path) -> TrainState:
+def run(config: ConfigDict, workdir: Path) -> None:
     """Trains, or goes on with, a run and writes its folder.
 
     Args:
       config: checked, from `config.from_flags`.
       workdir: the run's folder; made if it is not there.
-
-    Returns:
-      The final state.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
@@ -47,7 +44,12 @@ def run(config: ConfigDict, workdir: Path) -> TrainState:
     set_up_jax(config.precision)
     program = assemble(config, dataset)
     open_folder(config, workdir)
+    if results := metrics.read_results(workdir):
+        console.table(results)
+        print(f"finished before: {workdir}", flush=True)
+        return
     _summarise(config, dataset, program, workdir)
+    print("compiling; what is compiled is kept for the next start", flush=True)
 
     # What was saved, if anything.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -56,30 +58,24 @@ def run(config: ConfigDict, workdir: Path) -> TrainState:
         saved = program.init()
     else:
         print(f"continued from step {int(saved.state.step)}", flush=True)
-    finished = workdir / "results.json"
-    if int(saved.state.step) == program.epochs * program.steps_per_epoch and finished.exists():
-        console.table(json.loads(finished.read_text()))
-        print(f"finished before: {workdir}", flush=True)
-        return saved.state
     files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
     metrics.write_json(workdir / "environment.json", metrics.environment())
     _draw_first_batch(workdir / "samples.png", program, dataset)
 
     # The epochs.
     try:
-        state = _train(program, saved, config, checkpoints, files)
+        _train(program, saved, config, checkpoints, files)
     finally:
         files.close()
         checkpoints.close()
 
     # The results.
-    results = metrics.results(config, configuration.backbone_name(config), files.rows)
+    results = metrics.results(config, configuration.backbone_name(config), dataset, files.rows)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
     pictures.curves(workdir / "curves.png", files.rows, title)
-    metrics.write_json(finished, results)
+    metrics.write_json(workdir / "results.json", results)
     console.table(results)
     print(f"run: {workdir}", flush=True)
-    return state
 
 
 def open_folder(config: ConfigDict, workdir: Path) -> None:
@@ -114,7 +110,7 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
 
 def _train(
     program: Program, saved: Saved, config: ConfigDict, checkpoints: Checkpoints, files: metrics.Metrics
-) -> TrainState:
+) -> None:
     """Trains what is left of a run, an epoch and its row and its checkpoint at a time."""
     done = int(saved.state.step)
     display = console.Display(program.epochs * program.steps_per_epoch, done, program.batch_size)
@@ -138,7 +134,6 @@ def _train(
             if stopping:
                 checkpoints.wait()
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
-    return saved.state
 
 
 def _train_epoch(
@@ -219,29 +214,45 @@ def _draw_first_batch(path: Path, program: Program, dataset: Dataset) -> None:
 
 def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) -> None:
     """Says what is about to be trained, on what, and where it is kept."""
-    state = jax.eval_shape(program.init).state
-    sizes = [_count(params) for params in state.params["peers"]]
-    networks = [f"{name} of {size:,}" for name, size in zip(configuration.peer_names(config), sizes, strict=True)]
-    extra = f", {config.loss.name}'s own {_count(state.params['method']):,}" if state.params["method"] else ""
     weights = " + ".join(f"{weight:g} {name}" for name, weight in config.weights.items() if weight)
-    device = jax.devices()[0]
-    if device.platform == "cpu" and (config.steps_per_call > 1 or config.mapping == "vmap"):
-        console.warn("steps_per_call > 1 and mapping=vmap make the steps of a CPU several times slower")
-    if config.optimizer.milestones and config.optimizer.milestones[0] >= config.epochs:
-        console.warn(f"the learning rate never decays: {config.epochs} epochs end before config.optimizer.milestones")
+    steps = (
+        f"{_plural(program.epochs, 'epoch')} of {_plural(program.steps_per_epoch, 'step')}, batch {config.batch_size}"
+    )
+    images = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
     console.summary(
         {
-            "data": f"{dataset.name}, {len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test "
-            f"images, {dataset.num_classes} classes",
-            "networks": f"{' and '.join(networks)} parameters{extra}",
+            "data": f"{dataset.name}, {images}, {dataset.num_classes} classes",
+            "networks": _networks(config, program),
             "method": f"{config.method}: {weights}; views {config.views}, mix {config.mix.kind}",
-            "recipe": f"{program.epochs} epochs of {program.steps_per_epoch} steps, batch {program.batch_size}, "
-            f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
-            "device": f"{device.device_kind} ({device.platform}), {config.precision}, {config.mapping}, "
-            f"{program.steps_per_call} steps per call",
+            "recipe": f"{steps}, learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
+            "device": f"{_device(config)}, {_plural(program.steps_per_call, 'step')} per call",
             "run": str(workdir),
         }
     )
+    if config.optimizer.milestones and config.optimizer.milestones[0] >= config.epochs:
+        console.warn(f"the learning rate never decays: {config.epochs} epochs end before config.optimizer.milestones")
+
+
+def _networks(config: ConfigDict, program: Program) -> str:
+    params = jax.eval_shape(program.init).state.params
+    pairs = zip(configuration.peer_names(config), params["peers"], strict=True)
+    sizes = [f"{name}, {_count(tree):,} parameters" for name, tree in pairs]
+    networks = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "; ".join(sizes)
+    own = _count(params["method"])
+    return f"{networks}; the method's own: {own:,}" if own else networks
+
+
+def _device(config: ConfigDict) -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind}, {config.precision}"
+    if config.steps_per_call > 1 or config.mapping == "vmap":
+        console.warn("steps_per_call > 1 and mapping=vmap make the steps of a CPU several times slower")
+    return "cpu, bfloat16" if config.precision == "bfloat16" else "cpu, float32"
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _count(params: Any) -> int:

@@ -373,7 +373,8 @@ def test_missing_data_set_says_how_to_get_it(call, tmp_path):
         call("cifar100", str(tmp_path))
     assert one_line(error) == (
         f"CIFAR-100 not found in {tmp_path.resolve()}; run `python -m cutnmix_jax.data prepare --dataset=cifar100 "
-        f"--data_dir={tmp_path}` (with --archive=cifar-100-binary.tar.gz where there is no network)"
+        f"--data_dir={tmp_path}` (with --archive=cifar-100-binary.tar.gz where there is no network); "
+        "if it lies elsewhere, name the folder by data_dir or TFDS_DATA_DIR"
     )
 
 

@@ -124,7 +124,13 @@ def test_a_run_leaves_the_promised_files(finished):
         "samples.png",
         "curves.png",
     }
-    for said in ("digits, 64 training and 30 test images", "tests.tiny:Tiny", "1 ce + 0.6 dml", "epoch 3/3", "last"):
+    for said in (
+        "digits, 64 training and 30 test images",
+        "2 x tests.tiny:Tiny, 250 parameters",
+        "1 ce + 0.6 dml",
+        "epoch 3/3",
+        "last",
+    ):
         assert said in out
     for picture in ("samples.png", "curves.png"):
         assert imread(workdir / picture).std() > 0.05

@@ -109,7 +109,8 @@ def require(source: Source, data_dir: str) -> Path:
         command = f"python -m cutnmix_jax.data prepare --dataset={source.name}"
         command += f" --data_dir={data_dir}" if data_dir else ""
         offline = f"with --archive={source.archive} where there is no network"
-        raise DataError(f"{source.title} not found in {root(data_dir)}; run `{command}` ({offline})")
+        where = "if it lies elsewhere, name the folder by data_dir or TFDS_DATA_DIR"
+        raise DataError(f"{source.title} not found in {root(data_dir)}; run `{command}` ({offline}); {where}")
     return folder
 
 

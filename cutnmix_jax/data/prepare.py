@@ -176,8 +176,9 @@ def _wrong(source: _tfds.Source, split: str, read: _tfds.Split) -> str:
     classes, counts = np.unique(read.labels, return_counts=True)
     if classes.tolist() != list(range(source.num_classes)):
         return f"the {split} labels are not 0 to {source.num_classes - 1}"
-    if len(set(counts.tolist())) != 1:
-        return f"the {split} classes have {counts.min()} to {counts.max()} images, not equally many"
+    sizes = set(counts.tolist())
+    if len(sizes) != 1:
+        return f"the {split} classes have {min(sizes)} to {max(sizes)} images, not equally many"
     return ""
 
 
