@@ -221,6 +221,19 @@ def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number, step):
     chex.assert_trees_all_equal(saved_in(tmp_path, TINY), saved_in(finished[0], TINY))
 
 
+def test_an_nnx_network_trains_and_continues_with_the_same_dropout(tmp_path):
+    nnx = [*TINY, "--config.backbone.name=tests.tiny:TinyNNX"]
+    assert main.main([*nnx, f"--workdir={tmp_path / 'whole'}"]) == 0
+    undo = at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main.main([*nnx, f"--workdir={tmp_path / 'stopped'}"]) == 75
+    finally:
+        undo()
+    assert main.main([*nnx, f"--workdir={tmp_path / 'stopped'}"]) == 0
+    chex.assert_trees_all_equal(saved_in(tmp_path / "whole", nnx), saved_in(tmp_path / "stopped", nnx))
+    assert rows_of(tmp_path / "whole", timings=False) == rows_of(tmp_path / "stopped", timings=False)
+
+
 def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
     wild = [*TINY, "--config.optimizer.learning_rate=1e6", f"--workdir={tmp_path}"]
     assert main.main(wild) == 5

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax import nnx
 
 
 class Tiny(nn.Module):
@@ -21,3 +22,17 @@ class Tiny(nn.Module):
 def wide(num_classes):
     """The same with other shapes, a second architecture."""
     return Tiny(num_classes, width=9)
+
+
+class TinyNNX(nnx.Module):
+    """The same in NNX, with dropout, and logits alone."""
+
+    def __init__(self, num_classes, rngs):
+        self.conv = nnx.Conv(3, 6, (3, 3), strides=4, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.head = nnx.Linear(6, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        x = nnx.relu(self.norm(self.conv(images)))
+        return self.head(self.dropout(x.mean(axis=(1, 2))))
