@@ -295,11 +295,6 @@ def test_a_config_json_that_is_not_this_runs_is_left_alone(text, tmp_path, capsy
     assert (tmp_path / "config.json").read_bytes() == text.encode("latin-1")
 
 
-def test_a_run_that_saved_nothing_may_begin_again_with_other_fields(tmp_path, capsys):
-    assert main.main([*TINY, "--config.optimizer.learning_rate=1e6", f"--workdir={tmp_path}"]) == 5
-    assert main.main([*TINY, "--config.epochs=1", f"--workdir={tmp_path}"]) == 0
-
-
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "samples.png", "metrics.jsonl"])
 def test_something_in_the_way_is_one_line(name, tmp_path, capsys):
     if name in ("checkpoints", "tensorboard"):
@@ -322,7 +317,8 @@ def test_a_second_signal_stops_at_once(tmp_path, capsys):
     finally:
         undo()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 0
+    # Nothing was saved, so nothing is lost by beginning again with other fields.
+    assert main.main([*TINY, "--config.epochs=1", f"--workdir={tmp_path}"]) == 0
 
 
 def test_steps_per_call_and_mapping_reach_the_same_place(finished, tmp_path):
