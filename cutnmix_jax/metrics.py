@@ -70,7 +70,9 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
+    if not (here / ".git").exists():  # installed; a repository further up would be somebody else's
+        return ""
     try:
         answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

@@ -5,14 +5,13 @@ import math
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import console, data, metrics, pictures, step
+from cutnmix_jax import console, data, metrics, pictures, step, summary
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.errors import CheckpointError, DivergedError, StoppedError, UsageError
@@ -48,7 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         console.table(results)
         print(f"finished before: {workdir}", flush=True)
         return
-    _summarise(config, dataset, program, workdir)
+    summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
 
     # What was saved, if anything.
@@ -210,50 +209,3 @@ def _draw_first_batch(path: Path, program: Program, dataset: Dataset) -> None:
     batch_key, _ = jax.random.split(step.step_key(program.key, 0))
     batch, how = jax.jit(program.make_batch)(batch_key, program.train_data, index)
     pictures.samples(path, batch, how, dataset)
-
-
-def _summarise(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) -> None:
-    """Says what is about to be trained, on what, and where it is kept."""
-    weights = " + ".join(f"{weight:g} {name}" for name, weight in config.weights.items() if weight)
-    steps = (
-        f"{_plural(program.epochs, 'epoch')} of {_plural(program.steps_per_epoch, 'step')}, batch {config.batch_size}"
-    )
-    images = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
-    console.summary(
-        {
-            "data": f"{dataset.name}, {images}, {dataset.num_classes} classes",
-            "networks": _networks(config, program),
-            "method": f"{config.method}: {weights}; views {config.views}, mix {config.mix.kind}",
-            "recipe": f"{steps}, learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
-            "device": f"{_device(config)}, {_plural(program.steps_per_call, 'step')} per call",
-            "run": str(workdir),
-        }
-    )
-    if config.optimizer.milestones and config.optimizer.milestones[0] >= config.epochs:
-        console.warn(f"the learning rate never decays: {config.epochs} epochs end before config.optimizer.milestones")
-
-
-def _networks(config: ConfigDict, program: Program) -> str:
-    params = jax.eval_shape(program.init).state.params
-    pairs = zip(configuration.peer_names(config), params["peers"], strict=True)
-    sizes = [f"{name}, {_count(tree):,} parameters" for name, tree in pairs]
-    networks = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "; ".join(sizes)
-    own = _count(params["method"])
-    return f"{networks}; the method's own: {own:,}" if own else networks
-
-
-def _device(config: ConfigDict) -> str:
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind}, {config.precision}"
-    if config.steps_per_call > 1 or config.mapping == "vmap":
-        console.warn("steps_per_call > 1 and mapping=vmap make the steps of a CPU several times slower")
-    return "cpu, bfloat16" if config.precision == "bfloat16" else "cpu, float32"
-
-
-def _plural(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
-
-
-def _count(params: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -20,6 +20,7 @@ FLOORS = [
     {"step"},
     {"evaluate", "config"},
     {"program"},
+    {"summary"},
     {"train"},
     {"main"},
 ]
