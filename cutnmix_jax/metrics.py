@@ -15,18 +15,23 @@ import jax
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from cutnmix_jax import __version__
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.types import Dataset
 
 Row = dict[str, Any]  # one line of metrics.jsonl
 
-_PACKAGES = ("cutnmix-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a file whole or not at all."""
+    _write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -57,16 +62,8 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a clone, not installed
-            if package == "cutnmix-jax":
-                from cutnmix_jax import __version__
-
-                found[package] = __version__
-    return found
+    ours = {"python": platform.python_version(), "cutnmix-jax": __version__}  # a clone need not be installed
+    return ours | {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 
 def _commit() -> str:
@@ -95,9 +92,7 @@ class Metrics:
             raise CheckpointError(
                 f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
             )
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        temporary.replace(self._path)
+        _write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1, write_to_disk=True)
 
     def append(self, row: Row) -> None:

@@ -45,9 +45,11 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     """Makes the programs of a run; nothing is compiled before it is called."""
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     names = configuration.peer_names(config)
-    networks = [backbones.load(name, dataset.num_classes, dtype) for name in names]
-    spec = Spec(dataset.num_classes, tuple(map(_feature_size, networks)), len(dataset.train_labels))
-    joined = peers.make(networks, config.mapping)
+    # Each architecture once: tracing a deep network takes a second, and peers of one kind share its functions.
+    networks = {name: backbones.load(name, dataset.num_classes, dtype) for name in set(names)}
+    sizes = {name: _feature_size(network) for name, network in networks.items()}
+    spec = Spec(dataset.num_classes, tuple(sizes[name] for name in names), len(dataset.train_labels))
+    joined = peers.make([networks[name] for name in names], config.mapping)
     method = configuration.make_method(config)
     step.check_weights(config.weights, method, spec)
     optimizer = optim.sgd(config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov)
