@@ -109,7 +109,7 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
                 "weight_decay": 5e-4,  # on every parameter, as in the lineage's single parameter group
             },
             "eval_batch_size": 500,  # speed only
-            "steps_per_call": 0,  # training steps per compiled call; 0: 1 on a CPU, where loops are slow, else 50
+            "steps_per_call": 0,  # training steps per compiled call of a GPU, 0: 50; a CPU does one, its loops are slow
             "checkpoint": {
                 "every_epochs": 1,  # saved besides when training is stopped by a signal
                 "keep": 3,  # older ones to fall back on

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cutnmix_jax.backbones.batch_norm import BatchNorm
+
 # Untruncated: "normal" is PyTorch's kaiming_normal_ with the gain of ReLU.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -56,12 +58,24 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
     )
-    return layer(x)
+    return layer(kept(x))
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, computed once and stored; for what is read more than once.
+
+    Without it XLA computes an activation again, and all that led to it since the last convolution, wherever the
+    gradients of a CPU read it in another order: in a residual network the whole stage, for each of its blocks. A GPU
+    stores the input of a convolution anyway.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 def norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
     """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(x)
+    if train:
+        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype)(x)
+    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype)(x)
 
 
 def pool_all(x: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cutnmix_jax.backbones.layers import LINEAR_KERNEL, conv, linear_bias, norm, pool_all
+from cutnmix_jax.backbones.layers import LINEAR_KERNEL, conv, kept, linear_bias, norm, pool_all
 
 __all__ = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8"]
 
@@ -32,6 +32,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = kept(x)
         y = nn.relu(norm(conv(x, self.planes, 3, self.stride, dtype=self.dtype), train, self.dtype))
         y = norm(conv(y, self.planes, 3, dtype=self.dtype), train, self.dtype)
         return nn.relu(y + shortcut(x, self.planes, self.stride, train, self.dtype))
@@ -50,6 +51,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = kept(x)
         inner = self.planes * self.width_per_group // 64
         y = nn.relu(norm(conv(x, inner, 1, dtype=self.dtype), train, self.dtype))
         y = nn.relu(norm(conv(y, inner, 3, self.stride, dtype=self.dtype), train, self.dtype))
