@@ -1,5 +1,6 @@
 """Trains a run: `python -m cutnmix_jax.main --config=configs/resnet110.py[:dataset,method]`."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/quickstart.py
   python -m cutnmix_jax.main --config=configs/resnet110.py:cifar10,dml
   python -m cutnmix_jax.main --config=configs/resnet32.py --config.seed=96 --config.epochs=2 --workdir=runs/trial
+  python -m cutnmix_jax.main --config=configs/resnet32.py --seeds=95,96,97
 
 The same command again continues a run that was stopped. Fields: configs/common.py.
 Exit codes: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a signal and saved."""
@@ -25,6 +27,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
     parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
+    parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
     known, overrides = parser.parse_known_args(arguments)
     if known.field is not None:
         raise UsageError("--config.FIELD stands for any field of configs/common.py, as --config.seed=96")
@@ -36,6 +39,8 @@ def _run(arguments: Sequence[str]) -> None:
     from cutnmix_jax import config, train
 
     run_config = config.from_flags(known.config, overrides)
+    if known.seeds is not None:
+        return _run_seeds(known, overrides)
     try:
         train.run(run_config, Path(known.workdir) if known.workdir else config.default_workdir(run_config))
     except OSError as error:
@@ -48,6 +53,20 @@ def _run(arguments: Sequence[str]) -> None:
         raise UsageError(
             "the device has too little memory; lower config.batch_size or config.eval_batch_size"
         ) from error
+
+
+def _run_seeds(known: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from cutnmix_jax import config, seeds
+
+    if any(override.partition("=")[0] == "--config.seed" for override in overrides):
+        raise UsageError("--seeds and --config.seed: leave one of them out")
+    commands, workdirs = {}, {}
+    for seed in seeds.parse(known.seeds):
+        fields = [*overrides, f"--config.seed={seed}"]
+        default = config.default_workdir(config.from_flags(known.config, fields))
+        workdirs[seed] = Path(known.workdir, default.name) if known.workdir else default
+        commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
+    seeds.run(commands, workdirs)
 
 
 if __name__ == "__main__":

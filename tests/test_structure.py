@@ -22,6 +22,7 @@ FLOORS = [
     {"program"},
     {"summary"},
     {"train"},
+    {"seeds"},
     {"main"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,78 @@
+"""Several seeds at once are the runs that they are alone."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import pytest
+
+from cutnmix_jax import main, seeds
+from cutnmix_jax.errors import UsageError
+from tests.test_run import ROOT, TINY, rows_of, saved_in, start, wait_for
+
+
+@pytest.mark.parametrize("text", ["", "95,", "95,x", "95,95", "9.5"])
+def test_what_are_no_seeds(text):
+    with pytest.raises(UsageError, match="whole numbers"):
+        seeds.parse(text)
+
+
+def test_a_seed_of_the_configuration_beside_seeds(capsys):
+    assert main.main([*TINY, "--seeds=1,2", "--config.seed=3"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_what_one_seed_cannot_do_is_said_once(capsys, tmp_path):
+    assert main.main([*TINY, "--seeds=1,-2", f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_at_once_equal_seeds_alone(tmp_path):
+    done = start([*TINY, "--seeds=1,2"], tmp_path / "together")
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    assert {line[:8] for line in out.splitlines() if " | " in line} == {"seed 1 |", "seed 2 |"}
+    accuracies = []
+    for seed in (1, 2):
+        together, alone = tmp_path / "together" / f"seed{seed}", tmp_path / str(seed)
+        arguments = [*TINY, f"--config.seed={seed}"]
+        assert main.main([*arguments, f"--workdir={alone}"]) == 0
+        assert rows_of(together, timings=False) == rows_of(alone, timings=False)
+        chex.assert_trees_all_equal(saved_in(together, arguments), saved_in(alone, arguments))
+        accuracies.append(json.loads((together / "results.json").read_text())["last"]["accuracy"])
+    mean = 50 * sum(accuracies)
+    spread = 100 * abs(accuracies[0] - accuracies[1]) / 2**0.5
+    assert f"mean {mean:.2f}, standard deviation {spread:.2f} (n - 1), n 2" in out
+
+
+def test_a_signal_stops_and_saves_all_of_them(tmp_path):
+    arguments = [*TINY, "--seeds=1,2", "--config.epochs=100000"]
+    process = start(arguments, tmp_path)
+    folders = [tmp_path / "seed1", tmp_path / "seed2"]
+    wait_for(lambda: all((folder / "metrics.jsonl").exists() and rows_of(folder) for folder in folders))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert err.splitlines()[-1] == "stopped and saved: seeds 1, 2; the same command continues"
+    for folder in folders:
+        assert any((folder / "checkpoints").iterdir())
+
+
+def test_one_that_fails_does_not_end_the_others(tmp_path):
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1" / "config.json").write_text("{")
+    process = start([*TINY, "--seeds=1,2"], tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 4
+    assert "seed 1 | error: " in out
+    assert err.splitlines()[-1] == "error: seed 1 ended with exit code 4; see its lines above"
+    assert (tmp_path / "seed2" / "results.json").exists()
+
+
+def test_help_names_it():
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--help"]
+    assert "--seeds" in subprocess.run(command, cwd=Path(ROOT), capture_output=True, text=True, check=True).stdout
