@@ -1,0 +1,1 @@
+"""Measures the speed of training; `scripts/bench` is its command."""

@@ -1,0 +1,150 @@
+"""Measures the speed of training, ours and PyTorch's.
+
+  scripts/bench --backbone=resnet32                                   one program
+  scripts/bench --backbone=resnet32 --bare                            beside forward, backward and SGD alone
+  scripts/bench --backbone=resnet8 --sweep num_peers=1,2,4            over the values of a field
+  scripts/bench --backbone=resnet32 --vs-torch --steps=8              beside PyTorch, taking turns
+  scripts/bench --suite=gpu                                           all that a GPU should be asked
+  scripts/bench --suite=growth                                        how time and memory grow, with a picture
+
+Any field of the configuration can follow, as --config.batch_size=128 --config.mapping=vmap --config.precision=bfloat16
+--config.steps_per_call=50. The last line is JSON. Images are made up; nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cutnmix_jax import config
+from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.errors import UsageError, exit_code_of
+from scripts.benchmark import jax_side, reference, report, run, suites
+
+GATE = {"batch_size": 16, "precision": "float32"}
+GATE_STEPS, GATE_RATE = 20, 2e-5  # at the recipe's rate our own program on two versions of XLA is apart by 3e-3
+
+
+def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line, and the overridden fields."""
+    parser = argparse.ArgumentParser(
+        "scripts/bench", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="resnet32", help="a file of configs/")
+    parser.add_argument("--method", default="cutnmix", help="a row of configs/common.py")
+    parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
+    parser.add_argument("--steps", type=int, default=8, help="of each measurement; 200 on a GPU")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--images", type=int, default=50_000, help="in the training set")
+    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, to show the share of it")
+    parser.add_argument("--bare", action="store_true", help="also forward, backward and SGD alone")
+    parser.add_argument("--sweep", metavar="FIELD=A,B,...", help="a field of the configuration, or classes or images")
+    parser.add_argument(
+        "--vs-torch", action="store_true", help="also PyTorch; see CONTRIBUTING.md for its installation"
+    )
+    parser.add_argument("--tiers", help="of PyTorch: A, B, C, Cmax (A,B; on a GPU A,B,C)")
+    parser.add_argument("--trace", metavar="DIR", help="write a profile and nothing else")
+    parser.add_argument("--suite", choices=("gpu", "growth"))
+    parser.add_argument("--backbones", help="of --suite, instead of all")
+    parser.add_argument("--budget", type=float, default=520.0, help="seconds that --suite=gpu may take")
+    parser.add_argument("--json", metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it")
+    known, rest = parser.parse_known_args()
+    fields = {}
+    for text in rest:
+        name, equals, value = text.removeprefix("--config.").partition("=")
+        if not text.startswith("--config.") or not equals:
+            raise UsageError(f"unknown argument {text!r}; see --help")
+        fields[name] = value
+    return known, {"backbone": known.backbone, "method": known.method} | fields
+
+
+def gate(fields: dict[str, Any]) -> dict[str, float]:
+    """Compares our losses with PyTorch's, before their speeds mean anything.
+
+    Raises:
+      UsageError: they differ, or PyTorch is not there.
+    """
+    python = run.torch_python()
+    if subprocess.run([python, "-c", "import torch, PIL"], capture_output=True, check=False).returncode:
+        raise UsageError(
+            f"{python} has no PyTorch; python3 -m venv .venv-torch && "
+            ".venv-torch/bin/pip install -r scripts/bench_torch/requirements.txt"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.npz"
+        spec = run.spec_of(fields | GATE)
+        reference.write(path, config.from_flags(spec["config"], spec["overrides"]), GATE_STEPS, 100, GATE_RATE)
+        command = [python, "-m", "scripts.bench_torch.parity", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UsageError(f"no comparison with PyTorch: {(done.stderr.splitlines() or ['?'])[-1]}")
+    found = json.loads(done.stdout)
+    if not found["passed"]:
+        raise UsageError(f"PyTorch computes something else: losses apart by {found['first']:.1e}, {found['most']:.1e}")
+    return found
+
+
+def values_of(text: str) -> list[str]:
+    """The values of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+    """One program, or several in turn, or several one after another."""
+    size = {"classes": known.classes, "images": known.images}
+    timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
+    if known.sweep:
+        name, _, values = known.sweep.partition("=")
+        found = suites.sweep(name, values_of(values), fields, size, timing)
+        title = f"{fields['backbone']}, {fields['method']}, over {name}"
+        report.table({f"{name}={value}": one for value, one in found.items()}, title)
+        return {"sweep": name, "found": found}
+    programs = {"ours": (run.spec_of(fields, **size), None)}
+    result: dict[str, Any] = {}
+    if known.bare:
+        programs["bare"] = (run.spec_of(fields, bare=True, **size), None)
+    if known.vs_torch:
+        result["gate"] = gate(fields)
+        print(f"gate: losses apart by {result['gate']['first']:.1e} in the first of {GATE_STEPS} steps, by "
+              f"{result['gate']['most']:.1e} at most", flush=True)  # fmt: skip
+        tiers = values_of(known.tiers) if known.tiers else suites.default_tiers()
+        programs |= {f"torch {tier}": (run.spec_of(fields, **size), tier) for tier in tiers}
+    found = run.in_turn(programs, **timing)
+    report.table(found, f"{fields['backbone']}, {fields['method']}")
+    result |= {"found": found, "times_faster": report.ratios(found, "ours")}
+    for name, ratio in result["times_faster"].items():
+        print(
+            f"ours is {ratio['median']:.2f} times as fast as {name} (from {ratio['least']:.2f} to {ratio['most']:.2f})"
+        )
+    return result
+
+
+def main() -> None:
+    """Measures what the command line says, prints a table and a line of JSON."""
+    known, fields = arguments()
+    spec = run.spec_of(fields)
+    run_config = config.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
+    for tier in values_of(known.tiers or ""):
+        if tier not in run.TIERS:
+            raise UsageError(f"--tiers: no tier {tier!r}; they are {', '.join(run.TIERS)}")
+    if known.trace:
+        jax_side.trace(spec | {"images": known.images, "classes": known.classes}, known.trace, known.steps)
+        print(f"profile: {known.trace}")
+        return
+    if known.suite:
+        backbones = values_of(known.backbones or "")
+        result = suites.SUITES[known.suite](known, backbones)
+    else:
+        set_up_jax(run_config.precision)
+        result = measured(known, fields)
+    result = {"command": " ".join(["scripts/bench", *sys.argv[1:]])} | result
+    if known.json:
+        Path(known.json).write_text(json.dumps(result, indent=1) + "\n")
+    print(report.line(result))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,142 @@
+"""A worker with our program: the whole training step, or the bare one, forward, backward and SGD and nothing else."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax import backbones, config, losses, metrics, optim, peers, program, step
+from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.types import Dataset, Tree
+from scripts.benchmark import flops, worker
+
+WARM_UP = 2  # calls; the first after compiling may be slower
+
+
+def made_up(num_images: int, num_classes: int) -> Dataset:
+    """Random images in the shape of CIFAR."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, num_classes, num_images).astype(np.int32)
+    names = tuple(map(str, range(num_classes)))
+    third = np.full(3, 1 / 3, np.float32)
+    return Dataset("made up", images, labels, images[:64], labels[:64], names, third, third, True)
+
+
+def whole(made: program.Program) -> tuple[Any, Tree, tuple, int]:
+    """The function of the real program, what it carries, its other arguments and its steps."""
+    order = step.epoch_order(made.key, 0, len(made.train_data.labels))
+    state, totals, _ = made.init()
+    rest = (made.train_data, order, jnp.float32(0.01), jnp.int32(made.steps_per_call), made.key)
+    return made.train, (state, totals), rest, made.steps_per_call
+
+
+def bare(run_config: Any, num_classes: int) -> tuple[Any, Tree, tuple, int]:
+    """The same for forward, backward and SGD on images that are there already."""
+    names = config.peer_names(run_config)
+    dtype = jnp.bfloat16 if run_config.precision == "bfloat16" else jnp.float32
+    joined = peers.make([backbones.load(name, num_classes, dtype) for name in names], run_config.mapping)
+    optimizer = optim.sgd(0.9, 5e-4, True)
+    images = jax.random.normal(jax.random.key(1), (len(names), run_config.batch_size, 32, 32, 3))
+    targets = jax.nn.one_hot(jnp.arange(run_config.batch_size) % num_classes, num_classes)
+    params, stats = jax.jit(joined.init)(jax.random.key(0))
+
+    def one(params: Tree, stats: Tree, opt_state: Tree, images: jax.Array, targets: jax.Array) -> Tree:
+        def loss(params: Tree) -> tuple[jax.Array, Tree]:
+            outputs, new = joined.forward(params, stats, images, True, jax.random.key(0))
+            each = [losses.soft_cross_entropy(out.logits, targets).mean() for out in outputs]
+            return jnp.stack(each).sum(), new
+
+        grads, new = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optim.apply(params, updates, jnp.float32(0.01)), new, opt_state
+
+    return jax.jit(one, donate_argnums=(0, 1, 2)), (params, stats, optimizer.init(params)), (images, targets), 1
+
+
+def kernels(hlo: str) -> int | None:
+    """Kernels of a step on a GPU, from its compiled program: what is not bookkeeping in its largest loop, or in all."""
+    if jax.default_backend() != "gpu":
+        return None
+    bodies = re.split(r"\n\n", hlo)
+    inner = {name for text in bodies for name in re.findall(r"body=%?([\w.\-]+)", text)}
+    counted = {}
+    for text in bodies:
+        name = re.match(r"\s*(?:ENTRY )?%?([\w.\-]+)", text)
+        if name:
+            counted[name.group(1)] = len(
+                re.findall(
+                    r"= (?:\([^)]*\)|\S+) (?:fusion|custom-call|convolution|dot|copy|sort|reduce|scatter|rng-\w+)\(",
+                    text,
+                )
+            )
+    loops = [counted[name] for name in inner if name in counted]
+    return max(loops, default=0) or max(counted.values(), default=0)
+
+
+def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callable[[], dict[str, Any]]]:
+    """Compiles twice, without and with what the first time left in the cache, and warms up.
+
+    The cache is where JAX_COMPILATION_CACHE_DIR says; a new folder makes the first time a cold one.
+    """
+    run_config = config.from_flags(spec["config"], spec["overrides"])
+    set_up_jax(run_config.precision)
+    made = program.assemble(run_config, made_up(spec["images"], spec["classes"]))
+    function, carry, rest, per_call = bare(run_config, spec["classes"]) if spec["bare"] else whole(made)
+    begun = time.perf_counter()
+    traced = function.trace(*carry, *rest)
+    lowered = traced.lower()
+    lowered_at = time.perf_counter()
+    lowered.compile()
+    compiled_at = time.perf_counter()
+    jax.clear_caches()
+    lowered = function.lower(*carry, *rest)
+    again_at = time.perf_counter()
+    compiled = lowered.compile()
+    cached_at = time.perf_counter()
+    memory = compiled.memory_analysis()
+
+    def call(steps: int) -> None:
+        nonlocal carry
+        for _ in range(max(1, steps // per_call)):
+            carry = compiled(*carry, *rest)
+        jax.block_until_ready(carry)
+
+    call(WARM_UP * per_call)
+    found = {
+        "steps_per_call": per_call,
+        "trace_s": lowered_at - begun,
+        "compile_cold_s": compiled_at - lowered_at,
+        "compile_cached_s": cached_at - again_at,
+        "memory_mib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
+        "gflop_per_step": flops.count(traced.jaxpr) / 1e9,
+        "kernels_per_step": kernels(compiled.as_text()),
+        "device": jax.devices()[0].device_kind,
+        "versions": metrics.versions(),
+    }
+    # What is left over after whole calls is not done, and not counted.
+    return found, lambda steps: worker.timed(call, steps) * steps / (max(1, steps // per_call) * per_call), after
+
+
+def after() -> dict[str, Any]:
+    """The most memory that was in use at once, where the device tells."""
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {"peak_memory_mib": peak / 2**20 if peak else None}
+
+
+def trace(spec: dict[str, Any], folder: str, steps: int) -> None:
+    """Writes a profile of some steps for Perfetto or TensorBoard."""
+    _, window, _ = prepare(spec)
+    with jax.profiler.trace(folder, create_perfetto_trace=True):
+        window(steps)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        worker.serve(prepare)

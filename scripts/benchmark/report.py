@@ -1,0 +1,98 @@
+"""What was measured as a table, a line of JSON and a picture."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+Found = dict[str, Any]
+
+# A column's title, and what it shows of one measurement.
+COLUMNS = {
+    "ms per step": ("step_ms", ".1f"),
+    "std": ("step_ms_std", ".1f"),
+    "peer-images/s": ("peer_images_per_second", ",.0f"),
+    "compile s": ("compile_cold_s", ".1f"),
+    "cached s": ("compile_cached_s", ".1f"),
+    "memory MiB": ("memory_mib", ",.0f"),
+    "peak MiB": ("peak_memory_mib", ",.0f"),
+    "TFLOP/s": ("tflops", ".3f"),
+    "% of peak": ("percent_of_peak", ".1f"),
+    "kernels": ("kernels_per_step", "d"),
+}
+_COLORS = ("#0072B2", "#D55E00")  # told apart by the colour-blind too
+
+
+def timing(seconds: Sequence[float], steps: int) -> Found:
+    """Median, mean and deviation (n - 1) of windows of some steps, in milliseconds per step."""
+    each = [1000 * value / steps for value in seconds]
+    return {
+        "step_ms": statistics.median(each),
+        "step_ms_mean": statistics.fmean(each),
+        "step_ms_std": statistics.stdev(each) if len(each) > 1 else None,
+        "windows": len(each),
+        "steps_per_window": steps,
+    }
+
+
+def table(found: Mapping[str, Found], title: str) -> None:
+    """Prints the measurements one below the other, with those columns that have anything to show."""
+    columns = {
+        name: field for name, field in COLUMNS.items() if any(one.get(field[0]) is not None for one in found.values())
+    }
+    failed = any("error" in one for one in found.values())
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("")
+    for name in columns:
+        shown.add_column(name, justify="right")
+    if failed:
+        shown.add_column("not measured", overflow="fold")
+    for name, one in found.items():
+        cells = ["" if one.get(key) is None else format(one[key], form) for key, form in columns.values()]
+        shown.add_row(name, *cells, *([one.get("error", "")] if failed else []))
+    Console(width=max(100, Console().width)).print(shown)
+
+
+def ratios(found: Mapping[str, Found], ours: str) -> dict[str, Found]:
+    """How many times faster ours is than each of the others, window by window: median, least and most."""
+    mine = found[ours].get("window_ms", [])
+    against = {}
+    for name, one in found.items():
+        if name != ours and one.get("window_ms") and mine:
+            each = [other / own for own, other in zip(mine, one["window_ms"], strict=True)]
+            against[name] = {"median": statistics.median(each), "least": min(each), "most": max(each)}
+    return against
+
+
+def line(what: Mapping[str, Any]) -> str:
+    """One line of JSON, numbers to five digits."""
+    return json.dumps(json.loads(json.dumps(what), parse_float=lambda text: float(f"{float(text):.5g}")))
+
+
+def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], title: str) -> None:
+    """Draws step time and memory over each swept value, with the line that is proportional to it from the largest on.
+
+    Args:
+      path: of the .png file.
+      sweeps: what was swept -> its values -> what was measured.
+      title: above all.
+    """
+    figure = Figure(figsize=(3.2 * len(sweeps), 5.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, len(sweeps), squeeze=False)
+    for column, (name, found) in enumerate(sweeps.items()):
+        values = sorted(value for value, one in found.items() if "error" not in one)
+        for row, (key, label) in enumerate((("step_ms", "ms per step"), ("memory_mib", "memory, MiB"))):
+            axis, measured = axes[row][column], [found[value][key] for value in values]
+            axis.plot(values, measured, "o-", color=_COLORS[0], label="measured")
+            proportional = [measured[-1] * value / values[-1] for value in values]
+            axis.plot(values, proportional, "--", color=_COLORS[1], label="proportional")
+            axis.set(xlabel=name, ylabel=label, xscale="log", yscale="log")
+            axis.grid(alpha=0.3, which="both")
+    axes[0][0].legend()
+    figure.savefig(path, dpi=110)

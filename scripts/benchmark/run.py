@@ -1,0 +1,113 @@
+"""Measurements as functions: one program, several in turn, many of them one after another."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cutnmix_jax import config
+from scripts.benchmark import reference, report, worker
+
+TIERS = ("A", "B", "C", "Cmax")
+_ROOT = Path(__file__).parents[2]
+
+
+def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 100, images: int = 50_000) -> dict:
+    """What a worker with our program is told.
+
+    Args:
+      overrides: `backbone` and `method`, and fields of the configuration.
+      bare: only forward, backward and SGD.
+      classes: K.
+      images: how many the training set has.
+    """
+    fields = [f"--config.{name}={value}" for name, value in overrides.items() if name not in ("backbone", "method")]
+    # The recipe is the same for all networks, and not every network has a file.
+    file = f"configs/resnet32.py:cifar100,{overrides.get('method', 'cutnmix')}"
+    network = f"--config.backbone.name={overrides['backbone']}"
+    return {"config": file, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
+
+
+def torch_python() -> str:
+    """The interpreter that has PyTorch: $TORCH_PYTHON, else the one of `.venv-torch`, else this one."""
+    made = _ROOT / ".venv-torch" / "bin" / "python"
+    return os.environ.get("TORCH_PYTHON") or (str(made) if made.exists() else sys.executable)
+
+
+def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worker:
+    """Starts a worker: ours, or PyTorch's of a tier, which is told the same configuration."""
+    if tier is None:
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(dir=cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
+        } | spec.get("environment", {})
+        return worker.start("ours", sys.executable, "scripts.benchmark.jax_side", spec, environment)
+    told = reference.description(config.from_flags(spec["config"], spec["overrides"]), spec["classes"])
+    # Threads of PyTorch that wait actively would slow the other side down.
+    environment = {"OMP_WAIT_POLICY": "passive", "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
+    return worker.start(tier, torch_python(), "scripts.bench_torch", told | {"tier": tier}, environment)
+
+
+def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float) -> report.Found:
+    """What a worker said, and what follows from its times."""
+    run_config = config.from_flags(spec["config"], spec["overrides"])
+    found = found | report.timing(seconds, steps) | {"window_ms": [1000 * value / steps for value in seconds]}
+    images = len(config.peer_names(run_config)) * run_config.batch_size
+    found["peer_images_per_second"] = 1000 * images / found["step_ms"]
+    if gflop := found.get("gflop_per_step"):
+        found["tflops"] = gflop / found["step_ms"]
+        found["percent_of_peak"] = 100 * found["tflops"] / peak if peak else None
+    return found
+
+
+def in_turn(
+    programs: Mapping[str, tuple[Mapping[str, Any], str | None]], *, windows: int, steps: int, peak: float = 0.0
+) -> dict[str, report.Found]:
+    """Measures programs that take turns, a window each, after all of them are ready.
+
+    Args:
+      programs: a name -> what it trains, and the tier of PyTorch or None for ours.
+      windows: how many each has.
+      steps: of each window.
+      peak: TFLOP/s that the device can do, 0 if not known.
+
+    Returns:
+      A name -> what was measured, or an `error`.
+    """
+    found: dict[str, report.Found] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    with tempfile.TemporaryDirectory() as cache:
+        workers = {}
+        try:
+            for name, (spec, tier) in programs.items():  # one at a time: what compiles is timed too
+                workers[name] = start(spec, tier, cache)
+                found[name] = attempt(lambda ready=workers[name]: ready.ask())
+            for _ in range(windows):
+                for name, one in workers.items():
+                    if "error" not in found[name]:
+                        answer = attempt(lambda one=one: one.ask(steps=steps))
+                        if "error" in answer:
+                            found[name] = answer
+                        else:
+                            seconds[name].append(answer["seconds"])
+            for name, one in workers.items():
+                if "error" not in found[name]:
+                    found[name] |= attempt(lambda one=one: one.ask(after=True))
+        finally:
+            for one in workers.values():
+                one.close()
+    for name, (spec, _) in programs.items():
+        if "error" not in found[name]:
+            found[name] = completed(found[name], seconds[name], steps, spec, peak)
+    return found
+
+
+def attempt(ask: Callable[[], report.Found]) -> report.Found:
+    """An answer, or the error in its place."""
+    try:
+        return ask()
+    except worker.Failed as failed:
+        return {"error": str(failed)}

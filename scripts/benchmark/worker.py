@@ -1,0 +1,106 @@
+"""Programs to be timed, each in a process of its own, that take turns; the standard library alone.
+
+A worker prepares, says what it found, and then waits: for `{"steps": n}` it trains n steps and answers with the
+seconds, at the end of its input with nothing. Between its turns it does nothing, so several can be compared while the
+machine drifts. One line of JSON each way.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Window = Callable[[int], float]  # a number of steps -> the seconds that they took
+
+
+def serve(prepare: Callable[[dict[str, Any]], tuple[dict[str, Any], Window, Callable[[], dict[str, Any]]]]) -> None:
+    """The worker's side.
+
+    Args:
+      prepare: from what to measure, the first argument of the command, to what is known before timing, the function
+        that trains for some steps, and one that tells what is known after.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else is printed is no answer
+
+    def answer(**found: Any) -> None:
+        answers.write(json.dumps(found) + "\n")
+
+    try:
+        found, window, after = prepare(json.loads(sys.argv[1]))
+        answer(**found)
+        for line in sys.stdin:
+            asked = json.loads(line)
+            answer(**({"seconds": window(asked["steps"])} if "steps" in asked else after()))
+    except Exception as error:
+        answer(error=f"{type(error).__name__}: {error}"[:500])
+
+
+class Failed(Exception):
+    """A worker could not do what it was asked to; says why."""
+
+
+class Worker(NamedTuple):
+    """The other side: a process and what it was asked to measure."""
+
+    name: str
+    process: subprocess.Popen
+    log: Any
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends a request, if any, and waits for the answer.
+
+        Raises:
+          Failed: the worker failed, or ended.
+        """
+        assert self.process.stdin and self.process.stdout
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            if request:
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        found = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in found:
+            raise Failed(found["error"])
+        return found
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.communicate()
+        self.log.close()
+
+    def _last_words(self) -> str:
+        self.process.wait()
+        self.log.seek(0)
+        lines = [line for line in self.log.read().splitlines() if line.strip()]
+        return f"ended with {self.process.returncode}: {lines[-1][:300] if lines else 'no message'}"
+
+
+def start(
+    name: str, python: str, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Worker:
+    """Starts a worker; it prepares while the caller does other things."""
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by the worker
+    process = subprocess.Popen(
+        [python, "-m", module, json.dumps(spec)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=os.environ | dict(environment or {}),
+    )
+    return Worker(name, process, log)
+
+
+def timed(call: Callable[[int], None], steps: int) -> float:
+    """Seconds that a call with a number of steps takes; the call waits for its results."""
+    begun = time.perf_counter()
+    call(steps)
+    return time.perf_counter() - begun

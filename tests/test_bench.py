@@ -1,0 +1,142 @@
+"""What the benchmark counts and prints, and that it runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import backbones
+from scripts.benchmark import flops, jax_side, report, run, worker
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--backbone=tests.tiny:Tiny", "--windows=2", "--steps=2", "--images=200", "--classes=5"]
+
+
+def bench(*arguments):
+    command = [sys.executable, "-m", "scripts.benchmark", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_flops_of_products_and_convolutions():
+    def product(a, b):
+        return jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b))(a, b)
+
+    assert flops.count(jax.make_jaxpr(product)(jnp.ones((2, 3, 4)), jnp.ones((2, 4, 5)))) == 2 * 2 * 3 * 4 * 5
+
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 7))
+    forward = 2 * 2 * 4 * 4 * 9 * 3 * 7
+    assert flops.count(jax.make_jaxpr(conv)(x, w)) == forward
+    # The gradient of the kernel does the forward's work again; that of the image, but for its border, too.
+    kernel = flops.count(jax.make_jaxpr(jax.grad(lambda w: conv(x, w).sum()))(w))
+    assert kernel == 2 * forward
+    image = flops.count(jax.make_jaxpr(jax.grad(lambda x: conv(x, w).sum()))(x))
+    assert image == pytest.approx(2 * forward, rel=0.2)
+
+
+def test_flops_of_a_loop_are_those_of_one_turn():
+    def loop(a, n):
+        return jax.lax.fori_loop(0, n, lambda _, b: b @ a, a)
+
+    assert flops.count(jax.make_jaxpr(loop)(jnp.ones((4, 4)), 7)) == 2 * 4**3
+
+
+def test_flops_of_a_network_are_its_multiply_adds():
+    network = backbones.load("resnet32", 100)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    traced = jax.make_jaxpr(lambda v, x: network.apply(v, x, True)[0])(shapes, jnp.zeros((1, 32, 32, 3)))
+    assert flops.count(traced) == pytest.approx(2 * 69.13e6, rel=1e-3)
+
+
+def test_kernels_are_counted_in_the_loop(monkeypatch):
+    hlo = """HloModule m
+
+body.1 (p: f32[4]) -> f32[4] {
+  a.1 = f32[4]{0} fusion(p), kind=kLoop, calls=c
+  b.1 = (f32[4]{0}, u8[9]{0}) custom-call(a.1), custom_call_target="__cudnn$convForward"
+  t.1 = f32[4]{0} get-tuple-element(b.1), index=0
+}
+
+ENTRY main (p: f32[4]) -> f32[4] {
+  f.1 = f32[4]{0} fusion(p), kind=kLoop, calls=c
+  w.1 = f32[4]{0} while(f.1), condition=cond.1, body=body.1
+}
+"""
+    assert jax_side.kernels(hlo) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert jax_side.kernels(hlo) == 2
+
+
+def test_times_and_ratios():
+    assert report.timing([0.2, 0.4, 0.3], 100) == pytest.approx(
+        {"step_ms": 3.0, "step_ms_mean": 3.0, "step_ms_std": 1.0, "windows": 3, "steps_per_window": 100}
+    )
+    found = {"ours": {"window_ms": [1.0, 2.0]}, "other": {"window_ms": [3.0, 4.0]}, "failed": {"error": "no"}}
+    assert report.ratios(found, "ours") == {"other": {"median": 2.5, "least": 2.0, "most": 3.0}}
+    assert json.loads(report.line({"a": 1.23456789, "b": [2]})) == {"a": 1.2346, "b": [2]}
+
+
+def test_a_worker_says_why_it_failed():
+    one = worker.start("one", sys.executable, "scripts.benchmark.jax_side", run.spec_of({"backbone": "nothing"}))
+    with pytest.raises(worker.Failed, match="no backbone 'nothing'"):
+        one.ask()
+    one.close()
+    one = worker.start("two", sys.executable, "scripts.benchmark.no_such_module", {})
+    with pytest.raises(worker.Failed, match=r"ended with 1: .*no_such_module"):
+        one.ask()
+    one.close()
+
+
+def test_one_program_and_the_bare_one():
+    done = bench(*QUICK, "--bare", "--config.batch_size=8")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["found"]
+    for one in found.values():
+        assert one["windows"] == 2 and one["steps_per_window"] == 2
+        assert one["step_ms"] > 0 and one["compile_cold_s"] > 0 and one["memory_mib"] > 0
+        assert one["peer_images_per_second"] == pytest.approx(2 * 8 * 1000 / one["step_ms"], rel=1e-3)
+    # Two peers, forward and twice that backward, but for the gradient of the images.
+    conv, dense = 8 * 8 * 9 * 3 * 6, 6 * 5
+    assert found["bare"]["gflop_per_step"] * 1e9 == pytest.approx(2 * 8 * 2 * (2 * conv + 3 * dense), rel=1e-3)
+    assert "ours is" in done.stdout
+
+
+def test_growth_draws_a_picture(tmp_path):
+    sweeps = {"num_peers": {1: {"step_ms": 2.0, "memory_mib": 5.0}, 2: {"step_ms": 4.0, "memory_mib": 6.0}}}
+    report.growth_picture(tmp_path / "g.png", sweeps, "title")
+    assert (tmp_path / "g.png").stat().st_size > 5000
+
+
+def test_the_suite_names_what_it_could_not_measure(tmp_path):
+    path = tmp_path / "suite.json"
+    done = bench(
+        "--suite=gpu", "--backbones=tests.tiny:Tiny", "--tiers=D", f"--json={path}", "--windows=1", "--steps=1"
+    )
+    assert done.returncode == 2 and "no tier 'D'" in done.stderr
+    done = bench(
+        "--suite=gpu", "--backbones=tests.tiny:Tiny", "--tiers=B", f"--json={path}", "--windows=1", "--steps=1"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())["found"]
+    assert found["tests.tiny:Tiny"]["step_ms"] > 0
+    assert "tests.tiny:Tiny" in found["tests.tiny:Tiny, torch B"]["error"] or "torch" in str(found)
+
+
+@pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])
+def test_wrong_arguments_are_one_line(argument):
+    done = bench(*QUICK, argument)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_made_up_images_are_the_size_of_cifar():
+    dataset = jax_side.made_up(20, 7)
+    assert dataset.train_images.shape == (20, 32, 32, 3) and dataset.num_classes == 7
+    assert np.ptp(dataset.train_images) > 200

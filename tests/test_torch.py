@@ -1,0 +1,76 @@
+"""Networks, losses and optimizer against PyTorch, where it is installed: the gate of the benchmark."""
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cutnmix_jax import config
+from scripts.benchmark import __main__ as command
+from scripts.benchmark import reference, run
+
+ROOT = Path(__file__).parent.parent
+SLOW = ("resnet18", "resnet110", "wrn20_8", "densenet40_12", "vgg16", "vgg19")
+BACKBONES = ["resnet8", "resnet32", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+@functools.cache
+def has_torch():
+    return subprocess.run([run.torch_python(), "-c", "import torch"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(autouse=True)
+def _needs_torch():
+    if not has_torch():
+        pytest.skip("PyTorch is not installed; CONTRIBUTING.md says how")
+
+
+def parity(path):
+    done = subprocess.run(
+        [run.torch_python(), "-m", "scripts.bench_torch.parity", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+
+def written(path, name, method="cutnmix", **fields):
+    spec = run.spec_of({"backbone": name, "method": method, **command.GATE, **fields})
+    reference.write(path, config.from_flags(spec["config"], spec["overrides"]), 20, 100, command.GATE_RATE)
+    return path
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_paper_s_method_is_the_same_in_pytorch(name, tmp_path):
+    found = parity(written(tmp_path / "file.npz", name))
+    assert found["passed"], found
+    assert found["first"] <= 1e-5 and found["most"] <= 1e-3
+
+
+@pytest.mark.parametrize("method", ["baseline", "dml", "cutnmix_mmd", "cutnmix_pt"])
+def test_other_rows_are_the_same_in_pytorch(method, tmp_path):
+    assert parity(written(tmp_path / "file.npz", "resnet8", method))["passed"]
+
+
+def test_three_unlike_peers_are_the_same_in_pytorch(tmp_path):
+    path = written(tmp_path / "file.npz", "resnet8", "dml", peers="resnet8,resnet8,resnet32")
+    assert parity(path)["passed"]
+
+
+def test_the_gate_can_fail(tmp_path):
+    path = written(tmp_path / "file.npz", "resnet8")
+    arrays = dict(np.load(path))
+    told = json.loads(str(arrays["spec"]))
+
+    def changed(**others):
+        np.savez(tmp_path / "changed.npz", **(arrays | others))
+        return parity(tmp_path / "changed.npz")
+
+    for weights in ({"dml": 0.61}, {"mmd": 0.31}, {"pt": 0.11}):
+        spec = json.dumps(told | {"weights": told["weights"] | weights})
+        assert not changed(spec=np.array(spec))["passed"], weights
+    assert not changed(spec=np.array(json.dumps(told | {"nesterov": False})))["passed"]
+    kernel = next(name for name in arrays if name.startswith("0/3/conv"))
+    assert not changed(**{kernel: arrays[kernel] * 1.001})["passed"]
+    assert "ValueError" in changed(**{kernel: arrays[kernel][:1]})
