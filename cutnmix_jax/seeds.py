@@ -1,6 +1,7 @@
 """Several seeds at once on one machine, each a process of its own and so the same run as alone.
 
-A step of these networks leaves most of a large GPU idle; what one process does not use, the others do.
+One run leaves most of a large GPU idle, and a second core or two of a CPU. On a GPU the processes take turns in slices
+of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
 import os
@@ -17,7 +18,8 @@ from cutnmix_jax import metrics
 from cutnmix_jax.errors import CheckpointError, DataError, DivergedError, StoppedError, UsageError, UserError
 
 _ERRORS = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_KEYBOARD = 130  # of a run that was stopped before it had anything to save, or twice
 
 
 def parse(text: str) -> list[int]:
@@ -38,7 +40,7 @@ def parse(text: str) -> list[int]:
 def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> None:
     """Trains all seeds at once and prints what each says, and in the end their mean and deviation.
 
-    Ctrl-C and SIGTERM are passed on: every run saves and stops, and the same command continues all of them.
+    Ctrl-C, SIGTERM and SIGHUP are passed on: every run saves what it has and stops; a second one ends them at once.
 
     Args:
       commands: a seed -> the arguments of `cutnmix_jax.main` that train it.
@@ -46,30 +48,23 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
 
     Raises:
       UserError: a run failed, with its exit code; the others were trained to their end.
-      StoppedError: they were stopped, and saved.
+      StoppedError: they were stopped; the same command continues them.
     """
-    # Each process takes the memory that it needs, not three quarters of the card.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
-    processes = {
-        seed: subprocess.Popen(
-            [sys.executable, "-m", "cutnmix_jax.main", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # signals come from here alone, so none comes twice
-        )
-        for seed, arguments in commands.items()
-    }
+    processes: dict[int, subprocess.Popen] = {}
+    stopped = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
         for process in processes.values():
             if process.poll() is None:
-                process.send_signal(number)
+                process.terminate()
 
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
+        for seed, arguments in commands.items():
+            if not stopped:
+                processes[seed] = _start(arguments)
         readers = [threading.Thread(target=_echo, args=(seed, process)) for seed, process in processes.items()]
         for reader in readers:
             reader.start()
@@ -77,10 +72,26 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
             reader.join()
         codes = {seed: process.wait() for seed, process in processes.items()}
     finally:
+        for process in processes.values():  # none goes on unseen if something failed here
+            process.terminate()
+            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    _raise_for(codes)
+    _raise_for(codes, stopped)
     _show(workdirs)
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cutnmix_jax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        # Each process takes the memory that it needs, not three quarters of the card.
+        env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # signals come from here alone, so none comes twice
+    )
 
 
 def _echo(seed: int, process: subprocess.Popen) -> None:
@@ -89,13 +100,14 @@ def _echo(seed: int, process: subprocess.Popen) -> None:
         print(f"seed {seed} | {line}", end="", flush=True)
 
 
-def _raise_for(codes: Mapping[int, int]) -> None:
+def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
+    by_signal = (StoppedError.exit_code, *((-signal.SIGTERM, _KEYBOARD) if stopped else ()))
     for seed, code in codes.items():
-        if code not in (0, StoppedError.exit_code):
+        if code != 0 and code not in by_signal:
             raise _ERRORS.get(code, UserError)(f"seed {seed} ended with exit code {code}; see its lines above")
-    if any(codes.values()):
-        stopped = ", ".join(str(seed) for seed, code in codes.items() if code)
-        raise StoppedError(f"stopped and saved: seeds {stopped}; the same command continues")
+    if stopped or any(codes.values()):
+        left = ", ".join(str(seed) for seed, code in codes.items() if code)
+        raise StoppedError(f"stopped; what was trained of seeds {left} is saved, the same command continues")
 
 
 def _show(workdirs: Mapping[int, Path]) -> None:

@@ -126,7 +126,9 @@ def test_the_suite_names_what_it_could_not_measure(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())["found"]
     assert found["tests.tiny:Tiny"]["step_ms"] > 0
-    assert "tests.tiny:Tiny" in found["tests.tiny:Tiny, torch B"]["error"] or "torch" in str(found)
+    # The PyTorch program has no such network, or there is no PyTorch.
+    assert any(reason in found["tests.tiny:Tiny, torch B"]["error"] for reason in ("KeyError", "No module named"))
+    assert "not measured" in done.stdout and "times tier" not in done.stdout
 
 
 @pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])

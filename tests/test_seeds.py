@@ -57,9 +57,18 @@ def test_a_signal_stops_and_saves_all_of_them(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert err.splitlines()[-1] == "stopped and saved: seeds 1, 2; the same command continues"
+    assert err.splitlines()[-1] == "stopped; what was trained of seeds 1, 2 is saved, the same command continues"
     for folder in folders:
         assert any((folder / "checkpoints").iterdir())
+
+
+def test_a_signal_at_the_very_start_and_a_second_one(tmp_path):
+    process = start([*TINY, "--seeds=1,2", "--config.epochs=100000"], tmp_path)
+    assert process.stdout.readline().startswith("seed ")  # their networks are not compiled yet
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
 
 
 def test_one_that_fails_does_not_end_the_others(tmp_path):

@@ -74,3 +74,40 @@ def test_the_gate_can_fail(tmp_path):
     kernel = next(name for name in arrays if name.startswith("0/3/conv"))
     assert not changed(**{kernel: arrays[kernel] * 1.001})["passed"]
     assert "ValueError" in changed(**{kernel: arrays[kernel][:1]})
+
+
+MIXERS = """
+import torch
+from scripts.bench_torch import training
+torch.manual_seed(0)
+n, size = 6, 32
+labels = torch.arange(n)
+# Pixels that tell the image, and after normalisation still do.
+views = [torch.arange(n).float()[:, None, None, None].expand(n, 3, size, size).clone() for _ in range(2)]
+for mixer in (training.mixed, training.mixed_on_host):
+    for kind in ("cutmix", "cutnmix"):
+        spec = {"classes": n, "mix": {"kind": kind, "prob": 1.0, "alpha": 1.0}}
+        moved = 0
+        for _ in range(50):
+            images, targets = mixer([view.clone() for view in views], labels, spec)
+            seen = [(x * training.STD + training.MEAN).round() for x in images]
+            own = targets[torch.arange(n), labels]
+            for x in seen:  # Eq. 7: each peer's box is the partner's share in the label
+                kept = (x == labels[:, None, None, None]).float().mean((1, 2, 3))
+                assert torch.allclose(kept, own, atol=1e-5), (kept, own)
+            assert torch.allclose(targets.sum(1), torch.ones(n))
+            moved += bool((seen[0] != seen[1]).any())
+        assert (moved > 20) == (kind == "cutnmix"), (kind, moved)
+pixels = torch.randint(1, 256, (4, size, size, 3), dtype=torch.uint8)
+views = training.views_on_device(pixels)
+assert views.shape == (4, 3, size, size) and views.is_contiguous(memory_format=torch.channels_last)
+for image, view in zip(pixels.permute(0, 3, 1, 2).float() / 255, views):
+    padded = torch.nn.functional.pad(image, (4,) * 4)
+    crops = [padded[:, i:i + size, j:j + size] for i in range(9) for j in range(9)]
+    assert any(torch.equal(view, crop) or torch.equal(view, crop.flip(2)) for crop in crops)
+"""
+
+
+def test_boxes_labels_and_crops_of_the_pytorch_program():
+    done = subprocess.run([run.torch_python(), "-c", MIXERS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -28,7 +28,8 @@ def batch_norm(
       epsilon: added to the variance.
 
     Returns:
-      y [..., c] of the dtype of x, and mean and var, [c] float32; a gradient flows through all three.
+      y [..., c] of the dtype of x, and mean and var, [c] float32; a gradient flows through all three
+      (through a var that was cut off at 0 too).
     """
     return _forward(x, scale, bias, epsilon)[0]
 

@@ -63,6 +63,8 @@ def as_published(spec: dict[str, Any], model: training.Model, device: torch.devi
     data = Views(images, rng.integers(0, spec["classes"], IMAGES), len(spec["networks"]), spec["views"] == "shared")
     workers = min(4, os.cpu_count() or 1)
     loader = DataLoader(data, spec["batch"], shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True,
+                        # Windows are short on a CPU, and what was made ahead costs nothing within them.
+                        prefetch_factor=2 if device.type == "cuda" else 1,
                         pin_memory=device.type == "cuda")  # fmt: skip
     batches = forever(loader)
     optimizer = training.optimizer(model, spec, 0.01, fused=False)
@@ -137,6 +139,8 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     call(1)
     first = time.perf_counter() - begun
     call(WARM_UP[spec["tier"]])
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()  # without what `cudnn.benchmark` tried
     found = {
         "compile_cold_s": first,  # the first step whole
         "device": torch.cuda.get_device_name() if cuda else "cpu",

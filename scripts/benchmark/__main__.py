@@ -13,14 +13,16 @@ Any field of the configuration can follow, as --config.batch_size=128 --config.m
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cutnmix_jax import config
-from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.errors import UsageError, exit_code_of
 from scripts.benchmark import jax_side, reference, report, run, suites
 
@@ -36,7 +38,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--backbone", default="resnet32", help="a file of configs/")
     parser.add_argument("--method", default="cutnmix", help="a row of configs/common.py")
     parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
-    parser.add_argument("--steps", type=int, default=8, help="of each measurement; 200 on a GPU")
+    parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--images", type=int, default=50_000, help="in the training set")
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, to show the share of it")
@@ -126,19 +128,20 @@ def main() -> None:
     """Measures what the command line says, prints a table and a line of JSON."""
     known, fields = arguments()
     spec = run.spec_of(fields)
-    run_config = config.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
+    config.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
     for tier in values_of(known.tiers or ""):
         if tier not in run.TIERS:
             raise UsageError(f"--tiers: no tier {tier!r}; they are {', '.join(run.TIERS)}")
+    # A measured program is a process of its own; this one must leave the card to it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    known.steps = known.steps or (200 if jax.default_backend() == "gpu" else 8)
     if known.trace:
         jax_side.trace(spec | {"images": known.images, "classes": known.classes}, known.trace, known.steps)
         print(f"profile: {known.trace}")
         return
     if known.suite:
-        backbones = values_of(known.backbones or "")
-        result = suites.SUITES[known.suite](known, backbones)
+        result = suites.SUITES[known.suite](known, fields, values_of(known.backbones or ""))
     else:
-        set_up_jax(run_config.precision)
         result = measured(known, fields)
     result = {"command": " ".join(["scripts/bench", *sys.argv[1:]])} | result
     if known.json:

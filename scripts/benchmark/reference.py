@@ -11,13 +11,20 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, config, optim, peers, step
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Batch, Mix, Spec
 
 KINDS = {nn.Conv: "conv", nn.BatchNorm: "norm", nn.Dense: "dense"}
 
 
 def description(run_config: ConfigDict, classes: int) -> dict[str, Any]:
-    """What a configuration trains, as `scripts/bench_torch/training.py` wants to be told."""
+    """What a configuration trains, as `scripts/bench_torch/training.py` wants to be told.
+
+    Raises:
+      UsageError: the PyTorch program cannot do it.
+    """
+    if run_config.mix.box != "shared":
+        raise UsageError(f"config.mix.box={run_config.mix.box}: the PyTorch program has only shared")
     return {
         "networks": config.peer_names(run_config),
         "classes": classes,
@@ -34,6 +41,7 @@ def description(run_config: ConfigDict, classes: int) -> dict[str, Any]:
     }
 
 
+@jax.default_matmul_precision("highest")  # whatever the process has chosen
 def write(path: Path, run_config: ConfigDict, steps: int, classes: int, learning_rate: float) -> None:
     """Trains on made-up images as they are, without crops and boxes, and writes a file for `bench_torch.parity`.
 

@@ -14,6 +14,7 @@ Found = dict[str, Any]
 
 # A column's title, and what it shows of one measurement.
 COLUMNS = {
+    "device": ("device", "s"),
     "ms per step": ("step_ms", ".1f"),
     "std": ("step_ms_std", ".1f"),
     "peer-images/s": ("peer_images_per_second", ",.0f"),
@@ -59,11 +60,11 @@ def table(found: Mapping[str, Found], title: str) -> None:
 
 
 def ratios(found: Mapping[str, Found], ours: str) -> dict[str, Found]:
-    """How many times faster ours is than each of the others, window by window: median, least and most."""
+    """How many times as fast ours is as the others on the same device, window by window: median, least and most."""
     mine = found[ours].get("window_ms", [])
     against = {}
     for name, one in found.items():
-        if name != ours and one.get("window_ms") and mine:
+        if name != ours and one.get("window_ms") and mine and one.get("device") == found[ours].get("device"):
             each = [other / own for own, other in zip(mine, one["window_ms"], strict=True)]
             against[name] = {"median": statistics.median(each), "least": min(each), "most": max(each)}
     return against
@@ -87,6 +88,8 @@ def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], titl
     axes = figure.subplots(2, len(sweeps), squeeze=False)
     for column, (name, found) in enumerate(sweeps.items()):
         values = sorted(value for value, one in found.items() if "error" not in one)
+        if not values:
+            continue
         for row, (key, label) in enumerate((("step_ms", "ms per step"), ("memory_mib", "memory, MiB"))):
             axis, measured = axes[row][column], [found[value][key] for value in values]
             axis.plot(values, measured, "o-", color=_COLORS[0], label="measured")

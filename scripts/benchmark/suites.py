@@ -3,6 +3,7 @@
 import argparse
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,9 @@ NETWORKS = (
     "wrn20_8",
     "resnet32",
 )  # of Table 1, longest to compile first
-LAUNCH_US = 2.5  # assumed time to start a kernel on a stream
-STARTING = 8  # workers that compile at once
+LAUNCH_US = 2.5  # to start a kernel on a stream, assumed; CUDA graphs need less
+STARTING = 6  # workers that compile at once
+COMPILED_BY = 0.5, 0.85  # shares of the budget by which the networks, and then the levers, have to be ready
 GROWTH = {
     "num_peers": (1, 2, 3, 4, 6, 8),
     "batch_size": (16, 32, 64, 128, 256, 512),
@@ -30,15 +32,12 @@ GROWTH = {
     "classes": (10, 100, 500, 1000),
 }
 
-# Beside the paper's six networks, of one network each: what the settings are worth. A name -> fields, environment.
+# What the settings are worth, for one network. A name -> fields, environment.
 LEVERS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "vmap": ({"mapping": "vmap"}, {}),
-    "float32": ({"precision": "float32"}, {}),
     "bfloat16": ({"precision": "bfloat16"}, {}),
     "1 step per call": ({"steps_per_call": 1}, {}),
-    "4 peers": ({"num_peers": 4}, {}),
-    "8 peers": ({"num_peers": 8}, {}),
-    "batch 256": ({"batch_size": 256}, {}),
+    "vmap": ({"mapping": "vmap"}, {}),
+    "float32": ({"precision": "float32"}, {}),
     "graphs with convolutions": ({}, {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION"}),
     "graphs with loops": ({}, {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"}),
     "concurrent graphs": (
@@ -48,13 +47,18 @@ LEVERS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
             " --xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
         },
     ),
+    "4 peers": ({"num_peers": 4}, {}),
+    "8 peers": ({"num_peers": 8}, {}),
+    "batch 256": ({"batch_size": 256}, {}),
 }
 LEVER_NETWORK = "resnet32"
 
+Program = tuple[dict[str, Any], str | None]  # what is trained, and the tier of PyTorch or None for ours
 
-def default_tiers() -> tuple[str, ...]:
+
+def default_tiers() -> list[str]:
     """What PyTorch is compared in; compiling takes it minutes on a CPU."""
-    return ("A", "B", "C") if jax.default_backend() == "gpu" else ("A", "B")
+    return ["A", "B", "C"] if jax.default_backend() == "gpu" else ["A", "B"]
 
 
 def sweep(
@@ -72,9 +76,9 @@ def sweep(
     return found
 
 
-def growth(known: argparse.Namespace, backbones: Sequence[str]) -> dict[str, Any]:
+def growth(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
     """Step time and memory over peers, batch, images and classes; a picture beside `--json`."""
-    fields = {"backbone": (backbones or ["resnet8"])[0], "method": known.method}
+    fields = {**fields, "backbone": (networks or ["resnet8"])[0]}
     timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
     size = {"classes": known.classes, "images": known.images}
     sweeps = {name: sweep(name, values, fields, size, timing) for name, values in GROWTH.items()}
@@ -86,105 +90,127 @@ def growth(known: argparse.Namespace, backbones: Sequence[str]) -> dict[str, Any
     return {"suite": "growth", "fields": fields, "found": sweeps}
 
 
-def gpu(known: argparse.Namespace, backbones: Sequence[str]) -> dict[str, Any]:
-    """Everything that a GPU should be asked, within a budget of seconds.
+def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
+    """Everything that a GPU should be asked, within a budget of seconds: the networks beside PyTorch, then the levers.
 
-    Workers compile beside each other for half of the time at most, then take turns alone. What is not ready by then, or
-    has no time left, is named as not measured.
+    Several workers compile at once, so kernels are chosen on a busy card and compile times are left out; then they take
+    turns alone. What is not ready in time, or has no time left, is named as not measured.
     """
     begun = time.monotonic()
-    names = list(backbones) or list(NETWORKS)
-    tiers = tuple(known.tiers.split(",")) if known.tiers else ("A", "B", "C")
-    programs = programs_of(names, known, tiers)
+    names = list(networks) or list(NETWORKS)
+    tiers = known.tiers.split(",") if known.tiers else ["A", "B", "C"]
     found: dict[str, report.Found] = {}
-    with tempfile.TemporaryDirectory() as cache:
-        pool = ThreadPoolExecutor(STARTING)
-        workers: dict[str, worker.Worker] = {}
-        try:
-            # The first are the slowest to compile; tiers A and B, which compile nothing, are last.
-            asked = {name: pool.submit(_ready, name, programs[name], cache, workers) for name in programs}
-            until = begun + 0.55 * known.budget
-            for name, future in asked.items():
-                try:
-                    found[name] = future.result(timeout=max(0.0, until - time.monotonic()))
-                except TimeoutError:
-                    future.cancel()
-                    found[name] = {"error": "not compiled in time"}
-                    if name in workers:  # or it would disturb the others
-                        workers[name].process.kill()
-            for name in programs:
-                if "error" not in found[name]:
-                    found[name] = _windows(workers[name], found[name], programs[name], known, begun)
-                    _write(known, found)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for one in list(workers.values()):
-                one.close()
+    phases = [compared(names, known, fields, tiers)]
+    if LEVER_NETWORK in names:
+        phases.append(levers(known, fields))
+    for programs, share in zip(phases, COMPILED_BY, strict=False):
+        measure(programs, begun + share * known.budget, begun + known.budget, known, found)
     for one in found.values():
-        one |= floors(one)
-    report.table(found, "step time")
+        if one.get("kernels_per_step"):
+            one["launch_floor_ms"] = one["kernels_per_step"] * LAUNCH_US / 1000
+    report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():
-        print(f"{name}: " + ", ".join(f"{value:.2f} times tier {tier}" for tier, value in times.items()))
+        if times:
+            print(f"{name}: " + ", ".join(f"{value:.2f} times tier {tier}" for tier, value in times.items()))
     return {"suite": "gpu", "seconds": time.monotonic() - begun, "found": found, "times_faster": ratios}
 
 
-def programs_of(
-    names: Sequence[str], known: argparse.Namespace, tiers: Sequence[str]
-) -> dict[str, tuple[dict[str, Any], str | None]]:
-    """Ours and PyTorch's of each network, then the levers of one network."""
-    programs: dict[str, tuple[dict[str, Any], str | None]] = {}
-    order: list[str | None] = [*(tier for tier in tiers if tier.startswith("C")), None]
-    order += [tier for tier in tiers if not tier.startswith("C")]
-    for tier in order:
+def compared(
+    names: Sequence[str], known: argparse.Namespace, fields: Mapping[str, Any], tiers: Sequence[str]
+) -> dict[str, Program]:
+    """Ours and PyTorch's of each network, the slowest to compile first and those that compile nothing last."""
+    programs: dict[str, Program] = {}
+    compiled = [tier for tier in tiers if tier.startswith("C")]
+    for tier in [*compiled, None, *(tier for tier in tiers if tier not in compiled)]:
         for name in names:
-            spec = run.spec_of({"backbone": name, "method": known.method})
+            spec = run.spec_of({**fields, "backbone": name}, classes=known.classes, images=known.images)
             programs[name if tier is None else f"{name}, torch {tier}"] = (spec, tier)
-    if LEVER_NETWORK in names:
-        for label, (fields, environment) in LEVERS.items():
-            spec = run.spec_of({"backbone": LEVER_NETWORK, "method": known.method, **fields})
-            programs[f"{LEVER_NETWORK}, {label}"] = (spec | {"environment": environment}, None)
     return programs
 
 
-def _ready(name: str, program: tuple[Any, str | None], cache: str, workers: dict[str, worker.Worker]) -> report.Found:
-    workers[name] = run.start(*program, cache)
-    return run.attempt(workers[name].ask)
+def levers(known: argparse.Namespace, fields: Mapping[str, Any]) -> dict[str, Program]:
+    """Ours with one setting changed at a time."""
+    programs: dict[str, Program] = {}
+    for label, (changed, environment) in LEVERS.items():
+        one = {**fields, "backbone": LEVER_NETWORK, **changed}
+        spec = run.spec_of(one, classes=known.classes, images=known.images)
+        programs[f"{LEVER_NETWORK}, {label}"] = (spec | {"environment": environment}, None)
+    return programs
+
+
+def measure(
+    programs: Mapping[str, Program],
+    ready_by: float,
+    end: float,
+    known: argparse.Namespace,
+    found: dict[str, report.Found],
+) -> None:
+    """Starts all programs, then times those that are ready one after another, and adds what was found to `found`."""
+    workers: dict[str, worker.Worker] = {}
+    too_late = threading.Event()
+
+    def ready(name: str) -> report.Found:
+        if too_late.is_set():
+            return {"error": "not compiled in time"}
+        workers[name] = run.start(*programs[name], cache)
+        if too_late.is_set():
+            workers[name].kill()
+        return run.attempt(workers[name].ask)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache, ThreadPoolExecutor(STARTING) as pool:
+        try:
+            asked = {name: pool.submit(ready, name) for name in programs}
+            for name, future in asked.items():
+                try:
+                    found[name] = future.result(timeout=max(0.0, ready_by - time.monotonic()))
+                except TimeoutError:
+                    found[name] = {"error": "not compiled in time"}
+            too_late.set()
+            for name in list(workers):  # what still compiles would disturb the others
+                if "error" in found[name]:
+                    workers[name].kill()
+            for name in programs:
+                if "error" not in found[name]:
+                    found[name] = _windows(workers[name], found[name], programs[name], known, end)
+                    _write(known, found)
+        finally:
+            too_late.set()
+            for one in list(workers.values()):
+                one.close()
 
 
 def _windows(
-    one: worker.Worker,
-    known_before: report.Found,
-    program: tuple[Any, str | None],
-    known: argparse.Namespace,
-    begun: float,
+    one: worker.Worker, said: report.Found, program: Program, known: argparse.Namespace, end: float
 ) -> report.Found:
     seconds: list[float] = []
-    for _ in range(known.windows):
-        if time.monotonic() - begun > known.budget:
-            break
-        answer = run.attempt(lambda: one.ask(steps=known.steps))
-        if "error" in answer:
-            return answer
-        seconds.append(answer["seconds"])
-    if not seconds:
-        return {"error": "no time left"}
-    said = known_before | run.attempt(lambda: one.ask(after=True))
-    one.process.kill()  # its memory is free for the others
-    return run.completed(said, seconds, known.steps, program[0], known.peak)
-
-
-def floors(found: report.Found) -> report.Found:
-    """The least that the launches of a step can take, where the number of its kernels is known."""
-    kernels = found.get("kernels_per_step")
-    return {"launch_floor_ms": kernels * LAUNCH_US / 1000} if kernels else {}
+    watchdog = threading.Timer(max(0.0, end - time.monotonic()), one.kill)
+    watchdog.start()
+    try:
+        for _ in range(known.windows):
+            answer = run.attempt(lambda: one.ask(steps=known.steps))
+            if "error" in answer:
+                break
+            seconds.append(answer["seconds"])
+        if not seconds:
+            return {"error": "no time left" if time.monotonic() > end else answer["error"]}
+        after = run.attempt(lambda: one.ask(after=True))
+    finally:
+        watchdog.cancel()
+    one.kill()  # its memory is free for the others
+    kept = {key: value for key, value in said.items() if not key.startswith(("compile", "trace"))}
+    return run.completed(kept | after, seconds, known.steps, program[0], known.peak)
 
 
 def faster(found: Mapping[str, report.Found], name: str, tiers: Sequence[str]) -> dict[str, float]:
-    """How many times as fast as each tier of PyTorch ours is, by medians."""
-    mine = found[name].get("step_ms")
-    others = {tier: found[f"{name}, torch {tier}"].get("step_ms") for tier in tiers}
-    return {tier: other / mine for tier, other in others.items() if other and mine}
+    """How many times as fast as each tier of PyTorch on the same device ours is, by medians."""
+    mine = found[name]
+    others = {tier: found[f"{name}, torch {tier}"] for tier in tiers}
+    return {
+        tier: other["step_ms"] / mine["step_ms"]
+        for tier, other in others.items()
+        if "step_ms" in other and "step_ms" in mine and other["device"] == mine["device"]
+    }
 
 
 def _write(known: argparse.Namespace, found: Mapping[str, report.Found]) -> None:
@@ -192,4 +218,7 @@ def _write(known: argparse.Namespace, found: Mapping[str, report.Found]) -> None
         Path(known.json).write_text(json.dumps({"suite": known.suite, "found": found}, indent=1) + "\n")
 
 
-SUITES: dict[str, Callable[[argparse.Namespace, Sequence[str]], dict[str, Any]]] = {"gpu": gpu, "growth": growth}
+SUITES: dict[str, Callable[[argparse.Namespace, Mapping[str, Any], Sequence[str]], dict[str, Any]]] = {
+    "gpu": gpu,
+    "growth": growth,
+}

@@ -2,12 +2,13 @@
 
 A worker prepares, says what it found, and then waits: for `{"steps": n}` it trains n steps and answers with the
 seconds, at the end of its input with nothing. Between its turns it does nothing, so several can be compared while the
-machine drifts. One line of JSON each way.
+machine drifts. (PyTorch's tier A makes a few batches ahead.) One line of JSON each way.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,9 +71,14 @@ class Worker(NamedTuple):
             raise Failed(found["error"])
         return found
 
+    def kill(self) -> None:
+        """Ends the process, and those that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def close(self) -> None:
-        """Ends the process."""
-        self.process.kill()
+        """Ends the process and forgets what it printed."""
+        self.kill()
         self.process.communicate()
         self.log.close()
 
@@ -95,6 +101,7 @@ def start(
         stderr=log,
         text=True,
         env=os.environ | dict(environment or {}),
+        start_new_session=True,
     )
     return Worker(name, process, log)
 
