@@ -76,7 +76,7 @@ def line(what: Mapping[str, Any]) -> str:
 
 
 def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], title: str) -> None:
-    """Draws step time and memory over each swept value, with the line that is proportional to it from the largest on.
+    """Draws step time and memory over each swept value, with the line that is proportional from the smallest on.
 
     Args:
       path: of the .png file.
@@ -93,9 +93,11 @@ def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], titl
         for row, (key, label) in enumerate((("step_ms", "ms per step"), ("memory_mib", "memory, MiB"))):
             axis, measured = axes[row][column], [found[value][key] for value in values]
             axis.plot(values, measured, "o-", color=_COLORS[0], label="measured")
-            proportional = [measured[-1] * value / values[-1] for value in values]
+            proportional = [measured[0] * value / values[0] for value in values]
             axis.plot(values, proportional, "--", color=_COLORS[1], label="proportional")
             axis.set(xlabel=name, ylabel=label, xscale="log", yscale="log")
+            axis.set_xticks(values, [f"{value:,}" for value in values])
+            axis.minorticks_off()
             axis.grid(alpha=0.3, which="both")
     axes[0][0].legend()
     figure.savefig(path, dpi=110)
