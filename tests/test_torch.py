@@ -37,7 +37,7 @@ def parity(path):
 
 def written(path, name, method="cutnmix", **fields):
     spec = run.spec_of({"backbone": name, "method": method, **command.GATE, **fields})
-    reference.write(path, config.from_flags(spec["config"], spec["overrides"]), 20, 100, command.GATE_RATE)
+    reference.write(path, config.from_flags(spec["config"], spec["overrides"]), 20, 100, command.GATE_SHARE)
     return path
 
 

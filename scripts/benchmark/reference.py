@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -42,7 +43,7 @@ def description(run_config: ConfigDict, classes: int) -> dict[str, Any]:
 
 
 @jax.default_matmul_precision("highest")  # whatever the process has chosen
-def write(path: Path, run_config: ConfigDict, steps: int, classes: int, learning_rate: float) -> None:
+def write(path: Path, run_config: ConfigDict, steps: int, classes: int, share: float) -> None:
     """Trains on made-up images as they are, without crops and boxes, and writes a file for `bench_torch.parity`.
 
     Args:
@@ -50,7 +51,9 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, learning
       run_config: its backbone, peers, batch and loss; on mixed targets whatever its `mix` says.
       steps: how many.
       classes: K.
-      learning_rate: of all steps.
+      share: of the first loss that its gradient, followed without momentum, takes away in a step: what sets the
+        learning rate. A rate for all networks does not exist: where one barely moves, another is chaotic, so that
+        PyTorch in float32 and in float64 part within three steps.
     """
     names, n = config.peer_names(run_config), run_config.batch_size
     networks = [backbones.load(name, classes) for name in names]
@@ -83,12 +86,19 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, learning
     )
     data = step.Data(jnp.asarray(images), jnp.zeros(steps * n, jnp.int32))
     key = jax.random.key(run_config.seed)
-    state = jax.jit(lambda: step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec))()
+    start = jax.jit(lambda: step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec))
+    zero, order = step.zero_totals(method, spec), jnp.arange(steps * n)
+    moved, totals = train(start(), zero, data, order, jnp.float32(1.0), 1, key)  # away by (1 + momentum) gradients
+    state = start()
+    ahead = 1 + o.momentum if o.nesterov else 1.0
+    gradient = jax.tree.map(lambda a, b: (a - b) / ahead, moved.params, state.params)
+    squared = optax.tree.norm(gradient, squared=True)
+    learning_rate = share * float(totals["loss"]) / float(squared)
     arrays = weights(networks, state.params["peers"])
     arrays |= {f"teacher/{name}": np.asarray(array) for name, array in state.params["method"].items()}
-    losses, zero = [], step.zero_totals(method, spec)
+    losses = []
     for _ in range(steps):
-        state, totals = train(state, zero, data, jnp.arange(steps * n), jnp.float32(learning_rate), 1, key)
+        state, totals = train(state, zero, data, order, jnp.float32(learning_rate), 1, key)
         losses.append(float(totals["loss"]))
     told = json.dumps(description(run_config, classes) | {"learning_rate": learning_rate})
     np.savez(path, images=images, targets=targets, losses=np.array(losses), spec=np.array(told), **arrays)
