@@ -12,10 +12,17 @@ from cutnmix_jax.errors import UsageError, nearest
 
 
 def _row(
-    loss: str, weights: dict[str, float], num_peers: int = 2, views: str = "shared", mix: str = "none", **options: Any
+    loss: str,
+    weights: dict[str, float],
+    num_peers: int = 2,
+    views: str = "shared",
+    mix: str = "none",
+    share_trunk: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """One row: which file of `methods/` with which options, the weights of its terms, and what the networks see."""
-    return {"loss": {"name": loss, **options}, "weights": weights, "num_peers": num_peers, "views": views, "mix": mix}
+    seen = {"num_peers": num_peers, "views": views, "mix": mix, "share_trunk": share_trunk}
+    return {"loss": {"name": loss, **options}, "weights": weights, **seen}
 
 
 def _cutnmix_row(mmd: float, pt: float) -> dict[str, Any]:
@@ -37,7 +44,9 @@ def _cutnmix_row(mmd: float, pt: float) -> dict[str, Any]:
     )
 
 
-# The rows of Table 1, Table 2 and Fig. 1. A new method has its row here, and nowhere else.
+# The rows of Table 1, Table 2 and Fig. 1, and methods that the paper names without a row (mixup, ps_kd, tf_kd, pcl). A
+# new method has its row here, and nowhere else. Section 3.2: everything but a method's own options by one recipe, two
+# branches or peers.
 ROWS: dict[str, dict[str, Any]] = {
     "baseline": _row("supervised", {"ce": 1.0}, num_peers=1),
     "mixup": _row("supervised", {"ce": 1.0}, num_peers=1, mix="mixup"),
@@ -46,6 +55,31 @@ ROWS: dict[str, dict[str, Any]] = {
     "dml": _row("dml", {"ce": 1.0, "dml": 1.0}, temperature=3.0),
     # Fig. 1: "identically the same batch of images after mixed operation to each network" (section 2.1)
     "dml_cutmix": _row("dml", {"ce": 1.0, "dml": 1.0}, mix="cutmix", temperature=3.0),
+    "cs_kd": _row("cs_kd", {"ce": 1.0, "kd": 1.0}, num_peers=1, temperature=4.0),
+    "ps_kd": _row("ps_kd", {"ce": 1.0}, num_peers=1, last_share=0.8),
+    # a = 0.1, the original's value for ResNet-18 on CIFAR-100
+    "tf_kd_reg": _row("tf_kd_reg", {"ce": 0.9, "kd": 0.1}, num_peers=1, correct=0.99, temperature=20.0),
+    # a = 0.95, tau = 6 for ResNet-18; the released KL, a mean over K = 100 classes times 50, is half of the sum. The
+    # teacher is a finished run of the same backbone's baseline: --config.teacher=DIR
+    "tf_kd_self": _row("kd", {"ce": 0.05, "kd": 0.475}, num_peers=1, temperature=6.0, teacher_is_like_peers=True),
+    # Eq. 1 with any finished run for a teacher; 0.1, 0.9 and tau = 4 as RepDistiller has them, the paper is silent
+    "kd": _row("kd", {"ce": 0.1, "kd": 0.9}, num_peers=1, temperature=4.0, teacher_is_like_peers=False),
+    # lambda = 1, mu = 5e-4 as the port that says it follows the original
+    "ddgsd": _row("ddgsd", {"ce": 1.0, "kd": 1.0, "mmd": 5e-4}, num_peers=1, views="per_peer", temperature=3.0),
+    # a = 0.5, tau = 4 and the mean of the logits, as the port whose training loop the paper's lineage took over
+    "kdcl": _row("kdcl", {"ce": 0.5, "kd": 0.5}, views="per_peer", temperature=4.0, target="mean"),
+    "one": _row("one", {"ce": 1.0, "ensemble_ce": 1.0, "kd": 1.0}, share_trunk=True, temperature=3.0, rampup_epochs=80),
+    # two peers and the leader, which is the last network; share_trunk=false is the original's network-based form
+    "okddip": _row("okddip", {"ce": 1.0, "kd": 1.0}, num_peers=3, share_trunk=True, temperature=3.0, rampup_epochs=80),
+    "pcl": _row(
+        "pcl",
+        {"ce": 1.0, "pt": 1.0, "mean_teacher": 1.0, "peer_teacher_ce": 1.0},
+        num_peers=3,  # of the original; the paper does not compare itself with it
+        views="per_peer",
+        share_trunk=True,
+        temperature=3.0,
+        rampup_epochs=80,
+    ),
     "cutnmix_dml": _cutnmix_row(mmd=0.0, pt=0.0),
     "cutnmix_mmd": _cutnmix_row(mmd=0.3, pt=0.0),
     "cutnmix_pt": _cutnmix_row(mmd=0.0, pt=0.1),
@@ -84,8 +118,10 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "method": method,  # the row's name, chosen by the argument; names the run, and its fields follow from it
             "seed": 95,  # section 3.2; the three runs are 95, 96 and 97
             "backbone": {"name": backbone},  # of each peer
-            "num_peers": row["num_peers"],  # J = 2, section 3.1
+            "num_peers": row["num_peers"],  # J = 2, section 3.1; okddip counts its leader
             "peers": "",  # backbones of unlike peers, as resnet32,wrn20_8; their number then replaces num_peers
+            "share_trunk": row["share_trunk"],  # one trunk, and a tail for each peer
+            "teacher": "",  # the folder of a finished run, for the rows kd and tf_kd_self
             "mapping": "unroll",  # vmap: stacked peers, slower wherever it was measured; for comparison
             "precision": "tf32",  # tf32 (on a CPU plain float32), float32 or bfloat16; parameters are float32 always
             "loss": row["loss"],  # a file of methods/ and its options

@@ -22,10 +22,13 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int):
-        """Opens or makes `folder` and keeps the newest `keep` checkpoints in it."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    def __init__(self, folder: Path, keep: int | None):
+        """Opens or makes `folder` and keeps the newest `keep` checkpoints in it; with None only reads what is there."""
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
+        handler = (
+            ocp.StandardCheckpointHandler()
+        )  # named, so that it can tell what a checkpoint holds before it reads it
+        self._manager = ocp.CheckpointManager(folder.absolute(), item_handlers=handler, options=options)
 
     def save(self, step: int, state: Tree) -> None:
         """Saves a state under its step number; returns once it is copied to the host.
@@ -64,6 +67,34 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self._manager.directory} can be read; start in another --workdir")
         return None
 
+    def read_parts(self, parts: dict[str, tuple[str, Tree]]) -> dict[str, Tree]:
+        """Reads parts of the newest state whatever else it holds.
+
+        Args:
+          parts: a name -> where the part stands in the state, with dots, and its shapes.
+
+        Returns:
+          The name -> the part.
+
+        Raises:
+          CheckpointError: nothing was saved, or it cannot be read, or the parts are not in it.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        try:
+            saved = self._manager.item_metadata(step)
+            abstract = {
+                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here) for name, array in saved.items()
+            }
+            flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._manager.directory} cannot be read: {one_line(error)[:200]}"
+            ) from error
+
     def _read(self, step: int, like: Tree) -> Tree:
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -96,6 +127,14 @@ class Checkpoints:
         """Waits and lets go of the folder."""
         self.wait()
         self._manager.close()
+
+
+def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
+    found = {name: flat[f"{prefix}.{name}"] for name in _flat(like)}
+    for name, leaf in _flat(like).items():
+        if found[name].shape != leaf.shape:
+            raise ValueError(f"{name} is {found[name].shape}, not {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
 
 
 def _flat(tree: Tree) -> dict[str, jax.Array]:

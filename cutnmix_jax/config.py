@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax import augment, backbones, data, methods, peers, step
 from cutnmix_jax.errors import UsageError, UserError, nearest, one_line
+from cutnmix_jax.methods import kdcl
+from cutnmix_jax.types import Method
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
@@ -79,6 +81,12 @@ RANGES: dict[str, Check] = {
     "precision": one_of(PRECISIONS),
     "loss.name": lambda value: one_of(methods.names())(value),
     "loss.temperature": number(0, above=True),
+    "loss.target": lambda value: one_of(kdcl.TARGETS)(value),
+    "loss.last_share": number(0, 1),
+    "loss.correct": number(0, 1, above=True),
+    "loss.rampup_epochs": whole(1),
+    "teacher": present,
+    "share_trunk": present,
     "views": one_of(step.VIEWS),
     "mix.kind": one_of(augment.MIX_KINDS),
     "mix.prob": number(0, 1),
@@ -96,7 +104,7 @@ RANGES: dict[str, Check] = {
     "checkpoint.every_epochs": whole(1),
     "checkpoint.keep": whole(1),
 }
-_OPTIONAL = ("loss.temperature",)  # only where the method has it
+_OPTIONAL = ("temperature", "target", "last_share", "correct", "rampup_epochs")  # of loss, where the method has it
 
 
 def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
@@ -142,7 +150,7 @@ def check(config: ConfigDict) -> None:
     """Raises UsageError at the first field out of range or in conflict with another."""
     for name, ranged in RANGES.items():
         value = _field(config, name)
-        if value is None and name not in _OPTIONAL:
+        if value is None and name.removeprefix("loss.") not in _OPTIONAL:
             raise UsageError(f"config.{name} is missing")
         if value is not None and (wrong := ranged(value)):
             raise UsageError(f"config.{name}={value!r}: {wrong}")
@@ -158,12 +166,33 @@ def check(config: ConfigDict) -> None:
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
             )
-    method = make_method(config)
+    _check_method(config, names, make_method(config))
+
+
+def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> None:
+    """Raises UsageError where the method is not defined for what the other fields say."""
+    row = config.method
     if len(names) < method.min_peers:
-        raise UsageError(f"config.num_peers={len(names)}: {config.method} needs at least {method.min_peers} peers")
+        leads = " (the last one is its leader)" if method.leaders else ""
+        raise UsageError(f"config.num_peers={len(names)}: {row} needs at least {method.min_peers} networks{leads}")
+    if method.unmixed and config.mix.kind != "none":
+        raise UsageError(f"config.mix.kind={config.mix.kind!r}: {row} is defined for unmixed images; set it to none")
+    if method.same_images and (config.views != "shared" or config.mix.kind == "cutnmix"):
+        raise UsageError(f"{row} needs all networks to see the same images: set config.views=shared and no cutnmix")
+    if method.needs_trunk and not config.share_trunk:
+        raise UsageError(f"config.share_trunk=False: {row} is defined for networks with one trunk")
+    if config.share_trunk and len(set(names)) > 1:
+        raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
+    if config.share_trunk and config.mapping == "vmap":
+        raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
+    needs_teacher = method.teacher.startswith("frozen")
+    if needs_teacher and not config.teacher:
+        raise UsageError(f"{row} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data")
+    if config.teacher and not needs_teacher:
+        raise UsageError(f"config.teacher={config.teacher!r}: {row} has no trained teacher; leave it empty")
 
 
-def make_method(config: ConfigDict) -> Any:
+def make_method(config: ConfigDict) -> Method:
     """The method that `config.loss` describes."""
     options = config.loss.to_dict()
     return methods.load(options.pop("name"), **options)

@@ -1,16 +1,51 @@
 """Exact evaluation: every test image counts once, whatever the batch."""
 
-import jax
+from collections.abc import Callable
 
-from cutnmix_jax.step import Data, Evaluator
-from cutnmix_jax.types import TrainState
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.peers import Peers, Teachers
+from cutnmix_jax.step import NO_TEACHERS, Data
+from cutnmix_jax.types import Dataset, Method, TrainState
+
+Evaluator = Callable[..., dict[str, jax.Array]]
+
+
+def make_evaluator(
+    *, peers: Peers, method: Method, dataset: Dataset, batch_size: int, teachers: Teachers = NO_TEACHERS
+) -> Evaluator:
+    """Makes the evaluation program.
+
+    Returns:
+      `count(state, data, start) -> {name: int32}`, compiled: how many of the test images from row `start` on, at most
+      `batch_size`, each classifier gets right. The classifiers are `peer_0`, ..., `ensemble` (the mean of the peers'
+      probabilities) and the heads of the method and of its teachers.
+    """
+    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
+
+    def count(state: TrainState, data: Data, start: jax.Array) -> dict[str, jax.Array]:
+        index = start + jnp.arange(batch_size)
+        valid = index < len(data.labels)
+        rows = jnp.where(valid, index, 0)
+        images = (data.images[rows].astype(jnp.float32) / 255 - mean) / std
+        outputs, _ = peers.forward(state.params["peers"], state.batch_stats, images, False, jax.random.key(0))
+        students = outputs[: len(outputs) - method.leaders]
+        scores = {f"peer_{j}": out.logits for j, out in enumerate(students)}
+        scores["ensemble"] = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
+        scores |= method.heads(state.params["method"], state.method_state, outputs)
+        scores |= teachers.heads(state.teachers, images)
+        labels = data.labels[rows]
+        return {name: jnp.sum((score.argmax(-1) == labels) & valid) for name, score in scores.items()}
+
+    return jax.jit(count)
 
 
 def accuracies(evaluator: Evaluator, state: TrainState, data: Data, batch_size: int) -> dict[str, float]:
     """The accuracy of each classifier.
 
     Args:
-      evaluator: from `step.make_evaluator`, with the same batch size.
+      evaluator: from `make_evaluator`, with the same batch size.
       state: whose networks to evaluate.
       data: M test images.
       batch_size: how many at once; M need not be a multiple of it.
@@ -19,8 +54,8 @@ def accuracies(evaluator: Evaluator, state: TrainState, data: Data, batch_size: 
       {name: fraction of exactly M}, with `accuracy`, the mean over peers, besides the evaluator's names.
     """
     size = len(data.labels)
-    batches = [evaluator(state.params, state.batch_stats, data, start) for start in range(0, size, batch_size)]
+    batches = [evaluator(state, data, start) for start in range(0, size, batch_size)]
     counts = jax.device_get(batches)  # one wait for all of them
     fractions = {name: sum(int(count[name]) for count in counts) / size for name in counts[0]}
-    peers = {f"peer_{j}": fractions.pop(f"peer_{j}") for j in range(len(state.batch_stats))}
+    peers = {name: fractions.pop(name) for name in list(fractions) if name.removeprefix("peer_").isdigit()}
     return {"accuracy": sum(peers.values()) / len(peers)} | peers | fractions

@@ -1,4 +1,4 @@
-"""J networks as one thing: a tuple of their variables and one forward pass."""
+"""J networks as one thing: a tuple of their variables and one forward pass; and the teachers beside them."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax.types import Backbone, Outputs, Tree
+from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
 MAPPINGS = ("unroll", "vmap")
+MEAN_DECAY = 0.999  # of a mean teacher, as PCL (Wu and Gong 2021) has it
 
 Forward = Callable[..., tuple[tuple[Outputs, ...], tuple[Tree, ...]]]
 
@@ -17,7 +18,8 @@ class Peers(NamedTuple):
     """J networks.
 
     Attributes:
-      init: `init(key) -> (params, batch_stats)`, tuples with one tree per peer, each from a key of its own.
+      init: `init(key) -> (params, batch_stats)`, tuples with one tree per peer, each from a key of its own. With a
+        shared trunk the tree of peer 0 is a whole network and those of the others are tails alone.
       forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, tuples again; images
         [J, n, H, W, 3], or [n, H, W, 3] for all peers alike.
     """
@@ -26,20 +28,94 @@ class Peers(NamedTuple):
     forward: Forward
 
 
-def make(backbones: Sequence[Backbone], mapping: str) -> Peers:
+class Teachers(NamedTuple):
+    """Networks that are not trained by a gradient; their variables are `TrainState.teachers`.
+
+    Attributes:
+      init: `init(params, batch_stats) -> variables`, from those of the peers.
+      forward: `forward(variables, images, key) -> (outputs, variables)`, `Outputs` for the images of each of J peers.
+      follow: `follow(variables, params, step) -> variables`, after the peers' update number `step`, from 0.
+      heads: `heads(variables, images) -> {name: logits}` for evaluation.
+    """
+
+    init: Callable[[tuple[Tree, ...], tuple[Tree, ...]], Tree]
+    forward: Callable[[Tree, jax.Array, jax.Array], tuple[tuple[Outputs, ...], Tree]]
+    follow: Callable[[Tree, tuple[Tree, ...], jax.Array], Tree]
+    heads: Callable[[Tree, jax.Array], dict[str, jax.Array]]
+
+
+def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False) -> Peers:
     """Joins networks.
 
     Args:
-      backbones: one per peer; their architectures may differ.
+      backbones: one per peer; their architectures may differ unless something is shared or stacked.
       mapping: `unroll` runs one after the other in the same program. `vmap` stacks them, which makes grouped
-        convolutions of theirs: several times slower on a CPU, and only for networks of one architecture.
+        convolutions of theirs: several times slower on a CPU.
+      share_trunk: whether all use the trunk of peer 0, and each a tail of its own.
     """
+    split = backbones[0].split if share_trunk else None
 
     def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
         variables = [backbone.init(jax.random.fold_in(key, j)) for j, backbone in enumerate(backbones)]
+        if split:
+            variables[1:] = [{name: _tail(split, tree) for name, tree in own.items()} for own in variables[1:]]
         return tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
 
+    if split:
+        return Peers(init, _branched(split, len(backbones)))
     return Peers(init, _vmapped(backbones) if mapping == "vmap" and len(backbones) > 1 else _unrolled(backbones))
+
+
+def no_teachers() -> Teachers:
+    """Where there is nothing to teach."""
+    return Teachers(
+        lambda params, batch_stats: {},
+        lambda variables, images, key: ((), variables),
+        lambda variables, params, step: variables,
+        lambda variables, images: {},
+    )
+
+
+def frozen_teacher(backbone: Backbone, num_peers: int) -> Teachers:
+    """A trained network that only looks; its variables replace those of `init`, which are of the right shapes."""
+
+    def init(params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        del params, batch_stats
+        return {name: (tree,) for name, tree in backbone.init(jax.random.key(0)).items()}
+
+    def forward(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple[Outputs, ...], Tree]:
+        del key
+        own = {name: trees[0] for name, trees in variables.items()}
+        if images.ndim == 4:
+            return (backbone.apply(own, images, False)[0],) * num_peers, variables
+        return tuple(backbone.apply(own, images[j], False)[0] for j in range(num_peers)), variables
+
+    return Teachers(init, forward, lambda variables, params, step: variables, lambda variables, images: {})
+
+
+def mean_teachers(peers: Peers) -> Teachers:
+    """A running mean of the parameters of every peer (Tarvainen and Valpola 2017), as PCL (Wu and Gong 2021) has it.
+
+    alpha = min(1 - 1 / (step + 1), 0.999); the means keep batch statistics of their own, from batches as in training.
+    """
+
+    def init(params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        return {"params": params, "batch_stats": batch_stats}
+
+    def forward(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple[Outputs, ...], Tree]:
+        outputs, stats = peers.forward(variables["params"], variables["batch_stats"], images, True, key)
+        return outputs, variables | {"batch_stats": stats}
+
+    def follow(variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+        alpha = jnp.minimum(1 - 1 / (step + 1.0), MEAN_DECAY)
+        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], params)
+        return variables | {"params": mean}
+
+    def heads(variables: Tree, images: jax.Array) -> dict[str, jax.Array]:
+        outputs, _ = peers.forward(variables["params"], variables["batch_stats"], images, False, jax.random.key(0))
+        return {f"mean_teacher_{j}": out.logits for j, out in enumerate(outputs)}
+
+    return Teachers(init, forward, follow, heads)
 
 
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:
@@ -60,6 +136,29 @@ def _unrolled(backbones: Sequence[Backbone]) -> Forward:
     return forward
 
 
+def _branched(split: Split, count: int) -> Forward:
+    """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n."""
+
+    def forward(
+        params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], tuple[Tree, ...]]:
+        trunk = {"params": _trunk(split, params[0]), "batch_stats": _trunk(split, batch_stats[0])}
+        joined = images.reshape(-1, *images.shape[-3:])
+        maps, trunk_stats = split.trunk(trunk, joined, train, jax.random.fold_in(key, count))
+        pooled = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
+        outputs, stats = [], []
+        for j in range(count):
+            own = slice(None) if images.ndim == 4 else slice(j * images.shape[1], (j + 1) * images.shape[1])
+            tail = {"params": _tail(split, params[j]), "batch_stats": _tail(split, batch_stats[j])}
+            out, tail_stats = split.tail(tail, maps[own], train, jax.random.fold_in(key, j))
+            outputs.append(out._replace(trunk=pooled[own]))
+            stats.append(tail_stats)
+        stats[0] = trunk_stats | stats[0]
+        return tuple(outputs), tuple(stats)
+
+    return forward
+
+
 def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     apply, count = backbones[0].apply, len(backbones)
 
@@ -75,6 +174,14 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
         return _unstack(outputs, count), _unstack(stats, count)
 
     return forward
+
+
+def _trunk(split: Split, tree: Tree) -> Tree:
+    return {name: leaf for name, leaf in tree.items() if name in split.names}
+
+
+def _tail(split: Split, tree: Tree) -> Tree:
+    return {name: leaf for name, leaf in tree.items() if name not in split.names}
 
 
 def _stack(trees: Sequence[Tree]) -> Tree:

@@ -1,15 +1,17 @@
 """What a configuration makes of a data set: the networks and the programs that train and evaluate them."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, optim, peers, step
+from cutnmix_jax import backbones, evaluate, optim, peers, step, teacher
 from cutnmix_jax import config as configuration
-from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState, Tree
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
 
@@ -28,9 +30,10 @@ class Program(NamedTuple):
     spec: Spec
     method: Method
     init: Callable[[], Saved]
+    shapes: Callable[[], Saved]  # of what `init` returns
     make_batch: step.BatchMaker
     train: step.Trainer
-    evaluate: step.Evaluator
+    evaluate: evaluate.Evaluator
     learning_rate: Callable[[int], float]
     key: jax.Array
     train_data: step.Data
@@ -48,25 +51,43 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     # Each architecture once: tracing a deep network takes a second, and peers of one kind share its functions.
     networks = {name: backbones.load(name, dataset.num_classes, dtype) for name in set(names)}
     sizes = {name: _feature_size(network) for name, network in networks.items()}
-    spec = Spec(dataset.num_classes, tuple(sizes[name] for name in names), len(dataset.train_labels))
-    joined = peers.make([networks[name] for name in names], config.mapping)
+    trunk_size = _trunk_size(networks[names[0]]) if config.share_trunk else 0
+    spec = Spec(dataset.num_classes, tuple(sizes[name] for name in names), len(dataset.train_labels), trunk_size)
+    joined = peers.make([networks[name] for name in names], config.mapping, config.share_trunk)
     method = configuration.make_method(config)
     step.check_weights(config.weights, method, spec)
+    teachers, load_teacher = _teachers(config, dataset, method, joined, names, dtype)
     optimizer = optim.sgd(config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov)
     key = jax.random.key(config.seed)
-    make_batch = step.make_batch_maker(dataset, num_peers=len(names), views=config.views, mix=config.mix.to_dict())
+    make_batch = step.make_batch_maker(
+        dataset,
+        num_peers=len(names),
+        views=config.views,
+        mix=config.mix.to_dict(),
+        views_per_peer=method.views,
+        same_class=method.same_class,
+    )
     steps_per_epoch = len(dataset.train_labels) // config.batch_size
     # XLA compiles the gradient of a convolution inside a loop to something some 20 times slower for a CPU.
     steps_per_call = 1 if jax.default_backend() == "cpu" else config.steps_per_call or GPU_STEPS_PER_CALL
 
-    def init() -> Saved:
-        state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec)
+    def fresh() -> Saved:
+        state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
         return Saved(state, step.zero_totals(method, spec), jnp.zeros(()))
 
+    def init() -> Saved:
+        saved = jax.jit(fresh)()
+        if load_teacher is None:
+            return saved
+        trained = {name: (tree,) for name, tree in load_teacher().items()}
+        return saved._replace(state=saved.state._replace(teachers=trained))
+
+    train_data = step.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     return Program(
         spec=spec,
         method=method,
-        init=jax.jit(init),
+        init=init,
+        shapes=functools.partial(jax.eval_shape, fresh),
         make_batch=make_batch,
         train=step.make_trainer(
             peers=joined,
@@ -78,19 +99,48 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
             steps_per_epoch=steps_per_epoch,
             epochs=config.epochs,
             loop=steps_per_call > 1,
+            same_images=config.views == "shared" and config.mix.kind != "cutnmix",
+            teachers=teachers,
         ),
-        evaluate=step.make_evaluator(peers=joined, method=method, dataset=dataset, batch_size=config.eval_batch_size),
+        evaluate=evaluate.make_evaluator(
+            peers=joined, method=method, dataset=dataset, batch_size=config.eval_batch_size, teachers=teachers
+        ),
         learning_rate=optim.schedule(
             config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay
         ),
         key=key,
-        train_data=step.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)),
+        train_data=step.with_classes(train_data, dataset.num_classes) if method.same_class else train_data,
         test_data=step.Data(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
         batch_size=config.batch_size,
     )
+
+
+def _teachers(
+    config: ConfigDict, dataset: Dataset, method: Method, joined: peers.Peers, names: Sequence[str], dtype: Any
+) -> tuple[peers.Teachers, Callable[[], dict[str, Tree]] | None]:
+    """What the method is taught by, and how to read the trained one, if it is one."""
+    if method.teacher == "mean":
+        return peers.mean_teachers(joined), None
+    if not method.teacher:
+        return peers.no_teachers(), None
+    found = teacher.find(config.teacher, dataset, names, method.teacher == "frozen_self", dtype)
+    return peers.frozen_teacher(found.backbone, len(names)), found.load
+
+
+def _trunk_size(network: Backbone) -> int:
+    if network.split is None:
+        raise UsageError(
+            f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
+        )
+
+    def maps(key: jax.Array) -> jax.Array:
+        assert network.split
+        return network.split.trunk(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0]
+
+    return jax.eval_shape(maps, jax.random.key(0)).shape[-1]
 
 
 def _feature_size(network: Backbone) -> int:

@@ -43,7 +43,7 @@ def show(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) 
 
 
 def _networks(config: ConfigDict, program: Program) -> str:
-    params = jax.eval_shape(program.init).state.params
+    params = program.shapes().state.params
     pairs = zip(configuration.peer_names(config), params["peers"], strict=True)
     sizes = [f"{name}, {_count(tree):,} parameters" for name, tree in pairs]
     networks = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "; ".join(sizes)

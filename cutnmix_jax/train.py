@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     # What was saved, if anything.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    saved = checkpoints.restore(jax.eval_shape(program.init))
+    saved = checkpoints.restore(program.shapes())
     if saved is None:
         saved = program.init()
     else:

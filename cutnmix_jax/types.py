@@ -49,10 +49,14 @@ class Outputs(NamedTuple):
     Attributes:
       logits: [n, K] float32.
       features: [n, D] float32, the pooled features before the classifier (x_f in the paper's sources).
+      trunk: [n, C] float32, the pooled output of the trunk that the networks share; None where they share none.
+
+    A method that shows each network several views of an image gets [views, n, ...] of each.
     """
 
     logits: jax.Array
     features: jax.Array
+    trunk: jax.Array | None = None
 
 
 class Backbone(NamedTuple):
@@ -64,27 +68,46 @@ class Backbone(NamedTuple):
       apply: `apply(variables, images, train, key=None) -> (Outputs, batch_stats)`, with images [n, 32, 32, 3] float32,
         already normalised; `train` a Python bool; `key` for networks with dropout. In evaluation the returned
         `batch_stats` are those that went in.
+      split: how the network falls into a trunk that peers can share and a tail; None where it does not.
     """
 
     name: str
     init: Callable[[jax.Array], dict[str, Tree]]
     apply: Callable[..., tuple[Outputs, Tree]]
+    split: "Split | None" = None
+
+
+class Split(NamedTuple):
+    """A network in two parts; `apply` of the network is its tail after its trunk.
+
+    Attributes:
+      names: the trunk's entries at the top of the trees of parameters and of batch statistics.
+      trunk: as `Backbone.apply`, but returns the feature maps [n, h, w, C] instead of `Outputs`; reads the trunk's
+        variables alone, and returns its batch statistics alone.
+      tail: as `Backbone.apply`, but takes the feature maps instead of images; the tail's variables alone, likewise.
+    """
+
+    names: frozenset[str]
+    trunk: Callable[..., tuple[jax.Array, Tree]]
+    tail: Callable[..., tuple[Outputs, Tree]]
 
 
 class Batch(NamedTuple):
     """One training batch as the peers see it.
 
     Attributes:
-      images: [J, n, 32, 32, 3] float32, normalised.
-      targets: [J, n, K] float32, rows sum to 1. Equal over peers wherever Eq. 7 holds.
+      images: [views J, n, 32, 32, 3] float32, normalised; the first view of every peer, then the second.
+      targets: [J, n, K] float32, rows sum to 1, of the first view. Equal over peers wherever Eq. 7 holds.
       labels: [n] int32, the class of the image before mixing.
       indices: [n] int32, the image's row in the training set.
+      teachers: what the teachers say to the images of each peer, J `Outputs`; none where the method has no teachers.
     """
 
     images: jax.Array
     targets: jax.Array
     labels: jax.Array
     indices: jax.Array
+    teachers: tuple[Outputs, ...] = ()
 
 
 class Mix(NamedTuple):
@@ -127,6 +150,8 @@ class TrainState(NamedTuple):
       batch_stats: (tree of peer 0, ...), float32.
       method_state: what a method carries along without a gradient.
       opt_state: the optimizer's, over `params`.
+      teachers: {'params': (tree, ...), 'batch_stats': (tree, ...)} of networks that are not trained: a frozen one, or
+        the mean of every peer; {} where the method has none.
     """
 
     step: jax.Array
@@ -134,6 +159,7 @@ class TrainState(NamedTuple):
     batch_stats: tuple[Tree, ...]
     method_state: Tree
     opt_state: Tree
+    teachers: Tree
 
 
 class Spec(NamedTuple):
@@ -143,11 +169,13 @@ class Spec(NamedTuple):
       num_classes: K.
       feature_sizes: D of each peer.
       num_train: N, examples in the training set.
+      trunk_size: C, channels of the shared trunk; 0 where there is none.
     """
 
     num_classes: int
     feature_sizes: tuple[int, ...]
     num_train: int
+    trunk_size: int = 0
 
 
 Totals = dict[str, jax.Array]  # a metric's name -> its float32 sum over the steps of the epoch so far
@@ -163,11 +191,27 @@ class Method(NamedTuple):
         needs a term.
       init: `init(key, spec) -> (params, state)`, its own trained parameters and its other state.
       loss: `loss(params, state, outputs, batch, clock) -> (terms, state)` with `outputs` a tuple of J `Outputs`.
-      heads: `heads(params, outputs) -> {name: logits [n, K]}`, classifiers besides the peers that evaluation reports.
+      heads: `heads(params, state, outputs) -> {name: logits [n, K]}`, classifiers besides the peers that evaluation
+        reports.
+      views: how many views of an image each network sees in a step.
+      same_class: whether the second view is of another image of the same class, which the loss does not train on.
+      unmixed: whether it is defined for images that are not mixed alone.
+      same_images: whether all networks must see the same images.
+      needs_trunk: whether the networks must share a trunk.
+      teacher: `frozen`, a trained network that `config.teacher` names; `mean`, a running mean of the parameters of
+        every peer; or empty.
+      leaders: how many of the networks, the last ones, are heads of evaluation and not peers.
     """
 
     min_peers: int
     terms: Callable[[tuple[int, ...]], tuple[str, ...]]
     init: Callable[[jax.Array, Spec], tuple[Tree, Tree]]
     loss: Callable[[Tree, Tree, tuple[Outputs, ...], Batch, Clock], tuple[Terms, Tree]]
-    heads: Callable[[Tree, tuple[Outputs, ...]], Mapping[str, jax.Array]]
+    heads: Callable[[Tree, Tree, tuple[Outputs, ...]], Mapping[str, jax.Array]]
+    views: int = 1
+    same_class: bool = False
+    unmixed: bool = False
+    same_images: bool = False
+    needs_trunk: bool = False
+    teacher: str = ""
+    leaders: int = 0

@@ -11,6 +11,11 @@ from cutnmix_jax import main, metrics, train
 
 QUICK = "--config=configs/quickstart.py"
 
+
+def row(name):
+    return f"--config=configs/quickstart.py:digits,{name}"
+
+
 WRONG = [
     ([], "--config"),
     (["--config=configs/resnet11.py"], "did you mean 'configs/resnet110.py'"),
@@ -72,8 +77,28 @@ WRONG = [
     ([QUICK, "--config.weights.dml=nan"], "finite"),
     ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
     ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: a single peer has no such loss term"),
-    (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 peers"),
+    (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 networks"),
     ([QUICK, "--config.peers=resnet8,resnet32", "--config.mapping=vmap"], "one architecture"),
+    ([row("okddip"), "--config.num_peers=2"], "needs at least 3 networks (the last one is its leader)"),
+    ([row("one"), "--config.num_peers=1"], "needs at least 2 networks"),
+    ([row("one"), "--config.views=per_peer"], "same images"),
+    ([row("one"), "--config.mix.kind=cutnmix"], "same images"),
+    ([row("one"), "--config.share_trunk=false"], "one trunk"),
+    ([row("one"), "--config.peers=resnet8,resnet32"], "one architecture"),
+    ([row("pcl"), "--config.mapping=vmap"], "unroll"),
+    ([row("cs_kd"), "--config.mix.kind=cutmix"], "unmixed"),
+    ([row("ps_kd"), "--config.mix.kind=mixup"], "unmixed"),
+    ([row("kd")], "--config.teacher=DIR"),
+    ([row("kd"), "--config.teacher=nowhere"], "no finished run"),
+    ([row("dml"), "--config.teacher=nowhere"], "no trained teacher"),
+    ([row("kdcl"), "--config.loss.target=minlogits"], "did you mean 'minlogit'"),
+    ([row("one"), "--config.loss.rampup_epochs=0"], "at least 1"),
+    ([row("ps_kd"), "--config.loss.last_share=1.5"], "at most 1"),
+    (
+        [row("okddip"), "--config.share_trunk=false", "--config.peers=resnet8,wrn20_8,resnet8"],
+        "of one size, not 64, 256",
+    ),
+    ([row("pcl"), "--config.backbone.name=tests.tiny:TinyNNX"], "has no trunk"),
     ([QUICK, "--config.peers=resnet8,wrn20_8"], "config.weights.mmd=0.3: peers with features of 64, 256"),
     ([QUICK, "--config.steps_per_call=-1"], "at least 0"),
     ([QUICK, "--config.checkpoint.keep=0"], "at least 1"),
@@ -162,7 +187,8 @@ def test_the_papers_recipe():
 
 @pytest.mark.parametrize("row", common.ROWS)
 def test_every_row_is_valid(row):
-    config = configuration.from_flags(f"configs/resnet32.py:cifar10,{row}", [])
+    teacher = ["--config.teacher=somewhere"] if row in ("kd", "tf_kd_self") else []
+    config = configuration.from_flags(f"configs/resnet32.py:cifar10,{row}", teacher)
     assert (config.dataset, config.method) == ("cifar10", row)
 
 

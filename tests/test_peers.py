@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones, peers
+from configs import common
+from cutnmix_jax import backbones, methods, peers
+from cutnmix_jax.types import Spec
 
 IMAGES = jax.random.normal(jax.random.key(7), (2, 8, 32, 32, 3))
 KEY = jax.random.key(1)
@@ -66,3 +68,103 @@ def test_peers_may_be_unlike_networks():
     params, stats = joined.init(KEY)
     outputs, _ = joined.forward(params, stats, jnp.array(IMAGES), True, KEY)
     assert [out.features.shape for out in outputs] == [(8, 6), (8, 9)]
+
+
+SPLIT = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12"]
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_trunk_and_tail_are_the_whole_network(name):
+    [network] = networks(name)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, KEY)
+    split = network.split
+
+    def part(trunk):
+        return {k: {n: v for n, v in tree.items() if (n in split.names) == trunk} for k, tree in variables.items()}
+
+    # The shapes and the program: one jaxpr for the whole, and for the two parts one after the other.
+    def in_parts(variables, images, train):
+        own = lambda inside: {  # noqa: E731
+            k: {n: v for n, v in tree.items() if (n in split.names) == inside} for k, tree in variables.items()
+        }
+        maps, first = split.trunk(own(True), images, train)
+        outputs, second = split.tail(own(False), maps, train)
+        return outputs, first | second
+
+    for train in (False, True):
+        one = jax.make_jaxpr(lambda v, x, t=train: network.apply(v, x, t))(variables, images)
+        two = jax.make_jaxpr(lambda v, x, t=train: in_parts(v, x, t))(variables, images)
+        assert [e.primitive for e in one.eqns] == [e.primitive for e in two.eqns]
+        assert [v.aval.shape for v in one.jaxpr.outvars] == [v.aval.shape for v in two.jaxpr.outvars]
+    assert count(part(True)) + count(part(False)) == count(variables)
+    assert part(True)["params"] and part(False)["params"]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_trunk_and_tail_compute_the_same_numbers(train):
+    for name in ("resnet8", "tests.tiny:Tiny"):
+        [network] = networks(name)
+        variables = jax.jit(network.init)(KEY)
+        single = peers.make([network], "unroll", share_trunk=True)
+        found = jax.jit(single.forward, static_argnums=3)(
+            (variables["params"],), (variables["batch_stats"],), IMAGES[0], train, KEY
+        )
+        expected = jax.jit(network.apply, static_argnums=2)(variables, IMAGES[0], train)
+        chex.assert_trees_all_close(found[0][0]._replace(trunk=None), expected[0], rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(found[1][0], expected[1], rtol=1e-5, atol=1e-6)
+
+
+# Parameters with 100 classes of ONE and OKDDip with 2 and 3 branches, counted in OKDDip's released networks.
+BRANCHED = {
+    "resnet32": {2: (832_990, 833_944), 3: (1_193_189, 1_194_108)},
+    "resnet110": {2: (2_066_718, 2_082_840), 3: (2_962_437, 2_978_428)},
+    "wrn20_8": {2: (12_112_926, 12_129_048), 3: (17_354_501, 17_370_492)},
+    "vgg16": {2: (22_959_886, 23_024_392)},
+    "vgg19": {2: (30_632_974, 30_697_480)},
+}
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+def test_sizes_of_branched_networks(name):
+    for branches, (one, okddip) in BRANCHED[name].items():
+        network = backbones.load(name, 100)
+        joined = peers.make([network] * branches, "unroll", share_trunk=True)
+        params, _ = jax.eval_shape(joined.init, KEY)
+        image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+        variables = jax.eval_shape(network.init, KEY)
+        outputs, _ = jax.eval_shape(lambda v, x, n=network: n.apply(v, x, False), variables, image)
+        maps, _ = jax.eval_shape(lambda v, x, n=network: n.split.trunk(v, x, False), variables, image)
+        sizes = (outputs.features.shape[1],) * branches
+        spec = Spec(100, sizes, 10, maps.shape[-1])
+        for row, expected in {"one": one, "okddip": okddip}.items():
+            options = dict(common.ROWS[row]["loss"])
+            method = methods.load(options.pop("name"), **options)
+            own, _ = jax.eval_shape(lambda k, m=method, s=spec: m.init(k, s), KEY)
+            assert count(params) + count(own) == expected, (row, branches)
+
+
+def test_a_shared_trunk_is_one_and_sees_all_images():
+    pair = networks("tests.tiny:Tiny", "tests.tiny:Tiny")
+    joined = peers.make(pair, "unroll", share_trunk=True)
+    params, stats = jax.jit(joined.init)(KEY)
+    assert set(params[0]) == {"Conv_0", "BatchNorm_0", "Dense_0"} and set(params[1]) == {"Dense_0"}
+    assert set(stats[0]) == {"BatchNorm_0"} and not stats[1]
+    (_, (_, after)), gradient = loss_and_gradient(joined, params, stats, IMAGES)
+    # Apart: each peer's images through the network with the trunk of peer 0, in evaluation, where no batch matters.
+    outputs, _ = joined.forward(params, stats, IMAGES, False, KEY)
+    for j in range(2):
+        whole = {"params": params[0] | params[j], "batch_stats": stats[0]}
+        alone, _ = pair[j].apply(whole, IMAGES[j], False)
+        chex.assert_trees_all_close(outputs[j]._replace(trunk=None), alone, rtol=1e-5, atol=1e-6)
+    # In training its batch norm is over all images.
+    conv = jax.lax.conv_general_dilated(
+        IMAGES.reshape(-1, 32, 32, 3), params[0]["Conv_0"]["kernel"], (4, 4), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ) + params[0]["Conv_0"]["bias"]  # fmt: skip
+    np.testing.assert_allclose(after[0]["BatchNorm_0"]["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    assert np.any(gradient[0]["Conv_0"]["kernel"])

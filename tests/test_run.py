@@ -51,7 +51,7 @@ def saved_in(workdir, arguments):
     """The newest checkpoint of a run, read back as the program reads it."""
     config = configuration.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
     dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
-    like = jax.eval_shape(program.assemble(config, dataset).init)
+    like = program.assemble(config, dataset).shapes()
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     saved = checkpoints.restore(like)
     checkpoints.close()
@@ -82,7 +82,7 @@ def at_step(number, action):
     return lambda: setattr(program.step, "make_trainer", make_trainer)
 
 
-def kill_before_step(number, workdir):
+def kill_before_step(number, workdir, arguments=TINY):
     """Runs `TINY` and kills this process once the checkpoint of step 8 is whole."""
 
     def kill():
@@ -90,7 +90,7 @@ def kill_before_step(number, workdir):
         os.kill(os.getpid(), signal.SIGKILL)
 
     at_step(number, kill)
-    main.main([*TINY, f"--workdir={workdir}"])
+    main.main([*arguments, f"--workdir={workdir}"])
 
 
 def wait_for(condition, seconds=120):
@@ -204,6 +204,44 @@ def test_killed_and_continued_is_bitwise_the_same(finished, tmp_path):
     assert "continued from step 8" in out
     assert rows_of(tmp_path / "run", timings=False) == rows_of(finished[0], timings=False)
     chex.assert_trees_all_equal(saved_in(tmp_path / "run", TINY), saved_in(finished[0], TINY))
+
+
+def of_row(row, teacher=None):
+    """`TINY` with another method, and the finished run that teaches it."""
+    taught = [f"--config.teacher={teacher}"] if row in ("kd", "tf_kd_self") else []
+    return [f"--config=configs/quickstart.py:digits,{row}", *TINY[1:], *taught]
+
+
+@pytest.mark.parametrize("row", ["ps_kd", "kd", "one", "okddip", "pcl"])
+def test_what_a_method_remembers_survives_a_kill(row, finished, tmp_path):
+    arguments = [*of_row(row, finished[0]), *(["--config.loss.rampup_epochs=2"] if row in ("one", "okddip") else [])]
+    script = f"from tests import test_run; test_run.kill_before_step(10, {str(tmp_path / 'killed')!r}, {arguments!r})"
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main.main([*arguments, f"--workdir={tmp_path / 'killed'}"]) == 0
+    assert main.main([*arguments, f"--workdir={tmp_path / 'whole'}"]) == 0
+    assert rows_of(tmp_path / "killed", timings=False) == rows_of(tmp_path / "whole", timings=False)
+    one, other = saved_in(tmp_path / "killed", arguments), saved_in(tmp_path / "whole", arguments)
+    chex.assert_trees_all_equal(one, other)
+    state = one.state
+    remembered = {
+        "ps_kd": state.method_state, "kd": state.teachers, "pcl": state.teachers, "one": state.method_state,
+        "okddip": state.params["method"],
+    }[row]  # fmt: skip
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(remembered)) and jax.tree.leaves(remembered)
+
+
+def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, capsys):
+    arguments = of_row("tf_kd_self", finished[0])
+    assert main.main([*arguments, "--config.epochs=1", f"--workdir={tmp_path / 'run'}"]) == 0
+    state = saved_in(tmp_path / "run", [*arguments, "--config.epochs=1"]).state
+    teacher = saved_in(finished[0], TINY).state
+    chex.assert_trees_all_equal(state.teachers["params"], teacher.params["peers"][:1])
+    chex.assert_trees_all_equal(state.teachers["batch_stats"], teacher.batch_stats[:1])
+    capsys.readouterr()
+    others = [*arguments, "--config.backbone.name=tests.tiny:wide", f"--workdir={tmp_path / 'other'}"]
+    assert main.main(others) == 2
+    assert "wants the network of its student" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8), (signal.SIGTERM, 11)])
@@ -349,19 +387,30 @@ def test_seeds_differ_and_repeat(tmp_path):
 
 
 @pytest.mark.parametrize("row", common.ROWS)
-def test_every_row_trains(row, tmp_path):
-    arguments = [
-        f"--config=configs/quickstart.py:digits,{row}",
-        *TINY[1:],
-        "--config.epochs=2",
-        f"--workdir={tmp_path}",
-    ]
-    assert main.main(arguments) == 0
+def test_every_row_trains(row, finished, tmp_path):
+    assert main.main([*of_row(row, finished[0]), "--config.epochs=2", f"--workdir={tmp_path}"]) == 0
     rows = rows_of(tmp_path)
     assert set(common.ROWS[row]["weights"]) <= {name.removeprefix("train/") for name in rows[0]}
     assert all(np.isfinite(value) for row in rows for value in row.values())
     peers = [name for name in rows[0] if name.startswith("test/accuracy_peer_") and name[-1].isdigit()]
-    assert len(peers) == common.ROWS[row]["num_peers"]
+    assert len(peers) == common.ROWS[row]["num_peers"] - (row == "okddip")
+    assert ("test/accuracy_leader" in rows[0]) == (row == "okddip")
+
+
+@pytest.mark.parametrize("target", ["naive", "linear", "minlogit"])
+def test_every_target_of_kdcl_trains(target, tmp_path):
+    arguments = [*of_row("kdcl"), f"--config.loss.target={target}", "--config.epochs=1", f"--workdir={tmp_path}"]
+    assert main.main(arguments) == 0
+
+
+def test_branches_of_networks_and_five_of_them(tmp_path):
+    for row, more in {
+        "okddip": ["--config.share_trunk=false", "--config.peers=tests.tiny:Tiny,tests.tiny:Tiny,tests.tiny:wide"],
+        "one": ["--config.num_peers=5"],
+        "pcl": ["--config.share_trunk=false", "--config.num_peers=2"],
+        "dml": ["--config.share_trunk=true"],
+    }.items():
+        assert main.main([*of_row(row), *more, "--config.epochs=1", f"--workdir={tmp_path / row}"]) == 0, row
 
 
 def test_more_peers_and_unlike_peers(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from cutnmix_jax import evaluate, methods, optim, peers, step
-from cutnmix_jax.types import Backbone, Dataset, Outputs, Spec
+from cutnmix_jax.types import Backbone, Dataset, Outputs, Spec, Split
 
 K, D, RATE = 4, 3, 0.1
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ DATASET = Dataset(
     std=np.array([0.2, 0.3, 0.4], np.float32),
     flip=True,
 )
-TRAIN = step.Data(jnp.array(DATASET.train_images), jnp.array(DATASET.train_labels))
+TRAIN = step.with_classes(step.Data(jnp.array(DATASET.train_images), jnp.array(DATASET.train_labels)), K)
 TEST = step.Data(jnp.array(DATASET.test_images), jnp.array(DATASET.test_labels))
 KEY = jax.random.key(95)
 
@@ -39,11 +39,16 @@ def linear_backbone():
         }
 
     def apply(variables, images, train, key=None):
-        del train, key
-        features = summaries(images) @ variables["params"]["body"]
-        return Outputs(features @ variables["params"]["head"], features), variables["batch_stats"]
+        maps, _ = trunk(variables, images, train)
+        return tail(variables, maps, train)
 
-    return Backbone("linear", init, apply)
+    def trunk(variables, images, train, key=None):
+        return (summaries(images) @ variables["params"]["body"])[:, None, None], {}
+
+    def tail(variables, maps, train, key=None):
+        return Outputs(maps[:, 0, 0] @ variables["params"]["head"], maps[:, 0, 0]), {}
+
+    return Backbone("linear", init, apply, Split(frozenset({"body"}), trunk, tail))
 
 
 def summaries(images):
@@ -51,17 +56,29 @@ def summaries(images):
     return images.reshape(-1, 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(-1, 12)
 
 
-def build(row, *, loop=False, batch_size=10, num_peers=None):
+def build(row, *, loop=False, batch_size=10, num_peers=None, backbone=None):
     fields = common.ROWS[row]
     num_peers = num_peers or fields["num_peers"]
     options = dict(fields["loss"])
     method = methods.load(options.pop("name"), **options)
-    joined = peers.make([linear_backbone()] * num_peers, "unroll")
+    backbone = backbone or linear_backbone()
+    joined = peers.make([backbone] * num_peers, "unroll", fields["share_trunk"])
+    taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
+    teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
     optimizer = optim.sgd(0.9, 5e-4, True)
     mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "shared"}
-    make_batch = step.make_batch_maker(DATASET, num_peers=num_peers, views=fields["views"], mix=mix)
-    spec = Spec(K, (D,) * num_peers, 40)
-    state = step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec)
+    make_batch = step.make_batch_maker(
+        DATASET,
+        num_peers=num_peers,
+        views=fields["views"],
+        mix=mix,
+        views_per_peer=method.views,
+        same_class=method.same_class,
+    )
+    spec = Spec(K, (D,) * num_peers, 40, D)
+    state = jax.jit(
+        lambda: step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
+    )()
     trainer = step.make_trainer(
         peers=joined,
         method=method,
@@ -72,6 +89,8 @@ def build(row, *, loop=False, batch_size=10, num_peers=None):
         steps_per_epoch=40 // batch_size,
         epochs=3,
         loop=loop,
+        same_images=fields["views"] == "shared" and fields["mix"] != "cutnmix",
+        teachers=teachers,
     )
     return joined, method, make_batch, state, step.zero_totals(method, spec), trainer
 
@@ -144,6 +163,7 @@ def test_a_loop_of_steps_is_the_same_steps(row):
         looped_state, looped_totals = many(looped_state, looped_totals, TRAIN, order, jnp.float32(RATE), count, KEY)
     assert many._cache_size() == 1
     chex.assert_trees_all_close((state, totals), (looped_state, looped_totals), rtol=1e-5, atol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, totals)))
 
 
 def test_learning_rate_is_data():
@@ -235,7 +255,7 @@ def test_evaluation_is_an_exact_count(batch_size):
     labels = np.where(np.arange(23) == 0, logits[0][0].argmax(), DATASET.test_labels)
     expected = {name: (score.argmax(1) == labels).sum() / 23 for name, score in scores.items()}
     expected["accuracy"] = (expected["peer_0"] + expected["peer_1"]) / 2
-    evaluator = step.make_evaluator(peers=joined, method=method, dataset=DATASET, batch_size=batch_size)
+    evaluator = evaluate.make_evaluator(peers=joined, method=method, dataset=DATASET, batch_size=batch_size)
     found = evaluate.accuracies(evaluator, state, TEST._replace(labels=jnp.array(labels)), batch_size)
     assert found == pytest.approx(expected, abs=1e-12)
 
@@ -246,3 +266,140 @@ def test_training_accuracy_is_on_the_larger_share_of_the_label():
     outputs = (Outputs(logits, logits), Outputs(logits[::-1], logits))
     # peer 0 is right on rows 0, 2, 3; peer 1, reversed to classes 0, 2, 1, 0, on rows 0 and 3
     assert step.mixed_accuracy(outputs, jnp.stack([targets, targets])) == pytest.approx((3 / 4 + 2 / 4) / 2)
+
+
+def batch_of_step(make_batch, number, order):
+    batch_key, _ = jax.random.split(step.step_key(KEY, number))
+    return make_batch(batch_key, TRAIN, order[10 * number : 10 * number + 10])[0]
+
+
+def test_pairs_are_of_the_same_class_and_uniform():
+    labels = jnp.asarray(np.tile(np.arange(K), 500).astype(np.int32))
+    rows = np.asarray(step.same_class_rows(KEY, TRAIN, labels))
+    assert (DATASET.train_labels[rows] == np.asarray(labels)).all()
+    for label in range(K):
+        members = np.flatnonzero(DATASET.train_labels == label)
+        seen = np.bincount(rows[np.asarray(labels) == label], minlength=40)[members]
+        assert (seen > 0).all()
+        # 500 draws: five standard deviations of a count
+        assert np.abs(seen - 500 / len(members)).max() < 5 * np.sqrt(500 / len(members))
+
+
+def test_cs_kd_sees_an_image_and_another_of_its_class():
+    _, _, make_batch, *_ = build("cs_kd")
+    index = jnp.arange(10)
+    batch, _ = jax.jit(make_batch)(KEY, TRAIN, index)
+    assert batch.images.shape == (2, 10, 32, 32, 3) and batch.targets.shape == (1, 10, K)
+    pixels = (np.asarray(batch.images) * DATASET.std + DATASET.mean) * 255
+    padded = np.pad(DATASET.train_images, ((0, 0), (4, 4), (4, 4), (0, 0))).astype(np.float32)
+
+    def rows_of_view(view):  # which training images a view may be a crop of, by its centre
+        found = []
+        for image in view:
+            centre = {}
+            for row in range(40):
+                crops = [padded[row, t : t + 32, c : c + 32] for t in range(9) for c in range(9)]
+                if any(np.abs(image - x[:, ::m]).max() < 0.1 for x in crops for m in (1, -1)):
+                    centre[row] = True
+            found.append(list(centre))
+        return found
+
+    first, second = rows_of_view(pixels[0, :4]), rows_of_view(pixels[1, :4])
+    assert first == [[0], [1], [2], [3]]
+    assert all(
+        DATASET.train_labels[two] == DATASET.train_labels[one] for [one], [two] in zip(first, second, strict=True)
+    )
+
+
+def test_ddgsd_sees_two_views_of_an_image():
+    _, _, make_batch, *_ = build("ddgsd", num_peers=2)
+    batch, _ = jax.jit(make_batch)(KEY, TRAIN, jnp.arange(10))
+    assert batch.images.shape == (4, 10, 32, 32, 3) and batch.targets.shape == (2, 10, K)
+    assert len({view.tobytes() for view in np.asarray(batch.images)}) == 4
+
+
+def counting_backbone():
+    """Batch statistics that count the passes and keep the last image's mean: what went through, and in which order."""
+    plain = linear_backbone()
+
+    def init(key):
+        return plain.init(key) | {"batch_stats": {"passes": jnp.zeros(()), "last": jnp.zeros(())}}
+
+    def apply(variables, images, train, key=None):
+        outputs, _ = plain.apply(variables, images, train)
+        stats = variables["batch_stats"]
+        return outputs, {"passes": stats["passes"] + 1, "last": images.mean()} if train else stats
+
+    return Backbone("counting", init, apply)
+
+
+@pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])
+def test_each_view_is_a_pass_of_its_own(row):
+    _, _, make_batch, state, totals, trainer = build(row, backbone=counting_backbone())
+    order = step.epoch_order(KEY, 0, 40)
+    batch = batch_of_step(make_batch, 0, order)
+    state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+    assert state.batch_stats[0]["passes"] == 2
+    np.testing.assert_allclose(state.batch_stats[0]["last"], batch.images[1].mean(), rtol=1e-5)
+
+
+def test_cs_kd_s_second_view_gets_no_gradient():
+    _, _, make_batch, state, totals, trainer = build("cs_kd")
+    order = step.epoch_order(KEY, 0, 40)
+    batch = batch_of_step(make_batch, 0, order)
+    before = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params["peers"][0])
+    state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+    x, other = (np.asarray(summaries(images), np.float64) for images in batch.images)
+    z, z_other = (v @ before["body"] @ before["head"] for v in (x, other))
+    d_z = (np.exp(log_softmax64(z)) - np.asarray(batch.targets[0])) / 10
+    d_z += 4 * (np.exp(log_softmax64(z / 4)) - np.exp(log_softmax64(z_other / 4))) / 10
+    gradient = {"body": x.T @ (d_z @ before["head"].T), "head": (x @ before["body"]).T @ d_z}
+    expected = {name: w - RATE * 1.9 * (gradient[name] + 5e-4 * w) for name, w in before.items()}
+    chex.assert_trees_all_close(state.params["peers"][0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_teachers_follow_the_peers():
+    _, _, _, state, totals, trainer = build("pcl")
+    order = step.epoch_order(KEY, 0, 40)
+    mean = None
+    for number in range(3):
+        state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+        now = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params["peers"])
+        alpha = min(1 - 1 / (number + 1), 0.999)
+        mean = now if mean is None else jax.tree.map(lambda m, w, a=alpha: a * m + (1 - a) * w, mean, now)
+        chex.assert_trees_all_close(state.teachers["params"], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():
+    _, _, _, state, totals, trainer = build("kd", num_peers=2)
+    before = jax.tree.map(np.asarray, state.teachers)
+    order = step.epoch_order(KEY, 0, 40)
+    for _ in range(2):
+        state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+    chex.assert_trees_all_equal(state.teachers, before)
+    teacher = peers.frozen_teacher(linear_backbone(), 2)
+    images = jax.random.normal(KEY, (2, 5, 32, 32, 3))
+    outputs, _ = teacher.forward(before, images, KEY)
+    weights = before["params"][0]
+    for j in range(2):
+        expected = summaries(images[j]) @ weights["body"] @ weights["head"]
+        np.testing.assert_allclose(outputs[j].logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["okddip", "pcl", "one"])
+def test_evaluation_of_branches_and_heads(row):
+    joined, method, _, state, *_ = build(row)
+    teachers = peers.mean_teachers(joined) if row == "pcl" else peers.no_teachers()
+    evaluator = evaluate.make_evaluator(peers=joined, method=method, dataset=DATASET, batch_size=8, teachers=teachers)
+    found = evaluate.accuracies(evaluator, state, TEST, 8)
+    heads = {"one": ["gated_ensemble"], "okddip": ["leader"]}.get(row)
+    heads = heads or ["peer_teacher", "mean_teacher_0", "mean_teacher_1", "mean_teacher_2"]
+    students = {"one": 2, "okddip": 2, "pcl": 3}[row]
+    assert set(found) == {"accuracy", *(f"peer_{j}" for j in range(students)), "ensemble", *heads}
+    images = (DATASET.test_images / 255.0 - DATASET.mean) / DATASET.std
+    features = np.asarray(summaries(images)) @ np.asarray(state.params["peers"][0]["body"], np.float64)
+    for j, tree in enumerate(state.params["peers"]):
+        right = (features @ np.asarray(tree["head"], np.float64)).argmax(1) == DATASET.test_labels
+        name = "leader" if row == "okddip" and j == 2 else f"peer_{j}"
+        assert found[name] == pytest.approx(right.mean())
+        assert ("body" in tree) == (j == 0)

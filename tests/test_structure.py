@@ -19,6 +19,7 @@ FLOORS = [
     {"methods"},
     {"step"},
     {"evaluate", "config"},
+    {"teacher"},
     {"program"},
     {"summary"},
     {"train"},

@@ -6,15 +6,19 @@ from flax import nnx
 
 
 class Tiny(nn.Module):
-    """A strided convolution, BatchNorm and a linear head."""
+    """A strided convolution and BatchNorm, which are its trunk, and a linear head."""
 
     num_classes: int
     width: int = 6
 
     @nn.compact
-    def __call__(self, images, train):
-        x = nn.Conv(self.width, (3, 3), strides=4)(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+    def __call__(self, images, train, part="whole"):
+        x = images
+        if part != "tail":
+            x = nn.Conv(self.width, (3, 3), strides=4)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        if part == "trunk":
+            return x
         features = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes)(features), features
 

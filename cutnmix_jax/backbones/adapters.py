@@ -16,8 +16,9 @@ from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cutnmix_jax.backbones.layers import TAIL, TRUNK
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import Backbone, Outputs, Tree
+from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
 Call = tuple[Any, Any]  # what went into a fully connected layer, and what came out
 
@@ -81,7 +82,41 @@ def linen_backbone(name: str, module: Any) -> Backbone:
         batch_stats = changed.get("batch_stats", {}) if train else variables["batch_stats"]
         return outputs_of(name, returned, calls), batch_stats
 
-    return Backbone(name, init, apply)
+    return Backbone(name, init, apply, split_of(name, module) if "part" in arguments(type(module).__call__) else None)
+
+
+def split_of(name: str, module: Any) -> Split:
+    """The two parts of a Linen module whose `__call__` takes `part`, as ours do; see `layers.WHOLE`."""
+
+    def run(
+        variables: dict[str, Tree], inputs: jax.Array, train: bool, key: jax.Array | None, part: str
+    ) -> tuple[Any, Tree]:
+        returned, changed = module.apply(
+            variables,
+            inputs,
+            **mode(module, train),
+            part=part,
+            rngs=None if key is None else {"dropout": key},
+            mutable=["batch_stats"] if train else [],
+        )
+        return returned, changed.get("batch_stats", {}) if train else variables["batch_stats"]
+
+    def trunk(
+        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Tree]:
+        return run(variables, images, train, key, TRUNK)
+
+    def tail(
+        variables: dict[str, Tree], maps: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[Outputs, Tree]:
+        returned, batch_stats = run(variables, maps, train, key, TAIL)
+        return outputs_of(name, returned, []), batch_stats
+
+    def trunk_variables(key: jax.Array) -> Tree:
+        return module.init({"params": key}, jnp.zeros((1, 32, 32, 3)), **mode(module, train=False), part=TRUNK)
+
+    names = frozenset(jax.eval_shape(trunk_variables, jax.random.key(0))["params"])
+    return Split(names, trunk, tail)
 
 
 def record_dense(calls: list[Call], function: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:

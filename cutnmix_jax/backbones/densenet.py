@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cutnmix_jax.backbones.layers import KAIMING_FAN_IN, LINEAR_KERNEL, conv, norm, pool_all
+from cutnmix_jax.backbones.layers import KAIMING_FAN_IN, LINEAR_KERNEL, TAIL, TRUNK, WHOLE, conv, norm, pool_all
 
 __all__ = ["densenet40_12"]
 
@@ -45,17 +45,28 @@ class DenseNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 132 for densenet40_12."""
-        x = conv(images, 2 * self.growth, 3, dtype=self.dtype, kernel_init=KAIMING_FAN_IN)
+    def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
+        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 132 for densenet40_12.
+
+        The trunk goes up to the last transition, as in ONE and OKDDip.
+        """
+        x, last = images, len(self.blocks) - 1
+        if part != TAIL:
+            x = conv(x, 2 * self.growth, 3, dtype=self.dtype, kernel_init=KAIMING_FAN_IN, name="Conv_0")
         for block, count in enumerate(self.blocks):
-            if block > 0:
-                x = nn.relu(norm(x, train, self.dtype))
-                x = conv(x, x.shape[-1] // 2, 1, dtype=self.dtype, kernel_init=KAIMING_FAN_IN)
+            # Layers are named by their number in the network, whichever part of it runs.
+            first = sum(self.blocks[:block])
+            if part == WHOLE or (part == TAIL) == (block == last):
+                for number in range(first, first + count):
+                    x = DenseLayer(self.growth, self.dtype, name=f"DenseLayer_{number}")(x, train)
+            if part != TAIL and block < last:
+                x = nn.relu(norm(x, train, self.dtype, f"BatchNorm_{block}"))
+                name = f"Conv_{block + 1}"
+                x = conv(x, x.shape[-1] // 2, 1, dtype=self.dtype, kernel_init=KAIMING_FAN_IN, name=name)
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
-            for _ in range(count):
-                x = DenseLayer(self.growth, self.dtype)(x, train)
-        features = pool_all(nn.relu(norm(x, train, self.dtype)))
+        if part == TRUNK:
+            return x
+        features = pool_all(nn.relu(norm(x, train, self.dtype, f"BatchNorm_{last}")))
         return nn.Dense(self.num_classes, kernel_init=LINEAR_KERNEL)(features), features
 
 

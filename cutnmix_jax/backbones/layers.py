@@ -12,6 +12,9 @@ from flax import linen as nn
 
 from cutnmix_jax.backbones.batch_norm import BatchNorm
 
+# What of a network runs: `trunk` from the images to the feature maps that peers may share, `tail` from there on.
+WHOLE, TRUNK, TAIL = "whole", "trunk", "tail"
+
 # Untruncated: "normal" is PyTorch's kaiming_normal_ with the gain of ReLU.
 KAIMING_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -45,6 +48,7 @@ def conv(
     dtype: Any,
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
     use_bias: bool = False,
+    name: str | None = None,
 ) -> jax.Array:
     """A square convolution of [n, h, w, c], padded by kernel // 2 on every side; for use inside `nn.compact`."""
     # 'SAME' would pad (0, 1) where the stride is 2; the networks that were trained with PyTorch pad (1, 1).
@@ -57,6 +61,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
+        name=name,
     )
     return layer(kept(x))
 
@@ -71,11 +76,11 @@ def kept(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
-def norm(x: jax.Array, train: bool, dtype: Any) -> jax.Array:
+def norm(x: jax.Array, train: bool, dtype: Any, name: str | None = None) -> jax.Array:
     """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5."""
     if train:
-        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype)(x)
-    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype)(x)
+        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
+    return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype, name=name)(x)
 
 
 def pool_all(x: jax.Array) -> jax.Array:

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cutnmix_jax.backbones.layers import LINEAR_KERNEL, conv, kept, linear_bias, norm, pool_all
+from cutnmix_jax.backbones.layers import (
+    LINEAR_KERNEL,
+    TAIL,
+    TRUNK,
+    WHOLE,
+    conv,
+    kept,
+    linear_bias,
+    norm,
+    pool_all,
+)
 
 __all__ = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8"]
 
@@ -77,19 +87,36 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D is 64 or 256, or 512."""
-        x = nn.relu(norm(conv(images, self.widths[0], 3, dtype=self.dtype), train, self.dtype))
+    def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
+        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D is 64 or 256, or 512.
+
+        The trunk is all but the last stage, as in ONE and OKDDip.
+        """
+        x = images
+        if part != TAIL:
+            x = nn.relu(norm(conv(x, self.widths[0], 3, dtype=self.dtype), train, self.dtype))
+        last = len(self.blocks) - 1
         for stage, (count, planes) in enumerate(zip(self.blocks, self.widths, strict=True)):
-            for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
-                if self.width_per_group is None:
-                    x = BasicBlock(planes, stride, self.dtype)(x, train)
-                else:
-                    x = Bottleneck(planes, stride, self.dtype, self.width_per_group)(x, train)
+            if part == WHOLE or (part == TAIL) == (stage == last):
+                x = self.stage(x, train, stage, count, planes)
+        if part == TRUNK:
+            return x
         features = pool_all(x)
         classifier = nn.Dense(self.num_classes, kernel_init=LINEAR_KERNEL, bias_init=linear_bias(features.shape[-1]))
         return classifier(features), features
+
+    def stage(self, x: jax.Array, train: bool, stage: int, count: int, planes: int) -> jax.Array:
+        """The blocks of one stage; named by their number in the network, whichever part of it runs."""
+        first = sum(self.blocks[:stage])
+        for block in range(count):
+            stride = 2 if stage > 0 and block == 0 else 1
+            number = first + block
+            if self.width_per_group is None:
+                x = BasicBlock(planes, stride, self.dtype, name=f"BasicBlock_{number}")(x, train)
+            else:
+                name = f"Bottleneck_{number}"
+                x = Bottleneck(planes, stride, self.dtype, self.width_per_group, name=name)(x, train)
+        return x
 
 
 def resnet8(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:

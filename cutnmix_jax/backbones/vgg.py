@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cutnmix_jax.backbones.layers import conv, norm
+from cutnmix_jax.backbones.layers import TAIL, TRUNK, WHOLE, conv, norm
 
 __all__ = ["vgg16", "vgg19"]
 
@@ -31,16 +31,23 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
         """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, 512]), both float32.
 
-        The features are the flattened output of the convolutions (x_f), not the last hidden layer.
+        The features are the flattened output of the convolutions (x_f), not the last hidden layer. The trunk goes up to
+        the first stage of width 512, as in ONE and OKDDip.
         """
-        x = images
-        for count, width in zip(self.convs, WIDTHS, strict=True):
-            for _ in range(count):
-                x = nn.relu(norm(conv(x, width, 3, dtype=self.dtype, use_bias=True), train, self.dtype))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x, last = images, len(self.convs) - 1
+        for stage, (count, width) in enumerate(zip(self.convs, WIDTHS, strict=True)):
+            if part == WHOLE or (part == TAIL) == (stage == last):
+                # Named by their number in the network, whichever part of it runs.
+                first = sum(self.convs[:stage])
+                for number in range(first, first + count):
+                    x = conv(x, width, 3, dtype=self.dtype, use_bias=True, name=f"Conv_{number}")
+                    x = nn.relu(norm(x, train, self.dtype, f"BatchNorm_{number}"))
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        if part == TRUNK:
+            return x
         features = x.reshape(x.shape[0], -1).astype(jnp.float32)
         # float32 whatever the dtype: the head is 0.2% of the work.
         kernel_init = nn.initializers.normal(0.01)

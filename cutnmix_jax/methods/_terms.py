@@ -15,6 +15,12 @@ def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:
     return jnp.stack([losses.soft_cross_entropy(out.logits, targets[j]).mean() for j, out in enumerate(outputs)])
 
 
+def distilled(outputs: Sequence[Outputs], targets: Sequence[jax.Array], temperature: float) -> jax.Array:
+    """Eq. 1 for each peer, mean over the batch: from J times the logits [n, K] of its target -> [J]."""
+    pairs = zip(outputs, targets, strict=True)
+    return jnp.stack([losses.tempered_kl(out.logits, target, temperature).mean() for out, target in pairs])
+
+
 def from_others(outputs: Sequence[Outputs], pair: Callable[[Outputs, Outputs], jax.Array]) -> jax.Array:
     """1/(J-1) sum_{k != j} pair(j, k), the outer sum of Eq. 4 and Eq. 9, with no gradient into peer k.
 
@@ -25,11 +31,17 @@ def from_others(outputs: Sequence[Outputs], pair: Callable[[Outputs, Outputs], j
     Returns:
       [J] float.
     """
+    return from_all_but(outputs, stop_gradient(tuple(outputs)), pair)
+
+
+def from_all_but(
+    outputs: Sequence[Outputs], teachers: Sequence[Outputs], pair: Callable[[Outputs, Outputs], jax.Array]
+) -> jax.Array:
+    """1/(J-1) sum_{k != j} pair(peer j, teacher k) -> [J]."""
     others = len(outputs) - 1
     return jnp.stack(
         [
-            sum((pair(mine, stop_gradient(theirs)) for k, theirs in enumerate(outputs) if k != j), jnp.zeros(()))
-            / others
+            sum((pair(mine, theirs) for k, theirs in enumerate(teachers) if k != j), jnp.zeros(())) / others
             for j, mine in enumerate(outputs)
         ]
     )
@@ -45,15 +57,38 @@ def mutual_features(outputs: Sequence[Outputs]) -> jax.Array:
     return from_others(outputs, lambda mine, theirs: losses.mmd(mine.features, theirs.features))
 
 
+def peer_teacher(params: Tree, outputs: Sequence[Outputs]) -> jax.Array:
+    """z^PT = g(f^1, ..., f^J), one linear layer on the joined features -> [n, K]."""
+    return jnp.concatenate([out.features for out in outputs], axis=-1) @ params["kernel"] + params["bias"]
+
+
+def peer_teacher_init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+    """`init` of a method whose only own parameters are a peer teacher's."""
+    return linear(key, sum(spec.feature_sizes), spec.num_classes), {}
+
+
+def linear(key: jax.Array, inputs: int, outputs: int) -> Tree:
+    """Kernel [inputs, outputs] and bias [outputs], both uniform in +-1/sqrt(inputs): PyTorch's default."""
+    bound = inputs**-0.5
+    kernel_key, bias_key = jax.random.split(key)
+    kernel = jax.random.uniform(kernel_key, (inputs, outputs), minval=-bound, maxval=bound)
+    return {"kernel": kernel, "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
+
+
+def ramp_up(clock: Clock, epochs: int) -> jax.Array:
+    """w(t) = exp(-5 (1 - t / epochs)^2) with t the epoch, 0-based, and 1 from `epochs` on (Laine and Aila 2017)."""
+    return jnp.exp(-5 * (1 - jnp.minimum(clock.epoch / epochs, 1)) ** 2)
+
+
 def nothing(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
     """`init` of a method without parameters or state of its own."""
     del key, spec
     return {}, {}
 
 
-def no_heads(params: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
+def no_heads(params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
     """`heads` of a method that has no classifier besides the peers."""
-    del params, outputs
+    del params, state, outputs
     return {}
 
 

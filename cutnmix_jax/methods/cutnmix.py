@@ -1,14 +1,10 @@
 """The paper's framework (section 2.3): rows `cutnmix` and, with weights of 0, the ablations of Table 2."""
 
-from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree
 
 
 def make(temperature: float, teacher_moves_peers: bool) -> Method:
@@ -26,12 +22,13 @@ def make(temperature: float, teacher_moves_peers: bool) -> Method:
     def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         del clock
         taught = outputs if teacher_moves_peers else stop_gradient(outputs)
-        teacher_logits = peer_teacher(params, taught)
+        teacher_logits = _terms.peer_teacher(params, taught)
         # Wherever Eq. 7 holds the targets are equal over peers; the mean serves the readings in which it does not.
         teacher_targets = batch.targets.mean(axis=0)
         terms = {
             "ce": _terms.cross_entropy(outputs, batch.targets),
-            "pt": from_teacher(outputs, stop_gradient(teacher_logits), temperature),
+            # L_PT^j of Eq. 10
+            "pt": _terms.distilled(outputs, [stop_gradient(teacher_logits)] * len(outputs), temperature),
             "peer_teacher_ce": losses.soft_cross_entropy(teacher_logits, teacher_targets).mean(),
         }
         others = mutual_terms(tuple(out.features.shape[-1] for out in outputs))
@@ -44,9 +41,9 @@ def make(temperature: float, teacher_moves_peers: bool) -> Method:
     return Method(
         min_peers=1,
         terms=lambda feature_sizes: ("ce", *mutual_terms(feature_sizes), "pt", "peer_teacher_ce"),
-        init=init,
+        init=_terms.peer_teacher_init,
         loss=loss,
-        heads=lambda params, outputs: {"peer_teacher": peer_teacher(params, outputs)},
+        heads=lambda params, state, outputs: {"peer_teacher": _terms.peer_teacher(params, outputs)},
     )
 
 
@@ -55,23 +52,3 @@ def mutual_terms(feature_sizes: tuple[int, ...]) -> tuple[str, ...]:
     if len(feature_sizes) == 1:
         return ()
     return ("dml", "mmd") if len(set(feature_sizes)) == 1 else ("dml",)
-
-
-def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
-    """Kernel [sum of D, K] and bias [K], both uniform in +-1/sqrt(sum of D): PyTorch's default for a linear layer."""
-    joined = sum(spec.feature_sizes)
-    bound = joined**-0.5
-    kernel_key, bias_key = jax.random.split(key)
-    kernel = jax.random.uniform(kernel_key, (joined, spec.num_classes), minval=-bound, maxval=bound)
-    bias = jax.random.uniform(bias_key, (spec.num_classes,), minval=-bound, maxval=bound)
-    return {"kernel": kernel, "bias": bias}, {}
-
-
-def peer_teacher(params: Tree, outputs: Sequence[Outputs]) -> jax.Array:
-    """z^PT = g(f^1, ..., f^J) -> [n, K]."""
-    return jnp.concatenate([out.features for out in outputs], axis=-1) @ params["kernel"] + params["bias"]
-
-
-def from_teacher(outputs: Sequence[Outputs], teacher_logits: jax.Array, temperature: float) -> jax.Array:
-    """L_PT^j of Eq. 10 -> [J]."""
-    return jnp.stack([losses.tempered_kl(out.logits, teacher_logits, temperature).mean() for out in outputs])

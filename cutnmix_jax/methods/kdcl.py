@@ -1,0 +1,78 @@
+"""KDCL, knowledge distillation via collaborative learning (Guo et al. 2020): row `kdcl`."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from cutnmix_jax import losses
+from cutnmix_jax.methods import _terms
+from cutnmix_jax.types import Batch, Method, Outputs, Terms
+
+TARGETS = ("mean", "naive", "linear", "minlogit")
+
+_ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in units of 1 / span^2
+
+
+def make(temperature: float, target: str) -> Method:
+    """L^j = (1 - a) CE(z^j, y) + a KD(z^j <- z^t), one target z^t for all; a and 1 - a are the weights of the terms.
+
+    Args:
+      temperature: tau of the KD.
+      target: how z^t comes from the peers' logits, for each image: `mean`; or the original's `naive` (the peer with the
+        least cross-entropy), `linear` (the convex combination with the least) or `minlogit` (the least over peers of
+        z_c - z_y).
+    """
+
+    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
+        logits = stop_gradient(jnp.stack([out.logits for out in outputs]))
+        taught = _COMBINE[target](logits, batch.targets)
+        return {
+            "ce": _terms.cross_entropy(outputs, batch.targets),
+            "kd": _terms.distilled(outputs, [taught] * len(outputs), temperature),
+        }
+
+    return Method(
+        min_peers=2,
+        terms=lambda feature_sizes: ("ce", "kd"),
+        init=_terms.nothing,
+        loss=_terms.stateless(terms),
+        heads=_terms.no_heads,
+    )
+
+
+def naive(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[J, n, K] -> [n, K], the logits of the peer with the least cross-entropy on the image."""
+    best = jnp.argmin(losses.soft_cross_entropy(logits, targets), axis=0)
+    return jnp.take_along_axis(logits, best[None, :, None], axis=0)[0]
+
+
+def linear(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[J, n, K] -> [n, K], argmin over the simplex of CE(sum_j w_j z_j, y), which is convex, by entropic descent.
+
+    span^2, of the largest distance of a logit from the peers' mean, bounds the curvature.
+    """
+    target = targets.mean(axis=0)
+    span = jnp.maximum(jnp.max(jnp.abs(logits - logits.mean(axis=0)), axis=(0, 2)), 1e-3)
+
+    def better(_: jax.Array, log_weights: jax.Array) -> jax.Array:
+        weights = jax.nn.softmax(log_weights, axis=0)
+        combined = jnp.einsum("jn,jnk->nk", weights, logits)
+        gradient = jnp.einsum("jnk,nk->jn", logits, jax.nn.softmax(combined) - target)
+        return log_weights - _RATE / span**2 * gradient
+
+    found = jax.lax.fori_loop(0, _ROUNDS, better, jnp.zeros(logits.shape[:2]))
+    return jnp.einsum("jn,jnk->nk", jax.nn.softmax(found, axis=0), logits)
+
+
+def minlogit(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[J, n, K] -> [n, K], min over peers of z_c - z_y; of a mixed label y, z_y is the mean over its classes."""
+    of_class = jnp.sum(targets * logits, axis=-1, keepdims=True)
+    return jnp.min(logits - of_class, axis=0)
+
+
+_COMBINE = {
+    "mean": lambda logits, targets: logits.mean(axis=0),
+    "naive": naive,
+    "linear": linear,
+    "minlogit": minlogit,
+}

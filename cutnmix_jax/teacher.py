@@ -1,0 +1,70 @@
+"""A trained network out of the folder of a finished run, to teach another."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cutnmix_jax import backbones, metrics
+from cutnmix_jax import config as configuration
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.types import Backbone, Dataset, Tree
+
+
+class Trained(NamedTuple):
+    """Peer 0 of a finished run.
+
+    Attributes:
+      backbone: the network.
+      load: reads its variables, {'params': tree, 'batch_stats': tree}, from the newest checkpoint.
+    """
+
+    backbone: Backbone
+    load: Callable[[], dict[str, Tree]]
+
+
+def find(folder: str, dataset: Dataset, students: Sequence[str], same: bool, dtype: Any = jnp.float32) -> Trained:
+    """Looks at the folder of a run.
+
+    Args:
+      folder: of a run that ended.
+      dataset: that it must have been trained on.
+      students: the backbones that it is going to teach.
+      same: whether it must be one of theirs.
+      dtype: of its activations.
+
+    Raises:
+      UsageError: there is no finished run, or not one that can teach these.
+      CheckpointError: from `load`: its checkpoint cannot be read.
+    """
+    path = Path(folder)
+    if metrics.read_results(path) is None:
+        raise UsageError(f"config.teacher={folder}: no finished run there; train it first")
+    try:
+        trained = ConfigDict(json.loads((path / "config.json").read_text()))
+        name, trained_on = configuration.peer_names(trained)[0], trained.dataset
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
+    if trained_on != dataset.name:
+        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset.name}")
+    if same and set(students) != {name}:
+        raise UsageError(f"config.teacher={folder} is a {name}; this row wants the network of its student")
+    backbone = backbones.load(name, dataset.num_classes, dtype)
+
+    def load() -> dict[str, Tree]:
+        shapes = jax.eval_shape(backbone.init, jax.random.key(0))
+        checkpoints = Checkpoints(path / "checkpoints", None)
+        try:
+            return checkpoints.read_parts(
+                {"params": ("state.params.peers.0", shapes["params"]),
+                 "batch_stats": ("state.batch_stats.0", shapes["batch_stats"])}
+            )  # fmt: skip
+        finally:
+            checkpoints.close()
+
+    return Trained(backbone, load)

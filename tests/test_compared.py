@@ -1,0 +1,246 @@
+"""The methods that the paper compares itself with, each against float64 numpy, and what each of them remembers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.methods import kdcl as kdcl_module
+from cutnmix_jax.types import Outputs, Spec
+from tests.oracles import CLOCK, C, K, N, batch_of, ce64, kl64, log_softmax64, made, mmd64, outputs_of, views_of
+from tests.test_methods import PAPER
+
+RAMP = np.exp(-5 * (1 - 1 / 80) ** 2)  # CLOCK stands in epoch 1
+
+
+def array64(x):
+    return np.asarray(x, np.float64)
+
+
+def cs_kd(params, outputs, batch):
+    return {
+        "ce": [ce64(out.logits[0], batch.targets[j]) for j, out in enumerate(outputs)],
+        "kd": [kl64(out.logits[0], out.logits[1], 4) for out in outputs],
+    }
+
+
+def ps_kd(params, outputs, batch):  # of images that were never seen
+    return {"ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)]}
+
+
+def tf_kd_reg(params, outputs, batch):
+    ce = [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)]
+    kd = []
+    for j, out in enumerate(outputs):
+        total = 0.0
+        for logits, target in zip(array64(out.logits), array64(batch.targets[j]), strict=True):
+            # A mixed label's virtual teacher is the mixture of its classes' ones.
+            u = sum(target[c] * np.where(np.arange(K) == c, 0.99, 0.01 / (K - 1)) for c in range(K)) / 20
+            q = np.exp(u) / np.exp(u).sum()
+            total += (q * (np.log(q) - log_softmax64(logits))).sum()
+        kd.append(total / N)
+    return {"ce": ce, "kd": kd}
+
+
+def kd(tau):
+    def terms(params, outputs, batch):
+        return {
+            "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
+            "kd": [kl64(out.logits, t.logits, tau) for out, t in zip(outputs, batch.teachers, strict=True)],
+        }
+
+    return terms
+
+
+def ddgsd(params, outputs, batch):
+    return {
+        "ce": [sum(ce64(logits, batch.targets[j]) for logits in out.logits) for j, out in enumerate(outputs)],
+        "kd": [kl64(a, b, 3) + kl64(b, a, 3) for a, b in (out.logits for out in outputs)],
+        "mmd": [mmd64(*out.features) for out in outputs],
+    }
+
+
+def kdcl(params, outputs, batch):
+    mean = sum(array64(out.logits) for out in outputs) / len(outputs)
+    return {
+        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
+        "kd": [kl64(out.logits, mean, 4) for out in outputs],
+    }
+
+
+def gate64(params, trunk, mean, var):
+    raw = array64(trunk) @ array64(params["kernel"]) + array64(params["bias"])
+    mean, var = (raw.mean(axis=0), raw.var(axis=0)) if mean is None else (mean, var)
+    positive = np.maximum((raw - mean) / np.sqrt(var + 1e-5) * array64(params["scale"]) + array64(params["offset"]), 0)
+    return np.exp(positive) / np.exp(positive).sum(axis=1, keepdims=True)
+
+
+def one(params, outputs, batch):
+    gate = gate64(params, outputs[0].trunk, None, None)
+    ensemble = sum(gate[:, b, None] * array64(out.logits) for b, out in enumerate(outputs))
+    return {
+        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
+        "ensemble_ce": ce64(ensemble, batch.targets[0]),
+        "kd": [RAMP * kl64(out.logits, ensemble, 3) for out in outputs],
+    }
+
+
+def okddip(params, outputs, batch):
+    *peers, leader = outputs
+    query = [array64(out.features) @ array64(params["query"]) for out in peers]
+    key = [array64(out.features) @ array64(params["key"]) for out in peers]
+    targets = []
+    for i in range(len(peers)):
+        weight = np.exp([[query[i][n] @ key[j][n] for j in range(len(peers))] for n in range(N)])
+        weight /= weight.sum(axis=1, keepdims=True)
+        targets.append(sum(weight[:, j, None] * array64(out.logits) for j, out in enumerate(peers)))
+    targets.append(sum(array64(out.logits) for out in peers) / len(peers))
+    return {
+        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
+        "kd": [RAMP * kl64(out.logits, target, 3) for out, target in zip(outputs, targets, strict=True)],
+    }
+
+
+def pcl(params, outputs, batch):
+    joined = np.concatenate([array64(out.features) for out in outputs], axis=1)
+    teacher = joined @ array64(params["kernel"]) + array64(params["bias"])
+    others = [
+        np.mean([kl64(out.logits, mean.logits, 3) for k, mean in enumerate(batch.teachers) if k != j])
+        for j, out in enumerate(outputs)
+    ]
+    return {
+        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
+        "pt": [RAMP * kl64(out.logits, teacher, 3) for out in outputs],
+        "mean_teacher": [RAMP * value for value in others],
+        "peer_teacher_ce": ce64(teacher, batch.targets[0]),
+    }
+
+
+ORACLES = {
+    "cs_kd": cs_kd,
+    "ps_kd": ps_kd,
+    "tf_kd_reg": tf_kd_reg,
+    "tf_kd_self": kd(6),
+    "kd": kd(4),
+    "ddgsd": ddgsd,
+    "kdcl": kdcl,
+    "one": one,
+    "okddip": okddip,
+    "pcl": pcl,
+}
+
+
+def test_every_row_has_an_oracle():
+    assert set(ORACLES) | set(PAPER) == set(common.ROWS)
+
+
+@pytest.mark.parametrize("num_peers", [1, 2, 3])
+@pytest.mark.parametrize("row", ORACLES)
+def test_terms_against_numpy(row, num_peers):
+    outputs, batch = outputs_of(num_peers, views=views_of(row)), batch_of(num_peers)
+    if num_peers < common.ROWS[row]["num_peers"] and row in ("kdcl", "one", "okddip", "pcl"):
+        pytest.skip(f"{row} has no meaning for {num_peers}")
+    method, params, state = made(row, num_peers, outputs)
+    params = jax.tree.map(lambda leaf: leaf + 0.3, params)  # so that scales of 1 and offsets of 0 are not all there is
+    terms, _ = method.loss(params, state, outputs, batch, CLOCK)
+    expected = ORACLES[row](params, outputs, batch)
+    assert set(terms) == set(expected) == set(method.terms((4,) * num_peers)) == set(common.ROWS[row]["weights"])
+    for name, values in expected.items():
+        np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_ramp_up():
+    outputs, batch = outputs_of(2), batch_of(2)
+    method, params, state = made("one", 2, outputs)
+
+    def term(epoch):
+        return method.loss(params, state, outputs, batch, CLOCK._replace(epoch=jnp.int32(epoch)))[0]["kd"][0]
+
+    np.testing.assert_allclose(term(0) / term(80), np.exp(-5), rtol=1e-5)  # 0.0067
+    np.testing.assert_allclose(term(40) / term(80), np.exp(-1.25), rtol=1e-5)
+    assert term(80) == term(200)
+
+
+def test_ps_kd_softens_the_label_by_what_was_said_before():
+    outputs, batch = outputs_of(2), batch_of(2)
+    method, params, state = made("ps_kd", 2, outputs)
+    rows = np.asarray(batch.indices)
+    _, state = method.loss(params, state, outputs, batch, CLOCK)
+    said = [np.exp(log_softmax64(out.logits)) for out in outputs]
+    np.testing.assert_allclose(state["said"][:, rows], said, rtol=1e-5)
+    unseen = np.setdiff1d(np.arange(N + 2), rows)
+    assert not np.any(np.asarray(state["said"])[:, unseen])
+    again = outputs_of(2, seed=5)
+    for epoch, share in ((1, 0.4), (3, 0.8)):  # of 4 epochs: .8 * 2/4, and .8 in the last
+        terms, _ = method.loss(params, state, again, batch, CLOCK._replace(epoch=jnp.int32(epoch)))
+        soft = [(1 - share) * array64(batch.targets[j]) + share * said[j] for j in range(2)]
+        np.testing.assert_allclose(terms["ce"], [ce64(again[j].logits, soft[j]) for j in range(2)], rtol=1e-5)
+    # An image that is new in the last epoch has its label alone.
+    other = batch._replace(indices=batch.indices.at[0].set(int(unseen[0])))
+    terms, _ = method.loss(params, state, again, other, CLOCK._replace(epoch=jnp.int32(3)))
+    soft[0][0] = array64(batch.targets[0][0])
+    np.testing.assert_allclose(terms["ce"][0], ce64(again[0].logits, soft[0]), rtol=1e-5)
+
+
+def test_one_s_gate_remembers_its_statistics():
+    outputs, batch = outputs_of(3), batch_of(3)
+    method, params, state = made("one", 3, outputs)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == C * 3 + 3 + 2 * 3
+    _, after = method.loss(params, state, outputs, batch, CLOCK)
+    raw = array64(outputs[0].trunk) @ array64(params["kernel"]) + array64(params["bias"])
+    np.testing.assert_allclose(after["mean"], 0.1 * raw.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after["var"], 0.9 + 0.1 * raw.var(axis=0), rtol=1e-5)
+    gate = gate64(params, outputs[0].trunk, array64(after["mean"]), array64(after["var"]))
+    expected = sum(gate[:, b, None] * array64(out.logits) for b, out in enumerate(outputs))
+    found = method.heads(params, after, outputs)["gated_ensemble"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_okddip_s_attention_learns_and_its_leader_is_a_head():
+    outputs, batch = outputs_of(3, sizes=[16] * 3), batch_of(3)
+    method, params, state = made("okddip", 3, outputs)
+    assert {name: leaf.shape for name, leaf in params.items()} == {"query": (16, 2), "key": (16, 2)}
+    gradient = jax.grad(lambda p: method.loss(p, state, outputs, batch, CLOCK)[0]["kd"].sum())(params)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert method.leaders == 1
+    assert method.heads(params, state, outputs)["leader"] is outputs[-1].logits
+    with pytest.raises(UsageError, match="of one size, not 4, 5"):
+        method.init(jax.random.key(0), Spec(K, (4, 5, 4), N))
+    method.init(jax.random.key(0), Spec(K, (4, 4, 5), N))  # a leader of another size
+
+
+def combined(target, logits, targets):
+    outputs = tuple(Outputs(jnp.array(z), jnp.zeros((len(z), 2))) for z in logits)
+    batch = batch_of(len(logits))._replace(targets=jnp.array(targets))
+    method, params, state = made("kdcl", len(logits), outputs, target=target)
+    terms, _ = method.loss(params, state, outputs, batch, CLOCK)
+    return np.asarray(terms["kd"])
+
+
+@pytest.mark.parametrize("num_peers", [2, 3])
+def test_kdcl_s_targets(num_peers):
+    rng = np.random.default_rng(3)
+    logits = 2 * rng.normal(size=(num_peers, N, K))
+    labels = rng.integers(0, K, N)
+    targets = np.tile(np.eye(K)[labels], (num_peers, 1, 1))
+    logp = log_softmax64(logits)
+    best = [max(range(num_peers), key=lambda j: logp[j, n, labels[n]]) for n in range(N)]
+    naive = np.array([logits[best[n], n] for n in range(N)])
+    minlogit = np.array([[min(z[n, c] - z[n, labels[n]] for z in logits) for c in range(K)] for n in range(N)])
+    for target, expected in {"naive": naive, "minlogit": minlogit, "mean": logits.mean(axis=0)}.items():
+        np.testing.assert_allclose(combined(target, logits, targets), [kl64(z, expected, 4) for z in logits], rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 8.0])
+def test_kdcl_s_linear_target_is_the_best_combination(scale):
+    rng = np.random.default_rng(4)
+    logits = scale * rng.normal(size=(2, 40, K))
+    targets = np.eye(K)[rng.integers(0, K, 40)]
+    grid = np.linspace(0, 1, 2001)
+    found = np.asarray(kdcl_module.linear(jnp.array(logits), jnp.array(np.tile(targets, (2, 1, 1)))))
+    for n in range(40):
+        losses = [-(targets[n] * log_softmax64(w * logits[0, n] + (1 - w) * logits[1, n])).sum() for w in grid]
+        mine = -(targets[n] * log_softmax64(found[n])).sum()
+        assert mine <= min(losses) + 0.01 * max(scale, 1), (n, mine, min(losses))
