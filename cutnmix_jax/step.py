@@ -41,6 +41,7 @@ class Data(NamedTuple):
 
 BatchMaker = Callable[[jax.Array, Data, jax.Array], tuple[Batch, Mix]]
 Trainer = Callable[..., tuple[TrainState, Totals]]
+Seen = tuple[Terms, tuple[Outputs, ...], tuple[Tree, ...], Tree]
 
 
 def make_batch_maker(
@@ -194,7 +195,7 @@ def make_trainer(
 
     def objective(
         params: Tree, state: TrainState, batch: Batch, clock: Clock, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Terms, tuple[Outputs, ...], tuple[Tree, ...], Tree]]:
+    ) -> tuple[jax.Array, Seen]:
         seen = batch.images[:: len(state.batch_stats)] if same_images else batch.images
         outputs, stats = forward_views(peers, method.views, params["peers"], state.batch_stats, seen, key)
         terms, method_state = method.loss(params["method"], state.method_state, outputs, batch, clock)
@@ -217,19 +218,13 @@ def make_trainer(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optim.apply(state.params, updates, learning_rate)
         taught_by = teachers.follow(taught_by, params["peers"], state.step)
-        seen = {"loss": loss, "accuracy": mixed_accuracy(outputs, batch.targets)}
-        seen |= {name: term.mean() for name, term in terms.items()}
+        seen = {name: term.mean() for name, term in terms.items()}
+        seen |= {"loss": loss, "accuracy": mixed_accuracy(outputs, batch.targets)}
         totals = {name: total + seen[name] for name, total in totals.items()}
         return TrainState(state.step + 1, params, stats, method_state, opt_state, taught_by), totals
 
     def train(
-        state: TrainState,
-        totals: Totals,
-        data: Data,
-        order: jax.Array,
-        learning_rate: jax.Array,
-        count: jax.Array,
-        key: jax.Array,
+        state: TrainState, totals: Totals, data: Data, order: jax.Array, learning_rate: jax.Array, count: Any, key: Any
     ) -> tuple[TrainState, Totals]:
         if not loop:
             return one_step(state, totals, data, order, learning_rate, key)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import console, data, metrics, pictures, step, summary
+from cutnmix_jax import console, data, lock, metrics, pictures, step, summary
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.errors import CheckpointError, DivergedError, StoppedError, UsageError
@@ -42,6 +42,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise UsageError(f"config.batch_size={config.batch_size} is more than the {len(dataset.train_labels)} images")
     set_up_jax(config.precision)
     program = assemble(config, dataset)
+    make_folder(workdir)
+    with lock.held(workdir):
+        _run_in(workdir, config, dataset, program)
+
+
+def _run_in(workdir: Path, config: ConfigDict, dataset: Dataset, program: Program) -> None:
+    """The run itself, once nobody else can start in its folder."""
     open_folder(config, workdir)
     if results := metrics.read_results(workdir):
         console.table(results)
@@ -77,8 +84,25 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print(f"run: {workdir}", flush=True)
 
 
+def make_folder(workdir: Path) -> None:
+    """Makes the run's folder.
+
+    Raises:
+      UsageError: it cannot be made.
+    """
+    try:
+        for folder in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
+
+
+def _cannot_write(workdir: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir")
+
+
 def open_folder(config: ConfigDict, workdir: Path) -> None:
-    """Makes the run's folder and writes `config.json`, or checks that the folder belongs to this configuration.
+    """Writes `config.json`, or checks that the folder belongs to this configuration.
 
     Raises:
       UsageError: it cannot be written, or holds a run with other fields.
@@ -87,8 +111,6 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     new = metrics.config_json(config)
     try:
-        for folder in (workdir, workdir / "checkpoints", workdir / "tensorboard"):
-            folder.mkdir(parents=True, exist_ok=True)
         old = json.loads(path.read_text()) if path.exists() else new
         if not isinstance(old, dict):
             raise ValueError("it holds no fields")
@@ -100,9 +122,7 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
             raise UsageError(f"{workdir} holds a run with other fields ({changed[0]}{more}); choose another --workdir")
         metrics.write_json(path, new)
     except OSError as error:
-        raise UsageError(
-            f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir"
-        ) from error
+        raise _cannot_write(workdir, error) from error
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
 

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import the rooms on the lines above its own, and its own files.
 FLOORS = [
     {"types", "errors"},
-    {"losses", "augment", "optim", "data", "metrics", "pictures", "console", "signals", "device"},
+    {"losses", "augment", "optim", "data", "metrics", "pictures", "console", "signals", "device", "lock"},
     {"checkpoint"},
     {"backbones"},
     {"peers"},

@@ -1,0 +1,52 @@
+"""One run at a time in a folder: a lock that the operating system lets go of when its owner dies."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cutnmix_jax.errors import UsageError
+
+_LOCK, _OWNER = ".lock", ".owner.json"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps others out of a folder while it is open.
+
+    Raises:
+      UsageError: somebody else holds it; says who.
+    """
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"{folder} is in use by {_owner(folder)}; wait for it or choose another --workdir") from error
+    try:
+        owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        (folder / _OWNER).write_text(json.dumps(owner) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+def wait(folder: Path, seconds: float) -> None:
+    """Returns when nobody holds the folder, or after so many seconds."""
+    try:
+        with FileLock(folder / _LOCK).acquire(timeout=seconds):
+            pass
+    except Timeout:
+        pass
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / _OWNER).read_text())
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,85 @@
+"""Pictures of a table: accuracy by method and backbone, and curves over the epochs with their deviation shaded."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cutnmix_jax import metrics
+from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS
+from scripts.paper.cells import HEADLINE, title
+
+
+def accuracies(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any]) -> None:
+    """Draws the mean of the last epoch with its deviation: a panel per data set, a group per backbone.
+
+    Args:
+      path: of the PNG.
+      heading: above all panels.
+      grid: from `report.gather`.
+    """
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in grid))
+    variants = list(dict.fromkeys(variant for _, _, variant in grid))
+    widest = max(len({b for d, b, _ in grid if d == dataset}) for dataset in datasets)
+    size = (max(5.5, 1.1 + 0.11 * widest * (len(variants) + 2)) + 1.6, 3.4 * len(datasets) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
+        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
+        for number, variant in enumerate(variants):
+            at, means, errors = [], [], []
+            for group, backbone in enumerate(backbones):
+                found = grid.get((dataset, backbone, variant))
+                if found and found.last:
+                    at.append(group + 0.8 * ((number + 0.5) / len(variants) - 0.5))
+                    means.append(found.mean)
+                    errors.append(statistics.stdev(found.last) if len(found.last) > 1 else 0.0)
+            axes.errorbar(
+                at, means, yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)],
+                markersize=6, capsize=2, linewidth=1.2, label=title(variant),
+                markerfacecolor="none" if number >= len(COLOURS) else None,
+            )  # fmt: skip
+        axes.set_xticks(range(len(backbones)), list(map(title, backbones)))
+        axes.set(xlim=(-0.5, len(backbones) - 0.5), ylabel="test accuracy, %", title=title(dataset))
+        axes.grid(axis="y", alpha=0.3)
+        for edge in range(1, len(backbones)):
+            axes.axvline(edge - 0.5, color="0.85", linewidth=0.8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.suptitle(f"{heading}\nlast epoch; mean over seeds, bars of one standard deviation", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def curves(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any]) -> None:
+    """Draws test accuracy over the epochs: a panel per data set and backbone, a mean curve and its deviation shaded."""
+    places = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in grid))
+    figure = Figure(figsize=(6.4, 3.8 * len(places)), layout="constrained")
+    for axes, place in zip(figure.subplots(len(places), squeeze=False)[:, 0], places, strict=True):
+        for number, ((*where, variant), found) in enumerate(grid.items()):
+            if tuple(where) == place and found.last:
+                folders = [found.cell.workdir.with_name(f"seed{seed}") for seed in found.seeds]
+                _curve(axes, folders, HEADLINE.get(found.cell.row, "accuracy"), title(variant), number)
+        axes.set(xlabel="epoch", ylabel="test accuracy, %", title=", ".join(map(title, place)))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, frameon=False, loc="lower right")
+    figure.suptitle(f"{heading}\nmean over seeds, one standard deviation shaded", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def _curve(axes: Axes, folders: Sequence[Path], head: str, label: str, number: int) -> None:
+    runs = [[100 * row[f"test/{head}"] for row in metrics.read_rows(folder / "metrics.jsonl")] for folder in folders]
+    epochs = range(1, min(map(len, runs)) + 1)
+    columns = [[run[epoch - 1] for run in runs] for epoch in epochs]
+    means = [statistics.fmean(column) for column in columns]
+    colour = COLOURS[number % len(COLOURS)]
+    axes.plot(
+        epochs, means, DASHES[number % len(DASHES)], color=colour, label=f"{label} (n = {len(runs)})",
+        marker=MARKERS[number % len(MARKERS)], markevery=max(1, len(means) // 10), markersize=4,
+    )  # fmt: skip
+    if len(runs) > 1:
+        stds = [statistics.stdev(column) for column in columns]
+        low = [mean - std for mean, std in zip(means, stds, strict=True)]
+        high = [mean + std for mean, std in zip(means, stds, strict=True)]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

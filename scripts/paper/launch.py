@@ -1,0 +1,138 @@
+"""Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from cutnmix_jax import lock, metrics
+from cutnmix_jax.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    StoppedError,
+    UsageError,
+    UserError,
+)
+from scripts.paper.cells import HEADLINE, Cell
+
+LOG = "log.txt"
+_ERRORS = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+class Job(NamedTuple):
+    """A cell that is being trained."""
+
+    cell: Cell
+    process: subprocess.Popen
+    slot: int
+    begun: float
+
+
+def finished(cell: Cell) -> bool:
+    """Whether its results are there."""
+    return metrics.read_results(cell.workdir) is not None
+
+
+def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
+    """Trains what is not finished.
+
+    Args:
+      cells: teachers before those they teach.
+      jobs: how many at once.
+      devices: GPUs that the jobs are spread over; none: all see all.
+
+    Raises:
+      StoppedError: by a signal; the cells have saved.
+      UserError: cells have failed; all others are done.
+    """
+    waiting = [cell for cell in cells if not finished(cell)]
+    print(f"{len(cells) - len(waiting)} of {len(cells)} cells are done", flush=True)
+    running: list[Job] = []
+    failed: dict[Cell, int] = {}
+    stop = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+        for job in running:
+            job.process.send_signal(signal.SIGTERM)
+
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        while running or (waiting and not stop):
+            while not stop and len(running) < jobs and (cell := _next(waiting, failed)):
+                slot = min(set(range(jobs)) - {job.slot for job in running})
+                running.append(
+                    Job(cell, _start(cell, devices[slot % len(devices)] if devices else ""), slot, time.monotonic())
+                )
+                if stop:  # the signal came before the process was listed
+                    running[-1].process.send_signal(signal.SIGTERM)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                _say(job, failed, sum(map(finished, cells)), len(cells))
+            time.sleep(0.1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stop:
+        raise StoppedError("stopped; what was trained is saved, the same command continues")
+    if failed:
+        names = "; ".join(f"{cell.name} (exit code {code}, see {cell.workdir / LOG})" for cell, code in failed.items())
+        raise _ERRORS.get(next(iter(failed.values())), UserError)(f"{len(failed)} cells failed: {names}")
+
+
+def _next(waiting: list[Cell], failed: dict[Cell, int]) -> Cell | None:
+    """Takes the first cell out whose teacher, if it has one, is there; those whose teacher failed have failed too."""
+    for cell in list(waiting):
+        if cell.teacher and any(other.workdir == cell.teacher for other in failed):
+            waiting.remove(cell)
+            failed[cell] = UsageError.exit_code
+            print(f"left out: {cell.name}, its teacher failed", flush=True)
+        elif not cell.teacher or metrics.read_results(cell.teacher):
+            waiting.remove(cell)
+            return cell
+    return None
+
+
+def _start(cell: Cell, device: str) -> subprocess.Popen:
+    cell.workdir.mkdir(parents=True, exist_ok=True)
+    # A run that outlived the one who started it may still be saving.
+    lock.wait(cell.workdir, seconds=60)
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    with Path(cell.workdir, LOG).open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cutnmix_jax.main", *cell.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # signals come from here alone, so none comes twice
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _end_with_parent() -> None:
+    """Lets Linux stop the run, which then saves, when this process is killed; elsewhere it would go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def _say(job: Job, failed: dict[Cell, int], done: int, count: int) -> None:
+    code, seconds = job.process.returncode, time.monotonic() - job.begun
+    results = metrics.read_results(job.cell.workdir)
+    if code == 0 and results:
+        accuracy = 100 * results["last"][HEADLINE.get(job.cell.row, "accuracy")]
+        print(f"[{done}/{count}] {job.cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
+    elif code != StoppedError.exit_code:
+        failed[job.cell] = code
+        last = (Path(job.cell.workdir, LOG).read_text(errors="replace").splitlines() or [""])[-1]
+        print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)

@@ -1,0 +1,244 @@
+"""Writes a table from the folders of its runs: Markdown, CSV, LaTeX and pictures.
+
+  scripts/report table1                        from runs/, into runs/tables/
+  scripts/report table1 --preset=mini
+  scripts/report fig1 --runs=DIR --out=DIR
+
+Whatever runs are there: missing cells stay empty.
+"""
+
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cutnmix_jax import metrics
+from cutnmix_jax.errors import CommandLine, exit_code_of
+from scripts.paper import figures
+from scripts.paper.cells import HEADLINE, TABLES, Cell, Choice, cells_of, paper_number, title
+
+MISSING = "—"
+
+
+class Found(NamedTuple):
+    """What the finished seeds of a cell of a table came to, accuracies in %.
+
+    Attributes:
+      cell: one of its runs, for the names.
+      seeds: that are finished.
+      last: accuracy of the last epoch, per seed.
+      best: of the best epoch of each.
+      paper: mean and deviation in the paper, if it has them.
+      results: the `results.json` of each seed.
+    """
+
+    cell: Cell
+    seeds: tuple[int, ...]
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    paper: tuple[float, float] | None
+    results: tuple[dict[str, Any], ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the last epoch."""
+        return statistics.fmean(self.last)
+
+
+Grid = dict[tuple[str, str, str], Found]  # (data set, backbone, variant) -> what was found, in the table's order
+
+
+def gather(choice: Choice) -> Grid:
+    """Reads every run of a table that is finished."""
+    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells_of(choice):
+        grouped.setdefault((cell.dataset, cell.backbone, cell.variant), []).append(cell)
+    return {key: _found(choice, cells) for key, cells in grouped.items()}
+
+
+def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
+    pairs = [(cell, results) for cell in cells if (results := metrics.read_results(cell.workdir))]
+    head = HEADLINE.get(cells[0].row, "accuracy")
+
+    def accuracy(which: str) -> tuple[float, ...]:
+        return tuple(100 * results[which][head] for _, results in pairs)
+
+    return Found(
+        cell=cells[0],
+        seeds=tuple(cell.seed for cell, _ in pairs),
+        last=accuracy("last"),
+        best=accuracy("best"),
+        paper=None if choice.mini else paper_number(choice, cells[0]),
+        results=tuple(results for _, results in pairs),
+    )
+
+
+def write(choice: Choice, folder: Path) -> None:
+    """Writes the files of a table and says where they are."""
+    grid = gather(choice)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = choice.table + ("_mini" if choice.mini else "")
+    files = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}.tex"]
+    files[0].write_text(markdown(choice, grid))
+    with files[1].open("w", newline="") as file:
+        csv.writer(file).writerows(rows_of_csv(grid))
+    files[2].write_text(latex(choice, grid))
+    heading = TABLES[choice.table].title + (" (mini: no reproduction)" if choice.mini else "")
+    if any(found.last for found in grid.values()):
+        picture = folder / f"{name}.png"
+        if choice.table == "fig1":
+            figures.curves(picture, heading, grid)
+            picture = folder / f"{name}_accuracy.png"
+            files.append(folder / f"{name}.png")
+        figures.accuracies(picture, heading, grid)
+        files.append(picture)
+    print("written: " + ", ".join(map(str, files)), flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation (n - 1), the latter where there are two values."""
+    if not values:
+        return MISSING
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def ranks(grid: Grid, dataset: str, backbone: str) -> list[float]:
+    """The best and the second best mean of a column, of two cells or more."""
+    means = {round(found.mean, 2) for (d, b, _), found in grid.items() if (d, b) == (dataset, backbone) and found.last}
+    return sorted(means, reverse=True)[:2] if len(means) > 1 else []
+
+
+def markdown(choice: Choice, grid: Grid) -> str:
+    """The table in Markdown: the last epoch and the paper beside it, then the best epoch."""
+    parts = [f"# {TABLES[choice.table].title}\n", *_notes(choice, grid)]
+    for dataset in dict.fromkeys(dataset for dataset, _, _ in grid):
+        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
+        variants = list(dict.fromkeys(v for d, _, v in grid if d == dataset))
+        for which in ("last", "best"):
+            parts.append(f"\n## {title(dataset)}, {which} epoch\n")
+            parts.append("| method | " + " | ".join(map(title, backbones)) + " |")
+            parts.append("|---|" + "---|" * len(backbones))
+            for variant in variants:
+                cells = [_markdown_cell(grid, dataset, backbone, variant, which) for backbone in backbones]
+                parts.append(f"| {title(variant)} | " + " | ".join(cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_cell(grid: Grid, dataset: str, backbone: str, variant: str, which: str) -> str:
+    found = grid[dataset, backbone, variant]
+    text = spread(getattr(found, which))
+    if which == "best":
+        return text
+    order = ranks(grid, dataset, backbone)
+    if found.last and round(found.mean, 2) in order:
+        mark = ("**", "_")[order.index(round(found.mean, 2))]
+        text = f"{mark}{text}{mark}"
+    if found.paper:
+        mean, std = found.paper
+        text += f"<br>paper {mean:.2f} ± {std:.2f}" + (f", {found.mean - mean:+.2f}" if found.last else "")
+    return text
+
+
+def _notes(choice: Choice, grid: Grid) -> list[str]:
+    """What the numbers are, so that the table can stand alone."""
+    results = [one for found in grid.values() for one in found.results]
+    counts = sorted({len(found.last) for found in grid.values() if found.last})
+    missing = sum(not found.last for found in grid.values())
+    notes = []
+    if choice.mini:
+        notes.append(
+            "**No reproduction of the paper**: embedded digits, a tiny network, few epochs; the machinery alone.\n"
+        )
+    notes.append(
+        "Top-1 test accuracy in %, mean over seeds ± standard deviation (n - 1), "
+        f"n = {' or '.join(map(str, counts)) or '0'}; mean of the peers, of OKDDip the leader. "
+        "**Best** and _second best_ of a column are marked."
+    )
+    if any(found.paper for found in grid.values()):
+        notes.append("Below each number the paper's own, and ours minus it.")
+    if missing:
+        notes.append(f"{missing} of {len(grid)} cells have no finished run ({MISSING}).")
+    if results:
+        kinds = {
+            "epochs": sorted({str(one["epochs"]) for one in results}),
+            "training images": sorted({str(one["train_examples"]) for one in results}),
+            "device": sorted({one["device"] for one in results}),
+            "jax": sorted({one["versions"]["jax"] for one in results}),
+        }
+        notes.append("; ".join(f"{name} {' or '.join(values)}" for name, values in kinds.items()) + ".")
+    return notes
+
+
+def rows_of_csv(grid: Grid) -> list[list[Any]]:
+    """A header and a line per cell; what is missing is empty."""
+    lines: list[list[Any]] = [
+        ["dataset", "backbone", "method", "n", "seeds", "last_mean", "last_std", "best_mean", "best_std",
+         "paper_mean", "paper_std", "difference", "epochs", "seconds_mean"]
+    ]  # fmt: skip
+    for (dataset, backbone, variant), found in grid.items():
+        paper = list(found.paper) if found.paper else ["", ""]
+        difference = round(found.mean - found.paper[0], 4) if found.paper and found.last else ""
+        epochs = " ".join(sorted({str(one["epochs"]) for one in found.results}))
+        seconds = round(statistics.fmean(one["seconds"] for one in found.results), 1) if found.results else ""
+        lines.append(
+            [dataset, backbone, variant, len(found.last), " ".join(map(str, found.seeds)), *_pair(found.last),
+             *_pair(found.best), *paper, difference, epochs, seconds]
+        )  # fmt: skip
+    return lines
+
+
+def _pair(values: Sequence[float]) -> list[Any]:
+    mean = round(statistics.fmean(values), 4) if values else ""
+    return [mean, round(statistics.stdev(values), 4) if len(values) > 1 else ""]
+
+
+def latex(choice: Choice, grid: Grid) -> str:
+    """One tabular of booktabs per data set, the last epoch; bold the best, underlined the second best."""
+    parts = [f"% {TABLES[choice.table].title}; needs \\usepackage{{booktabs}}"]
+    parts += [
+        f"% {note.replace('**', '').replace('_', '').strip()}".replace("±", "+-") for note in _notes(choice, grid)
+    ]
+    for dataset in dict.fromkeys(dataset for dataset, _, _ in grid):
+        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
+        parts += [f"\\begin{{tabular}}{{l{'c' * len(backbones)}}}", "\\toprule"]
+        parts += [" & ".join([_escaped(title(dataset)), *map(_escaped, map(title, backbones))]) + r" \\", "\\midrule"]
+        for variant in dict.fromkeys(v for d, _, v in grid if d == dataset):
+            cells = [_latex_cell(grid, dataset, backbone, variant) for backbone in backbones]
+            parts.append(" & ".join([_escaped(title(variant)), *cells]) + r" \\")
+        parts += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join(parts) + "\n"
+
+
+def _latex_cell(grid: Grid, dataset: str, backbone: str, variant: str) -> str:
+    found = grid[dataset, backbone, variant]
+    if not found.last:
+        return "---"
+    text = spread(found.last).replace(" ± ", " \\pm ")
+    order = ranks(grid, dataset, backbone)
+    if round(found.mean, 2) in order:
+        text = (f"\\mathbf{{{text}}}", f"\\underline{{{text}}}")[order.index(round(found.mean, 2))]
+    return f"${text}$"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", "\\_").replace("%", "\\%").replace("&", "\\&")
+
+
+def main() -> None:
+    """Writes the table that the command line names."""
+    from scripts.paper import reproduce  # it needs this module
+
+    parser = CommandLine("scripts.paper.report", "Writes a table of the paper from its runs.", __doc__ or "")
+    parser.prog = "scripts/report"
+    reproduce.add_choice(parser)
+    known = parser.parse_args()
+    choice = reproduce.choice_of(known)
+    write(choice, Path(known.out) if known.out else choice.runs / "tables")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
