@@ -435,3 +435,31 @@ def test_every_backbone_takes_a_step(name, tmp_path):
     arguments = [f"--config=configs/{file}.py:digits,cutnmix", *ONE_STEP, f"--workdir={tmp_path}"]
     assert main.main(arguments) == 0
     assert np.isfinite(rows_of(tmp_path)[0]["train/loss"])
+
+
+@pytest.fixture(scope="module")
+def baselines(tmp_path_factory):
+    """A finished baseline of each backbone, trained when it is asked for."""
+    folder = tmp_path_factory.mktemp("baselines")
+
+    def of(name):
+        workdir = folder / name
+        if not (workdir / "results.json").exists():
+            assert main.main([f"--config={file_of(name)}:digits,baseline", *ONE_STEP, f"--workdir={workdir}"]) == 0
+        return workdir
+
+    return of
+
+
+def file_of(name):
+    return f"configs/{'quickstart' if name == 'resnet8' else name}.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", common.ROWS)
+@pytest.mark.parametrize("name", backbones.names())
+def test_every_row_on_every_backbone(name, row, baselines, tmp_path):
+    teacher = [f"--config.teacher={baselines(name)}"] if row in ("kd", "tf_kd_self") else []
+    arguments = [f"--config={file_of(name)}:digits,{row}", *ONE_STEP, *teacher, f"--workdir={tmp_path}"]
+    assert main.main(arguments) == 0
+    assert np.isfinite(rows_of(tmp_path)[0]["train/loss"])

@@ -1,0 +1,255 @@
+"""The paper's tables: their cells, the launching of runs, and what is written of them."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from cutnmix_jax import config as configuration
+from cutnmix_jax.errors import StoppedError, UsageError, UserError
+from scripts.paper import launch, report, reproduce
+from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
+from tests.test_run import TINY
+
+ROOT = Path(__file__).parent.parent
+
+
+def config_of(cell):
+    flags = [argument for argument in cell.arguments[1:] if not argument.startswith("--workdir")]
+    return configuration.from_flags(cell.arguments[0].removeprefix("--config="), flags)
+
+
+def test_how_many_cells_there_are():
+    counts = {table: len(cells_of(Choice(table))) for table in TABLES}
+    assert counts == {"table1": 9 * 6 * 2 * 3, "table2": 4 * 3, "fig1": 2 * 3, "ablations": len(ABLATIONS) * 3}
+    assert len(cells_of(Choice("table1", variants=("all",), mini=True))) == len(common.ROWS) * 3
+
+
+@pytest.mark.parametrize("mini", [False, True])
+@pytest.mark.parametrize("table", TABLES)
+def test_every_cell_is_a_valid_run_in_a_folder_of_its_own(table, mini):
+    cells = cells_of(Choice(table, mini=mini, seeds=(96,)))
+    assert len({cell.workdir for cell in cells}) == len(cells)
+    for cell in cells:
+        config = config_of(cell)
+        names = (config.dataset, config.method, config.seed, configuration.backbone_name(config))
+        assert names == (cell.dataset, cell.row, 96, cell.backbone)
+        assert (config.epochs, tuple(config.optimizer.milestones)) == (
+            (8, (5, 6, 7)) if mini else (240, (150, 180, 210))
+        )
+        if "rampup_epochs" in config.loss:
+            assert config.loss.rampup_epochs == (2 if mini else 80)
+
+
+def test_ablations_change_what_they_say():
+    cells = {cell.variant: config_of(cell) for cell in cells_of(Choice("ablations", seeds=(95,)))}
+    plain = configuration.from_flags("configs/resnet32.py:cifar100,cutnmix", [])
+    assert cells["cutnmix"].to_dict() == plain.to_dict()
+    assert (cells["J = 3"].num_peers, cells["tau = 1"].loss.temperature, cells["beta = 1"].weights.mmd) == (3, 1.0, 1.0)
+    assert cells["cutmix prob 0.5"].mix.prob == 0.5 and cells["cutmix prob 1"].mix.prob == 1.0
+    alone = cells["MMD alone"].weights
+    assert (alone.ce, alone.dml, alone.mmd, alone.pt) == (1.0, 0.0, 0.3, 0.0)
+
+
+def test_teachers_come_first():
+    cells = cells_of(Choice("table1", variants=("tf_kd_self", "dml"), mini=True, seeds=(95,)))
+    assert [cell.row for cell in cells] == ["baseline", "dml", "tf_kd_self"]
+    assert cells[2].teacher == cells[0].workdir
+    assert f"--config.teacher={cells[0].workdir}" in cells[2].arguments
+
+
+def test_the_papers_numbers():
+    """Some cells of Table 1 and Table 2, read off the paper by hand."""
+    assert TABLE1["cifar100"]["cutnmix"]["resnet110"] == (79.32, 0.35) == TABLE2["cutnmix"]
+    assert TABLE1["cifar10"]["cutnmix"]["wrn20_8"] == (95.90, 0.01)
+    assert TABLE1["cifar100"]["one"]["resnet32"] == (73.71, 0.93)
+    assert TABLE1["cifar10"]["okddip"]["densenet40_12"] == (92.28, 0.06)
+    assert TABLE1["cifar100"]["kdcl"]["vgg19"] == (72.19, 0.07)
+    assert "densenet40_12" not in TABLE1["cifar100"]["baseline"]  # missing in the paper
+    assert sum(len(row) for rows in TABLE1.values() for row in rows.values()) == 2 * 9 * 6 - 1
+    assert all(list(rows) == list(TABLES["table1"].variants) for rows in TABLE1.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"variants": ("cutmixx",)}, "did you mean 'cutmix'"),
+        ({"backbones": ("resnet33",)}, "did you mean 'resnet32'"),
+    ],
+)
+def test_wrong_names(options, said):
+    with pytest.raises(UsageError, match=said):
+        cells_of(Choice("table1", **options))
+
+
+def save(cell, last, best=None, epochs=8, leader=None):
+    """What a finished run leaves behind, made up."""
+    cell.workdir.mkdir(parents=True)
+    summary = {"epoch": epochs, "accuracy": last, "accuracy_per_peer": [last], "accuracy_ensemble": last}
+    if leader:
+        summary["accuracy_leader"] = leader
+    results = {
+        "last": summary, "best": summary | {"accuracy": best or last}, "epochs": epochs, "train_examples": 1500,
+        "device": "cpu", "versions": {"jax": "1.2.3"}, "seconds": 10.0,
+    }  # fmt: skip
+    (cell.workdir / "results.json").write_text(json.dumps(results))
+    rows = [{"epoch": e, "test/accuracy": last * e / epochs, "seconds": 2.0} for e in range(1, epochs + 1)]
+    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_table_from_runs(tmp_path):
+    choice = Choice("table1", ("cifar100",), ("resnet32", "densenet40_12"), ("baseline", "dml", "okddip", "cutnmix"),
+                    runs=tmp_path)  # fmt: skip
+    made = {("baseline", "resnet32"): (0.70, 0.71, 0.72), ("dml", "resnet32"): (0.73, 0.75),
+            ("okddip", "resnet32"): (0.60,), ("baseline", "densenet40_12"): (0.5, 0.5, 0.5)}  # fmt: skip
+    for cell in cells_of(choice):
+        values = made.get((cell.variant, cell.backbone), ())
+        if cell.seed - 95 < len(values):
+            leader = 0.62 if cell.row == "okddip" else None
+            save(cell, values[cell.seed - 95], best=0.8, leader=leader)
+    report.write(choice, tmp_path / "out")
+    text = (tmp_path / "out" / "table1.md").read_text()
+    last = text.split("## CIFAR-100, best epoch")[0]
+    # means and n - 1 deviations by hand: 70, 71, 72 -> 71 +- 1; 73, 75 -> 74 +- sqrt 2
+    assert "| Baseline | _71.00 ± 1.00_<br>paper 71.71 ± 0.24, -0.71 | 50.00 ± 0.00 |" in last
+    assert "| DML | **74.00 ± 1.41**<br>paper 72.66 ± 0.03, +1.34 | —<br>paper 72.36 ± 0.05 |" in last
+    assert "| OKDDip | 62.00<br>paper 72.34 ± 0.06, -10.34 |" in last  # its leader, of one seed
+    assert "| Ours | —<br>paper 73.84 ± 0.25 |" in last
+    assert "n = 1 or 2 or 3" in last and "4 of 8 cells have no finished run" in last and "epochs 8" in last
+    assert "| Baseline | 80.00 ± 0.00 | 80.00 ± 0.00 |" in text
+    with (tmp_path / "out" / "table1.csv").open() as file:
+        lines = {(row["method"], row["backbone"]): row for row in csv.DictReader(file)}
+    dml = lines["dml", "resnet32"]
+    assert (dml["n"], dml["seeds"], dml["last_mean"], dml["last_std"]) == ("2", "95 96", "74.0", "1.4142")
+    assert (dml["paper_mean"], dml["difference"], dml["seconds_mean"]) == ("72.66", "1.34", "10.0")
+    assert lines["cutnmix", "resnet32"]["last_mean"] == ""
+    tex = (tmp_path / "out" / "table1.tex").read_text()
+    assert r"Baseline & $\underline{71.00 \pm 1.00}$ & $50.00 \pm 0.00$ \\" in tex
+    assert r"DML & $\mathbf{74.00 \pm 1.41}$ & --- \\" in tex
+    assert len(set(re.findall(r"&", tex.splitlines()[-4]))) == 1
+    assert (tmp_path / "out" / "table1.png").stat().st_size > 10_000
+
+
+def test_mini_says_that_it_is_no_reproduction(tmp_path):
+    choice = Choice("fig1", mini=True, runs=tmp_path)
+    for cell in cells_of(choice):
+        save(cell, 0.9 + cell.seed / 10_000)
+    report.write(choice, tmp_path)
+    assert "No reproduction of the paper" in (tmp_path / "fig1_mini.md").read_text()
+    assert "No reproduction of the paper" in (tmp_path / "fig1_mini.tex").read_text()
+    assert "paper 9" not in (tmp_path / "fig1_mini.md").read_text()
+    assert (tmp_path / "fig1_mini.png").exists() and (tmp_path / "fig1_mini_accuracy.png").exists()
+
+
+def test_nothing_found_is_an_empty_table(tmp_path):
+    report.write(Choice("table2", runs=tmp_path), tmp_path)
+    assert "4 of 4 cells have no finished run" in (tmp_path / "table2.md").read_text()
+
+
+def test_a_dry_run_tells_what_is_done_and_left(tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95, 96), runs=tmp_path)
+    first, second, third, _ = cells_of(choice)
+    save(first, 0.9)
+    second.workdir.mkdir(parents=True)
+    rows = [{"epoch": e, "seconds": 30.0 if e == 1 else 10.0} for e in (1, 2, 3)]  # the first one compiled
+    (second.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reproduce.show(cells_of(choice), jobs=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"{first.name}: done")
+    assert lines[1].endswith("3/8 epochs, about 0:00:50 left")
+    assert lines[2].endswith("0/8 epochs, about 0:00:16 left")
+    assert lines[3].endswith("0/8 epochs, about 0:01:20 left")
+    assert lines[4] == "1 of 4 cells done; about 0:02:26 left with 1 at once"
+
+
+def cell_of(folder, name, *arguments, row="baseline", teacher=None):
+    config = f"--config=configs/quickstart.py:digits,{row}"
+    arguments = (config, *TINY[1:], *arguments, f"--workdir={folder / name}")
+    return Cell("digits", "tiny", row, name, 95, folder / name, arguments, teacher)
+
+
+def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = [
+        cell_of(tmp_path, "broken", "--config.epochs=none"),
+        cell_of(tmp_path, "good", "--config.epochs=2"),
+        cell_of(tmp_path, "taught", row="kd", teacher=tmp_path / "broken"),
+    ]
+    with pytest.raises(UserError, match=r"2 cells failed: .*broken.* \(exit code 2, see .*log.txt\); .") as failed:
+        launch.run(cells, 2, ())
+    assert failed.value.exit_code == 2
+    out = capfd.readouterr().out
+    assert "failed: digits tiny broken seed 95: exit code 2: error: --config.epochs=none: must be a whole number" in out
+    assert "left out: digits tiny taught seed 95, its teacher failed" in out
+    assert re.search(r"\[1/3\] digits tiny good seed 95: [\d.]+ % in", out)
+    before = (tmp_path / "good" / "results.json").read_bytes()
+    launch.run(cells[1:2], 1, ())  # a finished one is not touched
+    assert (tmp_path / "good" / "results.json").read_bytes() == before
+    assert "1 of 1 cells are done" in capfd.readouterr().out
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from cutnmix_jax.errors import exit_code_of
+from scripts.paper import launch
+from tests import test_paper
+cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=400") for name in "ab"]
+sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+"""
+
+
+def checkpoints_in(folder, name):
+    return [path for path in folder.glob(f"{name}/checkpoints/*") if path.name.isdigit()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_or_killed_cells_save_and_can_continue(number, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while not all(
+        checkpoints_in(tmp_path / name / "..") and (tmp_path / name / "metrics.jsonl").exists() for name in "ab"
+    ):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (75 if number == signal.SIGTERM else -number), errors
+    for name in "ab":  # the runs of a killed parent stop and save too
+        log = tmp_path / name / "log.txt"
+        while "stopped and saved at step" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not (tmp_path / name / "results.json").exists()
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    cell = cell_of(tmp_path, "one", "--config.epochs=400")
+    command = [sys.executable, "-m", "cutnmix_jax.main", *cell.arguments]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not (cell.workdir / ".owner.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        assert second.returncode == 2
+        assert f"in use by process {first.pid} on " in second.stderr and second.stderr.count("\n") == 1
+    finally:
+        first.terminate()
+        assert first.wait(60) in (StoppedError.exit_code, -signal.SIGTERM)
+    # A dead owner's lock is free.
+    third = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("compiling" in line for line in third.stdout)
+    finally:
+        third.kill()
+        third.communicate()
