@@ -115,6 +115,7 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "data_dir": "",  # where tfds keeps its data; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
             "train_examples": 0,  # use only the first N, for a small run on real data; 0: all
             "test_examples": 0,  # likewise
+            "held_out_examples": 0,  # training images to weigh the peers by instead, for kdcl's target general alone
             "method": method,  # the row's name, chosen by the argument; names the run, and its fields follow from it
             "seed": 95,  # section 3.2; the three runs are 95, 96 and 97
             "backbone": {"name": backbone},  # of each peer

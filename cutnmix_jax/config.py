@@ -75,6 +75,7 @@ RANGES: dict[str, Check] = {
     "dataset": lambda value: one_of(data.names())(value),
     "train_examples": whole(0),
     "test_examples": whole(0),
+    "held_out_examples": whole(0),
     "seed": whole(0, 2**32 - 1),
     "num_peers": whole(1, 64),
     "mapping": one_of(peers.MAPPINGS),
@@ -185,6 +186,12 @@ def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> N
         raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
     if config.share_trunk and config.mapping == "vmap":
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
+    if method.calibrate and not config.held_out_examples:
+        raise UsageError(
+            f"config.loss.target={config.loss.target!r} needs --config.held_out_examples, say 5000 of 50000"
+        )
+    if config.held_out_examples and not method.calibrate:
+        raise UsageError(f"config.held_out_examples={config.held_out_examples}: only kdcl's target 'general' uses them")
     needs_teacher = method.teacher.startswith("frozen")
     if needs_teacher and not config.teacher:
         raise UsageError(f"{row} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data")

@@ -41,6 +41,40 @@ def make_evaluator(
     return jax.jit(count)
 
 
+def make_calibrator(
+    *, peers: Peers, method: Method, dataset: Dataset, held_out: Data, batch_size: int
+) -> Callable[[TrainState], TrainState]:
+    """Makes the function that shows a method what its peers say of images that are not trained on.
+
+    Args:
+      peers: the networks.
+      method: one that has a `calibrate`.
+      dataset: for its mean and deviation.
+      held_out: M images.
+      batch_size: how many at once.
+
+    Returns:
+      `calibrate(state) -> state`, which changes `method_state` alone.
+    """
+    assert method.calibrate
+    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
+    finish = jax.jit(method.calibrate)
+
+    @jax.jit
+    def say(state: TrainState, start: jax.Array) -> jax.Array:
+        rows = jnp.minimum(start + jnp.arange(batch_size), len(held_out.labels) - 1)
+        images = (held_out.images[rows].astype(jnp.float32) / 255 - mean) / std
+        outputs, _ = peers.forward(state.params["peers"], state.batch_stats, images, False, jax.random.key(0))
+        return jnp.stack([out.logits for out in outputs])
+
+    def calibrate(state: TrainState) -> TrainState:
+        size = len(held_out.labels)
+        said = jnp.concatenate([say(state, start) for start in range(0, size, batch_size)], axis=1)[:, :size]
+        return state._replace(method_state=finish(state.method_state, said, held_out.labels))
+
+    return calibrate
+
+
 def accuracies(evaluator: Evaluator, state: TrainState, data: Data, batch_size: int) -> dict[str, float]:
     """The accuracy of each classifier.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, evaluate, optim, peers, step, teacher
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     make_batch: step.BatchMaker
     train: step.Trainer
     evaluate: evaluate.Evaluator
+    calibrate: Callable[[TrainState], TrainState] | None  # after each epoch, where the method asks for it
     learning_rate: Callable[[int], float]
     key: jax.Array
     train_data: step.Data
@@ -46,6 +48,7 @@ class Program(NamedTuple):
 
 def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     """Makes the programs of a run; nothing is compiled before it is called."""
+    dataset, held_out = _held_out(dataset, config)
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     names = configuration.peer_names(config)
     # Each architecture once: tracing a deep network takes a second, and peers of one kind share its functions.
@@ -105,6 +108,11 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
         evaluate=evaluate.make_evaluator(
             peers=joined, method=method, dataset=dataset, batch_size=config.eval_batch_size, teachers=teachers
         ),
+        calibrate=evaluate.make_calibrator(
+            peers=joined, method=method, dataset=dataset, held_out=held_out, batch_size=config.eval_batch_size
+        )
+        if method.calibrate
+        else None,
         learning_rate=optim.schedule(
             config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay
         ),
@@ -116,6 +124,19 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
         steps_per_call=steps_per_call,
         batch_size=config.batch_size,
     )
+
+
+def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, step.Data]:
+    """Takes images out of the training set, the same ones for the same seed."""
+    count, size = config.held_out_examples, len(dataset.train_labels)
+    if count and count > size - config.batch_size:
+        raise UsageError(f"config.held_out_examples={count} leaves no batch of the {size} training images")
+    rows = np.random.default_rng(config.seed).permutation(size)
+    out, left = np.sort(rows[:count]), np.sort(rows[count:])
+    held_out = step.Data(jnp.asarray(dataset.train_images[out]), jnp.asarray(dataset.train_labels[out]))
+    if count:
+        dataset = dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left])
+    return dataset, held_out
 
 
 def _teachers(

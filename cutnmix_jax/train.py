@@ -145,7 +145,8 @@ def _train(
                 # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
                 files.append(row)
                 display.epoch_done(row, program.epochs)
-                saved = Saved(saved.state, step.zero_totals(program.method, program.spec), jnp.zeros(()))
+                state = program.calibrate(saved.state) if program.calibrate else saved.state
+                saved = Saved(state, step.zero_totals(program.method, program.spec), jnp.zeros(()))
             last = reached == program.epochs * program.steps_per_epoch
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping or last or (finished and (epoch + 1) % config.checkpoint.every_epochs == 0):

@@ -201,6 +201,8 @@ class Method(NamedTuple):
       teacher: `frozen`, a trained network that `config.teacher` names; `mean`, a running mean of the parameters of
         every peer; or empty.
       leaders: how many of the networks, the last ones, are heads of evaluation and not peers.
+      calibrate: `calibrate(state, logits, labels) -> state` after each epoch, with what the peers say, [J, M, K], of M
+        images that are not trained on and their labels [M]; None where the method needs no such images.
     """
 
     min_peers: int
@@ -215,3 +217,4 @@ class Method(NamedTuple):
     needs_trunk: bool = False
     teacher: str = ""
     leaders: int = 0
+    calibrate: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None

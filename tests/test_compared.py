@@ -244,3 +244,28 @@ def test_kdcl_s_linear_target_is_the_best_combination(scale):
         losses = [-(targets[n] * log_softmax64(w * logits[0, n] + (1 - w) * logits[1, n])).sum() for w in grid]
         mine = -(targets[n] * log_softmax64(found[n])).sum()
         assert mine <= min(losses) + 0.01 * max(scale, 1), (n, mine, min(losses))
+
+
+def test_kdcl_s_general_weights_minimise_the_squared_error():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, K, 200)
+    # Peers that know something of the label, each more than the one before.
+    logits = rng.normal(size=(3, 200, K)) + np.array([0.5, 1.0, 2.0])[:, None, None] * np.eye(K)[labels]
+    weights = array64(kdcl_module.general(jnp.array(logits), jnp.array(labels)))
+    probabilities = np.exp(log_softmax64(logits))
+
+    def error(w):
+        return (((w[:, None, None] * probabilities).sum(0) - np.eye(K)[labels]) ** 2).sum(-1).mean()
+
+    assert weights.sum() == pytest.approx(1, abs=1e-5) and weights[2] == weights.max()
+    best = error(weights)
+    for direction in rng.normal(size=(50, 3)):
+        assert best <= error(weights + 0.05 * (direction - direction.mean())) + 1e-7
+    outputs, batch = outputs_of(3), batch_of(3)
+    method, params, state = made("kdcl", 3, outputs, target="general")
+    np.testing.assert_allclose(state["weights"], [1 / 3] * 3)
+    state = method.calibrate(state, jnp.array(logits), jnp.array(labels))
+    terms, after = method.loss(params, state, outputs, batch, CLOCK)
+    taught = sum(w * array64(out.logits) for w, out in zip(weights, outputs, strict=True))
+    np.testing.assert_allclose(terms["kd"], [kl64(out.logits, taught, 4) for out in outputs], rtol=1e-4)
+    np.testing.assert_allclose(after["weights"], weights, rtol=1e-4)

@@ -92,6 +92,12 @@ WRONG = [
     ([row("kd"), "--config.teacher=nowhere"], "no finished run"),
     ([row("dml"), "--config.teacher=nowhere"], "no trained teacher"),
     ([row("kdcl"), "--config.loss.target=minlogits"], "did you mean 'minlogit'"),
+    ([row("kdcl"), "--config.loss.target=general"], "needs --config.held_out_examples"),
+    ([row("kdcl"), "--config.held_out_examples=100"], "only kdcl's target 'general'"),
+    (
+        [row("kdcl"), "--config.loss.target=general", "--config.held_out_examples=1499"],
+        "leaves no batch of the 1500 training images",
+    ),
     ([row("one"), "--config.loss.rampup_epochs=0"], "at least 1"),
     ([row("ps_kd"), "--config.loss.last_share=1.5"], "at most 1"),
     (

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from cutnmix_jax import config as configuration
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from scripts.paper import launch, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
-from tests.test_run import TINY
+from tests.test_run import TINY, wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,23 +211,19 @@ def checkpoints_in(folder, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_or_killed_cells_save_and_can_continue(number, tmp_path):
+def test_stopped_or_killed_cells_save(number, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 200
-    while not all(
-        checkpoints_in(tmp_path / name / "..") and (tmp_path / name / "metrics.jsonl").exists() for name in "ab"
-    ):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    logs = [tmp_path / name / "log.txt" for name in "ab"]
+    try:
+        wait_for(lambda: all(checkpoints_in(tmp_path, name) for name in "ab"), 200)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == (75 if number == signal.SIGTERM else -number), errors
-    for name in "ab":  # the runs of a killed parent stop and save too
-        log = tmp_path / name / "log.txt"
-        while "stopped and saved at step" not in log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert not (tmp_path / name / "results.json").exists()
+    # The runs of a killed parent stop and save too.
+    wait_for(lambda: all("stopped and saved at step" in log.read_text() for log in logs), 60)
+    assert not any((tmp_path / name / "results.json").exists() for name in "ab")
 
 
 def test_two_runs_in_one_folder(tmp_path):
@@ -236,10 +231,7 @@ def test_two_runs_in_one_folder(tmp_path):
     command = [sys.executable, "-m", "cutnmix_jax.main", *cell.arguments]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 100
-        while not (cell.workdir / ".owner.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for((cell.workdir / ".owner.json").exists)
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert second.returncode == 2
         assert f"in use by process {first.pid} on " in second.stderr and second.stderr.count("\n") == 1

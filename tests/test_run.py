@@ -403,6 +403,36 @@ def test_every_target_of_kdcl_trains(target, tmp_path):
     assert main.main(arguments) == 0
 
 
+def test_kdcl_weighs_its_peers_by_images_it_does_not_train_on(tmp_path):
+    arguments = [*of_row("kdcl"), "--config.loss.target=general", "--config.held_out_examples=20"]
+    assert main.main([*arguments, f"--workdir={tmp_path / 'whole'}"]) == 0
+    # 44 images are left: two batches an epoch; the weights come from the other 20, a batch and a quarter of evaluation
+    assert [row["step"] for row in rows_of(tmp_path / "whole")] == [2, 4, 6]
+    state = saved_in(tmp_path / "whole", arguments).state
+    weights = np.asarray(state.method_state["weights"])
+    config = configuration.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
+    dataset = data.load("digits", "", 64, 30)
+    rows = np.sort(np.random.default_rng(95).permutation(64)[:20])
+    images = (dataset.train_images[rows] / 255.0 - dataset.mean) / dataset.std
+    network = backbones.load("tests.tiny:Tiny", 10)
+    errors = []
+    for params, stats in zip(state.params["peers"], state.batch_stats, strict=True):
+        out, _ = network.apply({"params": params, "batch_stats": stats}, images.astype(np.float32), False)
+        p = np.exp(np.asarray(out.logits, np.float64))
+        errors.append(p / p.sum(1, keepdims=True) - np.eye(10)[dataset.train_labels[rows]])
+    c = np.array([[(a * b).sum(1).mean() for b in errors] for a in errors])
+    raw = np.linalg.solve(c + 1e-4 * np.trace(c) * np.eye(2), np.ones(2))
+    np.testing.assert_allclose(weights, raw / raw.sum(), rtol=1e-3)
+    undo = at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main.main([*arguments, f"--workdir={tmp_path / 'stopped'}"]) == 75
+    finally:
+        undo()
+    assert main.main([*arguments, f"--workdir={tmp_path / 'stopped'}"]) == 0
+    chex.assert_trees_all_equal(saved_in(tmp_path / "stopped", arguments), saved_in(tmp_path / "whole", arguments))
+    assert config.held_out_examples == 20
+
+
 def test_branches_of_networks_and_five_of_them(tmp_path):
     for row, more in {
         "okddip": ["--config.share_trunk=false", "--config.peers=tests.tiny:Tiny,tests.tiny:Tiny,tests.tiny:wide"],

@@ -6,9 +6,9 @@ from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Method, Outputs, Terms
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
 
-TARGETS = ("mean", "naive", "linear", "minlogit")
+TARGETS = ("mean", "naive", "linear", "minlogit", "general")
 
 _ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in units of 1 / span^2
 
@@ -19,25 +19,50 @@ def make(temperature: float, target: str) -> Method:
     Args:
       temperature: tau of the KD.
       target: how z^t comes from the peers' logits, for each image: `mean`; or the original's `naive` (the peer with the
-        least cross-entropy), `linear` (the convex combination with the least) or `minlogit` (the least over peers of
-        z_c - z_y).
+        least cross-entropy), `linear` (the convex combination with the least), `minlogit` (the least over peers of
+        z_c - z_y) or `general` (weights from images that are not trained on, found anew after each epoch).
     """
 
-    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
+    def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+        del key
+        num_peers = len(spec.feature_sizes)
+        return {}, {"weights": jnp.full(num_peers, 1 / num_peers)} if target == "general" else {}
+
+    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        del params, clock
         logits = stop_gradient(jnp.stack([out.logits for out in outputs]))
-        taught = _COMBINE[target](logits, batch.targets)
-        return {
+        if target == "general":
+            taught = jnp.einsum("j,jnk->nk", state["weights"], logits)
+        else:
+            taught = _COMBINE[target](logits, batch.targets)
+        terms = {
             "ce": _terms.cross_entropy(outputs, batch.targets),
             "kd": _terms.distilled(outputs, [taught] * len(outputs), temperature),
         }
+        return terms, state
 
     return Method(
         min_peers=2,
         terms=lambda feature_sizes: ("ce", "kd"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
+        init=init,
+        loss=loss,
         heads=_terms.no_heads,
+        calibrate=(lambda state, logits, labels: {"weights": general(logits, labels)}) if target == "general" else None,
     )
+
+
+def general(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """[J, M, K] logits and [M] labels of images not trained on -> [J] weights that sum to 1.
+
+    They minimise the squared error of the weighted mean of the peers' probabilities p: w = C^-1 1 / (1^T C^-1 1) with
+    C_ij = mean over images of (p_i - y) . (p_j - y). A weight can be negative.
+    """
+    errors = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])
+    products = jnp.einsum("imk,jmk->ij", errors, errors) / len(labels)
+    # Peers that agree in everything would make it singular.
+    steady = products + 1e-4 * jnp.trace(products) * jnp.eye(len(logits))
+    raw = jnp.linalg.solve(steady, jnp.ones(len(logits)))
+    return raw / raw.sum()
 
 
 def naive(logits: jax.Array, targets: jax.Array) -> jax.Array:
