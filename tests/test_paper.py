@@ -121,7 +121,7 @@ def test_a_table_from_runs(tmp_path):
     assert "| Baseline | _71.00 ± 1.00_<br>paper 71.71 ± 0.24, -0.71 | 50.00 ± 0.00 |" in last
     assert "| DML | **74.00 ± 1.41**<br>paper 72.66 ± 0.03, +1.34 | —<br>paper 72.36 ± 0.05 |" in last
     assert "| OKDDip | 62.00<br>paper 72.34 ± 0.06, -10.34 |" in last  # its leader, of one seed
-    assert "| Ours | —<br>paper 73.84 ± 0.25 |" in last
+    assert "| CutnMix, full | —<br>paper 73.84 ± 0.25 |" in last
     assert "n = 1 or 2 or 3" in last and "4 of 8 cells have no finished run" in last and "epochs 8" in last
     assert "| Baseline | 80.00 ± 0.00 | 80.00 ± 0.00 |" in text
     with (tmp_path / "out" / "table1.csv").open() as file:

@@ -17,7 +17,7 @@ TITLES = {
     "baseline": "Baseline", "mixup": "MixUp", "cutmix": "CutMix", "dml": "DML", "dml_cutmix": "DML + CutMix",
     "cs_kd": "CS-KD", "ps_kd": "PS-KD", "tf_kd_reg": "Tf-KD reg", "tf_kd_self": "Tf-KD self", "kd": "KD",
     "ddgsd": "DDGSD", "kdcl": "KDCL", "one": "ONE", "okddip": "OKDDip", "pcl": "PCL",
-    "cutnmix_dml": "CutnMix", "cutnmix_mmd": "CutnMix + MMD", "cutnmix_pt": "CutnMix + PT", "cutnmix": "Ours",
+    "cutnmix_dml": "CutnMix", "cutnmix_mmd": "CutnMix + MMD", "cutnmix_pt": "CutnMix + PT", "cutnmix": "CutnMix, full",
     "vgg16": "VGG-16", "vgg19": "VGG-19", "resnet32": "ResNet-32", "resnet110": "ResNet-110", "wrn20_8": "WRN-20-8",
     "densenet40_12": "DenseNet-40-12", "resnet18": "ResNet-18", "resnet8": "ResNet-8",
     "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
