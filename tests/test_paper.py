@@ -106,7 +106,7 @@ def save(cell, last, best=None, epochs=8, leader=None):
 
 def test_a_table_from_runs(tmp_path):
     choice = Choice("table1", ("cifar100",), ("resnet32", "densenet40_12"), ("baseline", "dml", "okddip", "cutnmix"),
-                    runs=tmp_path)  # fmt: skip
+                    epochs=8, runs=tmp_path)  # fmt: skip
     made = {("baseline", "resnet32"): (0.70, 0.71, 0.72), ("dml", "resnet32"): (0.73, 0.75),
             ("okddip", "resnet32"): (0.60,), ("baseline", "densenet40_12"): (0.5, 0.5, 0.5)}  # fmt: skip
     for cell in cells_of(choice):
@@ -148,6 +148,16 @@ def test_mini_says_that_it_is_no_reproduction(tmp_path):
     assert (tmp_path / "fig1_mini.png").exists() and (tmp_path / "fig1_mini_accuracy.png").exists()
 
 
+def test_a_shorter_run_does_not_count(tmp_path):
+    [cell] = cells_of(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path))
+    save(cell, 0.9, epochs=2)
+    assert reproduce.progress(cell) == (2, 240)
+    report.write(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path), tmp_path)
+    assert "1 of 1 cells have no finished run" in (tmp_path / "table2.md").read_text()
+    short = Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path, epochs=2)
+    assert reproduce.progress(cells_of(short)[0]) == (2, 2)
+
+
 def test_nothing_found_is_an_empty_table(tmp_path):
     report.write(Choice("table2", runs=tmp_path), tmp_path)
     assert "4 of 4 cells have no finished run" in (tmp_path / "table2.md").read_text()
@@ -172,7 +182,8 @@ def test_a_dry_run_tells_what_is_done_and_left(tmp_path, capsys):
 def cell_of(folder, name, *arguments, row="baseline", teacher=None):
     config = f"--config=configs/quickstart.py:digits,{row}"
     arguments = (config, *TINY[1:], *arguments, f"--workdir={folder / name}")
-    return Cell("digits", "tiny", row, name, 95, folder / name, arguments, teacher)
+    epochs = int(next((a.partition("=")[2] for a in arguments[::-1] if re.match(r"--config.epochs=[1-9]", a)), 3))
+    return Cell("digits", "tiny", row, name, 95, folder / name, arguments, teacher, epochs)
 
 
 def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
@@ -187,7 +198,7 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     assert failed.value.exit_code == 2
     out = capfd.readouterr().out
     assert "failed: digits tiny broken seed 95: exit code 2: error: --config.epochs=none: must be a whole number" in out
-    assert "left out: digits tiny taught seed 95, its teacher failed" in out
+    assert "left out: digits tiny taught seed 95: no finished run of its teacher in " in out
     assert re.search(r"\[1/3\] digits tiny good seed 95: [\d.]+ % in", out)
     before = (tmp_path / "good" / "results.json").read_bytes()
     launch.run(cells[1:2], 1, ())  # a finished one is not touched

@@ -91,6 +91,7 @@ class Cell(NamedTuple):
       workdir: its folder.
       arguments: of `cutnmix_jax.main`.
       teacher: the folder of the run that must end first, if any.
+      epochs: how many it has.
     """
 
     dataset: str
@@ -101,6 +102,7 @@ class Cell(NamedTuple):
     workdir: Path
     arguments: tuple[str, ...]
     teacher: Path | None
+    epochs: int = EPOCHS
 
     @property
     def name(self) -> str:
@@ -194,7 +196,8 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
         fields["data_dir"] = choice.data_dir
     if teacher:
         fields["teacher"] = teacher
-    if epochs := choice.epochs or (MINI_EPOCHS if choice.mini else 0):
+    epochs = choice.epochs or (MINI_EPOCHS if choice.mini else EPOCHS)
+    if epochs != EPOCHS or choice.mini:
         fields["epochs"] = epochs
         fields["optimizer.milestones"] = _milestones(epochs)
         if "rampup_epochs" in common.ROWS[row]["loss"]:
@@ -203,9 +206,8 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     if not Path(file).is_file():
         raise UsageError(f"--backbones: no {backbone!r}; {nearest(backbone, (*SIX, 'resnet18', 'resnet8'))}")
     arguments = (f"--config={file}:{dataset},{row}", *(f"--config.{name}={value}" for name, value in fields.items()))
-    return Cell(
-        dataset, backbone, row, variant, seed, workdir(variant), (*arguments, f"--workdir={workdir(variant)}"), teacher
-    )
+    arguments += (f"--workdir={workdir(variant)}",)
+    return Cell(dataset, backbone, row, variant, seed, workdir(variant), arguments, teacher, epochs)
 
 
 def _milestones(epochs: int) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cutnmix_jax import lock, metrics
 from cutnmix_jax.errors import (
@@ -36,9 +36,10 @@ class Job(NamedTuple):
     begun: float
 
 
-def finished(cell: Cell) -> bool:
-    """Whether its results are there."""
-    return metrics.read_results(cell.workdir) is not None
+def results_of(cell: Cell) -> dict[str, Any] | None:
+    """What a finished run came to; None where there is none, or one of another length in its folder."""
+    results = metrics.read_results(cell.workdir)
+    return results if results and results.get("epochs") == cell.epochs else None
 
 
 def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
@@ -53,7 +54,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
       StoppedError: by a signal; the cells have saved.
       UserError: cells have failed; all others are done.
     """
-    waiting = [cell for cell in cells if not finished(cell)]
+    waiting = [cell for cell in cells if not results_of(cell)]
     print(f"{len(cells) - len(waiting)} of {len(cells)} cells are done", flush=True)
     running: list[Job] = []
     failed: dict[Cell, int] = {}
@@ -68,7 +69,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
     handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         while running or (waiting and not stop):
-            while not stop and len(running) < jobs and (cell := _next(waiting, failed)):
+            while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
                 slot = min(set(range(jobs)) - {job.slot for job in running})
                 running.append(
                     Job(cell, _start(cell, devices[slot % len(devices)] if devices else ""), slot, time.monotonic())
@@ -77,7 +78,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
                     running[-1].process.send_signal(signal.SIGTERM)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                _say(job, failed, sum(map(finished, cells)), len(cells))
+                _say(job, {} if stop else failed, sum(results_of(cell) is not None for cell in cells), len(cells))
             time.sleep(0.1)
     finally:
         for number, handler in handlers.items():
@@ -89,16 +90,17 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         raise _ERRORS.get(next(iter(failed.values())), UserError)(f"{len(failed)} cells failed: {names}")
 
 
-def _next(waiting: list[Cell], failed: dict[Cell, int]) -> Cell | None:
-    """Takes the first cell out whose teacher, if it has one, is there; those whose teacher failed have failed too."""
+def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, int]) -> Cell | None:
+    """Takes the first cell out whose teacher, if it has one, is there; one whose teacher will never be there fails."""
+    expected = {cell.workdir for cell in waiting} | {job.cell.workdir for job in running}
     for cell in list(waiting):
-        if cell.teacher and any(other.workdir == cell.teacher for other in failed):
-            waiting.remove(cell)
-            failed[cell] = UsageError.exit_code
-            print(f"left out: {cell.name}, its teacher failed", flush=True)
-        elif not cell.teacher or metrics.read_results(cell.teacher):
+        if not cell.teacher or metrics.read_results(cell.teacher):
             waiting.remove(cell)
             return cell
+        if cell.teacher not in expected:
+            waiting.remove(cell)
+            failed[cell] = UsageError.exit_code
+            print(f"left out: {cell.name}: no finished run of its teacher in {cell.teacher}", flush=True)
     return None
 
 
@@ -128,11 +130,11 @@ def _end_with_parent() -> None:
 
 def _say(job: Job, failed: dict[Cell, int], done: int, count: int) -> None:
     code, seconds = job.process.returncode, time.monotonic() - job.begun
-    results = metrics.read_results(job.cell.workdir)
+    results = results_of(job.cell)
     if code == 0 and results:
         accuracy = 100 * results["last"][HEADLINE.get(job.cell.row, "accuracy")]
         print(f"[{done}/{count}] {job.cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
-    elif code != StoppedError.exit_code:
+    elif code not in (StoppedError.exit_code, -signal.SIGTERM):  # the latter before it had anything to save
         failed[job.cell] = code
         last = (Path(job.cell.workdir, LOG).read_text(errors="replace").splitlines() or [""])[-1]
         print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import metrics
 from cutnmix_jax.errors import CommandLine, exit_code_of
-from scripts.paper import figures
+from scripts.paper import figures, launch
 from scripts.paper.cells import HEADLINE, TABLES, Cell, Choice, cells_of, paper_number, title
 
 MISSING = "—"
@@ -59,7 +58,7 @@ def gather(choice: Choice) -> Grid:
 
 
 def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
-    pairs = [(cell, results) for cell in cells if (results := metrics.read_results(cell.workdir))]
+    pairs = [(cell, results) for cell in cells if (results := launch.results_of(cell))]
     head = HEADLINE.get(cells[0].row, "accuracy")
 
     def accuracy(which: str) -> tuple[float, ...]:

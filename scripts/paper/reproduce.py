@@ -124,11 +124,9 @@ def show(cells: list[Cell], jobs: int) -> None:
 
 def progress(cell: Cell) -> tuple[int, int]:
     """Epochs done and epochs in all."""
-    given = [a.partition("=")[2] for a in cell.arguments if a.startswith("--config.epochs=")]
-    epochs = int(given[0]) if given else 240
-    if launch.finished(cell):
-        return epochs, epochs
-    return min(len(metrics.read_rows(cell.workdir / "metrics.jsonl")), epochs - 1), epochs
+    if launch.results_of(cell):
+        return cell.epochs, cell.epochs
+    return min(len(metrics.read_rows(cell.workdir / "metrics.jsonl")), cell.epochs - 1), cell.epochs
 
 
 def seconds_per_epoch(cell: Cell) -> float | None:
