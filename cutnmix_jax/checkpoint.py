@@ -6,7 +6,9 @@ the state's nodes.
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,9 +27,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None):
         """Opens or makes `folder` and keeps the newest `keep` checkpoints in it; with None only reads what is there."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
-        handler = (
-            ocp.StandardCheckpointHandler()
-        )  # named, so that it can tell what a checkpoint holds before it reads it
+        # Named, so that it can tell what a checkpoint holds before it reads it.
+        handler = ocp.StandardCheckpointHandler()
         self._manager = ocp.CheckpointManager(folder.absolute(), item_handlers=handler, options=options)
 
     def save(self, step: int, state: Tree) -> None:
@@ -82,13 +83,8 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         try:
-            saved = self._manager.item_metadata(step)
-            abstract = {
-                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here) for name, array in saved.items()
-            }
-            flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            flat = self._read_flat(step, self._manager.item_metadata(step))
             return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
             raise CheckpointError(
@@ -96,13 +92,14 @@ class Checkpoints:
             ) from error
 
     def _read(self, step: int, like: Tree) -> Tree:
+        flat = self._read_flat(step, _flat(like))
+        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+
+    def _read_flat(self, step: int, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in _flat(like).items()
-        }
-        flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in abstract])
+        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in shapes.items()}
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def _put_aside(self, step: int) -> Path:
         folder = Path(self._manager.directory)
@@ -130,11 +127,12 @@ class Checkpoints:
 
 
 def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
-    found = {name: flat[f"{prefix}.{name}"] for name in _flat(like)}
+    found = []
     for name, leaf in _flat(like).items():
-        if found[name].shape != leaf.shape:
-            raise ValueError(f"{name} is {found[name].shape}, not {leaf.shape}")
-    return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
+        found.append(flat[f"{prefix}.{name}"])
+        if found[-1].shape != leaf.shape:
+            raise ValueError(f"{name} is {found[-1].shape}, not {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(like), found)
 
 
 def _flat(tree: Tree) -> dict[str, jax.Array]:

@@ -178,7 +178,7 @@ def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> N
         raise UsageError(f"config.num_peers={len(names)}: {row} needs at least {method.min_peers} networks{leads}")
     if method.unmixed and config.mix.kind != "none":
         raise UsageError(f"config.mix.kind={config.mix.kind!r}: {row} is defined for unmixed images; set it to none")
-    if method.same_images and (config.views != "shared" or config.mix.kind == "cutnmix"):
+    if method.same_images and not same_images(config):
         raise UsageError(f"{row} needs all networks to see the same images: set config.views=shared and no cutnmix")
     if method.needs_trunk and not config.share_trunk:
         raise UsageError(f"config.share_trunk=False: {row} is defined for networks with one trunk")
@@ -210,6 +210,11 @@ def peer_names(config: ConfigDict) -> list[str]:
     if config.peers:
         return [name.strip() for name in config.peers.split(",")]
     return [config.backbone.name] * config.num_peers
+
+
+def same_images(config: ConfigDict) -> bool:
+    """Whether all peers see the same images: one crop and flip, and one box, for all."""
+    return config.views == "shared" and config.mix.kind != "cutnmix"
 
 
 def backbone_name(config: ConfigDict) -> str:

@@ -43,6 +43,12 @@ class StoppedError(UserError):
     exit_code = 75
 
 
+def of_exit_code(code: int) -> type[UserError]:
+    """The kind of error that a run ended with, from its exit code; a plain `UserError` where the code tells none."""
+    kinds = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}
+    return kinds.get(code, UserError)
+
+
 class CommandLine(argparse.ArgumentParser):
     """The arguments of a command; what is wrong with them is one line, like every other error of a user."""
 

@@ -12,6 +12,11 @@ from cutnmix_jax.types import Dataset, Method, TrainState
 Evaluator = Callable[..., dict[str, jax.Array]]
 
 
+def normalised(images: jax.Array, dataset: Dataset) -> jax.Array:
+    """uint8 pixels [n, 32, 32, 3] as a network takes them, float32."""
+    return (images.astype(jnp.float32) / 255 - dataset.mean) / dataset.std
+
+
 def make_evaluator(
     *, peers: Peers, method: Method, dataset: Dataset, batch_size: int, teachers: Teachers = NO_TEACHERS
 ) -> Evaluator:
@@ -22,13 +27,12 @@ def make_evaluator(
       `batch_size`, each classifier gets right. The classifiers are `peer_0`, ..., `ensemble` (the mean of the peers'
       probabilities) and the heads of the method and of its teachers.
     """
-    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
 
     def count(state: TrainState, data: Data, start: jax.Array) -> dict[str, jax.Array]:
         index = start + jnp.arange(batch_size)
         valid = index < len(data.labels)
         rows = jnp.where(valid, index, 0)
-        images = (data.images[rows].astype(jnp.float32) / 255 - mean) / std
+        images = normalised(data.images[rows], dataset)
         outputs, _ = peers.forward(state.params["peers"], state.batch_stats, images, False, jax.random.key(0))
         students = outputs[: len(outputs) - method.leaders]
         scores = {f"peer_{j}": out.logits for j, out in enumerate(students)}
@@ -57,13 +61,12 @@ def make_calibrator(
       `calibrate(state) -> state`, which changes `method_state` alone.
     """
     assert method.calibrate
-    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
     finish = jax.jit(method.calibrate)
 
     @jax.jit
     def say(state: TrainState, start: jax.Array) -> jax.Array:
         rows = jnp.minimum(start + jnp.arange(batch_size), len(held_out.labels) - 1)
-        images = (held_out.images[rows].astype(jnp.float32) / 255 - mean) / std
+        images = normalised(held_out.images[rows], dataset)
         outputs, _ = peers.forward(state.params["peers"], state.batch_stats, images, False, jax.random.key(0))
         return jnp.stack([out.logits for out in outputs])
 

@@ -90,7 +90,7 @@ def frozen_teacher(backbone: Backbone, num_peers: int) -> Teachers:
             return (backbone.apply(own, images, False)[0],) * num_peers, variables
         return tuple(backbone.apply(own, images[j], False)[0] for j in range(num_peers)), variables
 
-    return Teachers(init, forward, lambda variables, params, step: variables, lambda variables, images: {})
+    return no_teachers()._replace(init=init, forward=forward)
 
 
 def mean_teachers(peers: Peers) -> Teachers:

@@ -102,7 +102,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
             steps_per_epoch=steps_per_epoch,
             epochs=config.epochs,
             loop=steps_per_call > 1,
-            same_images=config.views == "shared" and config.mix.kind != "cutnmix",
+            same_images=configuration.same_images(config),
             teachers=teachers,
         ),
         evaluate=evaluate.make_evaluator(
@@ -111,7 +111,7 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
         calibrate=evaluate.make_calibrator(
             peers=joined, method=method, dataset=dataset, held_out=held_out, batch_size=config.eval_batch_size
         )
-        if method.calibrate
+        if held_out
         else None,
         learning_rate=optim.schedule(
             config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay
@@ -126,17 +126,17 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     )
 
 
-def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, step.Data]:
+def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, step.Data | None]:
     """Takes images out of the training set, the same ones for the same seed."""
     count, size = config.held_out_examples, len(dataset.train_labels)
-    if count and count > size - config.batch_size:
+    if not count:
+        return dataset, None
+    if count > size - config.batch_size:
         raise UsageError(f"config.held_out_examples={count} leaves no batch of the {size} training images")
     rows = np.random.default_rng(config.seed).permutation(size)
     out, left = np.sort(rows[:count]), np.sort(rows[count:])
     held_out = step.Data(jnp.asarray(dataset.train_images[out]), jnp.asarray(dataset.train_labels[out]))
-    if count:
-        dataset = dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left])
-    return dataset, held_out
+    return dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left]), held_out
 
 
 def _teachers(

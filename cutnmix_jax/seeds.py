@@ -10,14 +10,14 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from cutnmix_jax import metrics
-from cutnmix_jax.errors import CheckpointError, DataError, DivergedError, StoppedError, UsageError, UserError
+from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 
-_ERRORS = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KEYBOARD = 130  # of a run that was stopped before it had anything to save, or twice
 
@@ -64,7 +64,7 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
     try:
         for seed, arguments in commands.items():
             if not stopped:
-                processes[seed] = _start(arguments)
+                processes[seed] = start(arguments, subprocess.PIPE)
         readers = [threading.Thread(target=_echo, args=(seed, process)) for seed, process in processes.items()]
         for reader in readers:
             reader.start()
@@ -81,16 +81,35 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
     _show(workdirs)
 
 
-def _start(arguments: Sequence[str]) -> subprocess.Popen:
+def start(
+    arguments: Sequence[str],
+    stdout: int | IO[str],
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> subprocess.Popen:
+    """Starts a run that shares the machine with others.
+
+    Args:
+      arguments: of `cutnmix_jax.main`.
+      stdout: where what it prints goes, errors too.
+      environment: what it is to have besides that of this process.
+      before: called in the new process before the run.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "cutnmix_jax.main", *arguments],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         # Each process takes the memory that it needs, not three quarters of the card.
-        env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"},
+        env={
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            **os.environ,
+            **(environment or {}),
+            "PYTHONUNBUFFERED": "1",
+        },
         start_new_session=True,  # signals come from here alone, so none comes twice
+        preexec_fn=before,
     )
 
 
@@ -104,7 +123,7 @@ def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
     by_signal = (StoppedError.exit_code, *((-signal.SIGTERM, _KEYBOARD) if stopped else ()))
     for seed, code in codes.items():
         if code != 0 and code not in by_signal:
-            raise _ERRORS.get(code, UserError)(f"seed {seed} ended with exit code {code}; see its lines above")
+            raise of_exit_code(code)(f"seed {seed} ended with exit code {code}; see its lines above")
     if stopped or any(codes.values()):
         left = ", ".join(str(seed) for seed, code in codes.items() if code)
         raise StoppedError(f"stopped; what was trained of seeds {left} is saved, the same command continues")

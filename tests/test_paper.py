@@ -89,6 +89,13 @@ def test_wrong_names(options, said):
         cells_of(Choice("table1", **options))
 
 
+@pytest.mark.parametrize("seeds", ["95,95", "²", "95,,96"])
+def test_wrong_seeds(seeds, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce", "table1", "--dry-run", f"--seeds={seeds}"])
+    with pytest.raises(UsageError, match="different whole numbers"):
+        reproduce.main()
+
+
 def save(cell, last, best=None, epochs=8, leader=None):
     """What a finished run leaves behind, made up."""
     cell.workdir.mkdir(parents=True)
@@ -151,11 +158,11 @@ def test_mini_says_that_it_is_no_reproduction(tmp_path):
 def test_a_shorter_run_does_not_count(tmp_path):
     [cell] = cells_of(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path))
     save(cell, 0.9, epochs=2)
-    assert reproduce.progress(cell) == (2, 240)
+    assert (reproduce.epochs_done(cell), cell.epochs) == (2, 240)
     report.write(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path), tmp_path)
     assert "1 of 1 cells have no finished run" in (tmp_path / "table2.md").read_text()
     short = Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path, epochs=2)
-    assert reproduce.progress(cells_of(short)[0]) == (2, 2)
+    assert (reproduce.epochs_done(cells_of(short)[0]), cells_of(short)[0].epochs) == (2, 2)
 
 
 def test_nothing_found_is_an_empty_table(tmp_path):

@@ -84,16 +84,13 @@ def test_trunk_and_tail_are_the_whole_network(name):
     variables = jax.eval_shape(network.init, KEY)
     split = network.split
 
-    def part(trunk):
+    def part(variables, trunk):
         return {k: {n: v for n, v in tree.items() if (n in split.names) == trunk} for k, tree in variables.items()}
 
     # The shapes and the program: one jaxpr for the whole, and for the two parts one after the other.
     def in_parts(variables, images, train):
-        own = lambda inside: {  # noqa: E731
-            k: {n: v for n, v in tree.items() if (n in split.names) == inside} for k, tree in variables.items()
-        }
-        maps, first = split.trunk(own(True), images, train)
-        outputs, second = split.tail(own(False), maps, train)
+        maps, first = split.trunk(part(variables, True), images, train)
+        outputs, second = split.tail(part(variables, False), maps, train)
         return outputs, first | second
 
     for train in (False, True):
@@ -101,8 +98,9 @@ def test_trunk_and_tail_are_the_whole_network(name):
         two = jax.make_jaxpr(lambda v, x, t=train: in_parts(v, x, t))(variables, images)
         assert [e.primitive for e in one.eqns] == [e.primitive for e in two.eqns]
         assert [v.aval.shape for v in one.jaxpr.outvars] == [v.aval.shape for v in two.jaxpr.outvars]
-    assert count(part(True)) + count(part(False)) == count(variables)
-    assert part(True)["params"] and part(False)["params"]
+    trunk, tail = part(variables, True), part(variables, False)
+    assert count(trunk) + count(tail) == count(variables)
+    assert trunk["params"] and tail["params"]
 
 
 @pytest.mark.parametrize("train", [False, True])

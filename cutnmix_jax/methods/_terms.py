@@ -1,13 +1,14 @@
 """Loss terms that several methods share; each gives one value per peer, and a peer's value moves that peer alone."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
-from cutnmix_jax.types import Clock, Outputs, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
 
 
 def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:
@@ -92,13 +93,20 @@ def no_heads(params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[st
     return {}
 
 
-def stateless(terms: Callable[..., Terms]) -> Callable[..., tuple[Terms, Tree]]:
-    """A method's `loss` from a function (outputs, batch) -> terms that needs neither parameters, state nor clock."""
+def stateless(
+    names: tuple[str, ...], terms: Callable[[tuple[Outputs, ...], Batch], Terms], *, min_peers: int = 1, **needs: Any
+) -> Method:
+    """A method without parameters, state or heads of its own.
 
-    def loss(
-        params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: object, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    Args:
+      names: of its terms.
+      terms: `terms(outputs, batch)` -> them.
+      min_peers: as in `Method`.
+      **needs: the fields of `Method` that say what else it needs.
+    """
+
+    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         del params, clock
         return terms(outputs, batch), state
 
-    return loss
+    return Method(min_peers, lambda feature_sizes: names, nothing, loss, no_heads, **needs)

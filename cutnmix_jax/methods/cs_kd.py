@@ -23,13 +23,4 @@ def make(temperature: float) -> Method:
             "kd": _terms.distilled(images, [stop_gradient(out.logits[1]) for out in outputs], temperature),
         }
 
-    return Method(
-        min_peers=1,
-        terms=lambda feature_sizes: ("ce", "kd"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
-        heads=_terms.no_heads,
-        views=2,
-        same_class=True,
-        unmixed=True,
-    )
+    return _terms.stateless(("ce", "kd"), terms, views=2, same_class=True, unmixed=True)

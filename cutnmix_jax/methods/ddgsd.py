@@ -33,11 +33,4 @@ def make(temperature: float) -> Method:
             "mmd": jnp.stack([losses.mmd(a.features, b.features) for a, b in pairs]),
         }
 
-    return Method(
-        min_peers=1,
-        terms=lambda feature_sizes: ("ce", "kd", "mmd"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
-        heads=_terms.no_heads,
-        views=2,
-    )
+    return _terms.stateless(("ce", "kd", "mmd"), terms, views=2)

@@ -17,10 +17,4 @@ def make(temperature: float) -> Method:
             "dml": _terms.mutual_logits(outputs, temperature),
         }
 
-    return Method(
-        min_peers=2,
-        terms=lambda feature_sizes: ("ce", "dml"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
-        heads=_terms.no_heads,
-    )
+    return _terms.stateless(("ce", "dml"), terms, min_peers=2)

@@ -20,11 +20,4 @@ def make(temperature: float, teacher_is_like_peers: bool) -> Method:
             "kd": _terms.distilled(outputs, [teacher.logits for teacher in batch.teachers], temperature),
         }
 
-    return Method(
-        min_peers=1,
-        terms=lambda feature_sizes: ("ce", "kd"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
-        heads=_terms.no_heads,
-        teacher="frozen_self" if teacher_is_like_peers else "frozen",
-    )
+    return _terms.stateless(("ce", "kd"), terms, teacher="frozen_self" if teacher_is_like_peers else "frozen")

@@ -72,7 +72,7 @@ def naive(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def linear(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """[J, n, K] -> [n, K], argmin over the simplex of CE(sum_j w_j z_j, y), which is convex, by entropic descent.
+    """[J, n, K] -> [n, K], about argmin over the simplex of CE(sum_j w_j z_j, y), which is convex, by entropic descent.
 
     span^2, of the largest distance of a logit from the peers' mean, bounds the curvature.
     """

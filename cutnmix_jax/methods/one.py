@@ -32,16 +32,14 @@ def make(temperature: float, rampup_epochs: int) -> Method:
         raw = scores(params, outputs)
         seen = {"mean": raw.mean(axis=0), "var": raw.var(axis=0)}
         ensemble = gated(params, seen, raw, outputs)
+        weight = _terms.ramp_up(clock, rampup_epochs)
         terms = {
             "ce": _terms.cross_entropy(outputs, batch.targets),
             "ensemble_ce": losses.soft_cross_entropy(ensemble, batch.targets[0]).mean(),
-            "kd": ramp(clock) * _terms.distilled(outputs, [stop_gradient(ensemble)] * len(outputs), temperature),
+            "kd": weight * _terms.distilled(outputs, [stop_gradient(ensemble)] * len(outputs), temperature),
         }
         averages = {name: _MOMENTUM * state[name] + (1 - _MOMENTUM) * stop_gradient(new) for name, new in seen.items()}
         return terms, averages
-
-    def ramp(clock: Clock) -> jax.Array:
-        return _terms.ramp_up(clock, rampup_epochs)
 
     def heads(params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
         return {"gated_ensemble": gated(params, state, scores(params, outputs), outputs)}

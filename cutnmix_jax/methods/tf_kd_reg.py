@@ -24,10 +24,4 @@ def make(correct: float, temperature: float) -> Method:
             "kd": _terms.distilled(outputs, list(teacher / temperature), 1.0),
         }
 
-    return Method(
-        min_peers=1,
-        terms=lambda feature_sizes: ("ce", "kd"),
-        init=_terms.nothing,
-        loss=_terms.stateless(terms),
-        heads=_terms.no_heads,
-    )
+    return _terms.stateless(("ce", "kd"), terms)

@@ -1,6 +1,6 @@
 """Which runs make up a table: data set x backbone x row x seed, and the numbers that the paper has in their place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,17 +228,19 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
-def parse(text: str | None) -> tuple[str, ...]:
-    """The values of a list with commas."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+Key = tuple[str, str, str]  # data set, backbone, variant
 
 
-def seeds_of(values: Sequence[str]) -> tuple[int, ...]:
-    """Seeds as numbers.
+def datasets_of(keys: Iterable[Key]) -> list[str]:
+    """In their order."""
+    return list(dict.fromkeys(dataset for dataset, _, _ in keys))
 
-    Raises:
-      UsageError: one is none.
-    """
-    if wrong := [value for value in values if not value.isdigit()]:
-        raise UsageError(f"--seeds: {wrong[0]!r} is no whole number")
-    return tuple(map(int, values))
+
+def columns_of(keys: Iterable[Key], dataset: str) -> list[str]:
+    """The backbones of a data set, in their order."""
+    return list(dict.fromkeys(backbone for other, backbone, _ in keys if other == dataset))
+
+
+def rows_of(keys: Iterable[Key]) -> list[str]:
+    """The variants, in their order."""
+    return list(dict.fromkeys(variant for _, _, variant in keys))

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from cutnmix_jax import metrics
 from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS
-from scripts.paper.cells import HEADLINE, title
+from scripts.paper.cells import HEADLINE, Key, columns_of, datasets_of, rows_of, title
 
 
-def accuracies(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any]) -> None:
+def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
     """Draws the mean of the last epoch with its deviation: a panel per data set, a group per backbone.
 
     Args:
@@ -21,13 +21,12 @@ def accuracies(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any
       heading: above all panels.
       grid: from `report.gather`.
     """
-    datasets = list(dict.fromkeys(dataset for dataset, _, _ in grid))
-    variants = list(dict.fromkeys(variant for _, _, variant in grid))
-    widest = max(len({b for d, b, _ in grid if d == dataset}) for dataset in datasets)
+    datasets, variants = datasets_of(grid), rows_of(grid)
+    widest = max(len(columns_of(grid, dataset)) for dataset in datasets)
     size = (max(5.5, 1.1 + 0.11 * widest * (len(variants) + 2)) + 1.6, 3.4 * len(datasets) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     for axes, dataset in zip(figure.subplots(len(datasets), squeeze=False)[:, 0], datasets, strict=True):
-        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
+        backbones = columns_of(grid, dataset)
         for number, variant in enumerate(variants):
             at, means, errors = [], [], []
             for group, backbone in enumerate(backbones):
@@ -52,7 +51,7 @@ def accuracies(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any
     figure.savefig(path, dpi=130)
 
 
-def curves(path: Path, heading: str, grid: Mapping[tuple[str, str, str], Any]) -> None:
+def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
     """Draws test accuracy over the epochs: a panel per data set and backbone, a mean curve and its deviation shaded."""
     places = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in grid))
     figure = Figure(figsize=(6.4, 3.8 * len(places)), layout="constrained")

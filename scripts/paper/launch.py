@@ -1,7 +1,6 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -11,19 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from cutnmix_jax import lock, metrics
-from cutnmix_jax.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    StoppedError,
-    UsageError,
-    UserError,
-)
+from cutnmix_jax import lock, metrics, seeds
+from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 from scripts.paper.cells import HEADLINE, Cell
 
 LOG = "log.txt"
-_ERRORS = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -87,7 +78,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         raise StoppedError("stopped; what was trained is saved, the same command continues")
     if failed:
         names = "; ".join(f"{cell.name} (exit code {code}, see {cell.workdir / LOG})" for cell, code in failed.items())
-        raise _ERRORS.get(next(iter(failed.values())), UserError)(f"{len(failed)} cells failed: {names}")
+        raise of_exit_code(next(iter(failed.values())))(f"{len(failed)} cells failed: {names}")
 
 
 def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, int]) -> Cell | None:
@@ -108,18 +99,9 @@ def _start(cell: Cell, device: str) -> subprocess.Popen:
     cell.workdir.mkdir(parents=True, exist_ok=True)
     # A run that outlived the one who started it may still be saving.
     lock.wait(cell.workdir, seconds=60)
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
-    if device:
-        environment["CUDA_VISIBLE_DEVICES"] = device
+    environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
     with Path(cell.workdir, LOG).open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "cutnmix_jax.main", *cell.arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # signals come from here alone, so none comes twice
-            preexec_fn=_end_with_parent,
-        )
+        return seeds.start(cell.arguments, log, environment, before=_end_with_parent)
 
 
 def _end_with_parent() -> None:

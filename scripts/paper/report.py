@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cutnmix_jax.errors import CommandLine, exit_code_of
-from scripts.paper import figures, launch
-from scripts.paper.cells import HEADLINE, TABLES, Cell, Choice, cells_of, paper_number, title
+from scripts.paper import figures, launch, options
+from scripts.paper.cells import (
+    HEADLINE,
+    TABLES,
+    Cell,
+    Choice,
+    Key,
+    cells_of,
+    columns_of,
+    datasets_of,
+    paper_number,
+    rows_of,
+    title,
+)
 
 MISSING = "—"
 
@@ -46,12 +58,12 @@ class Found(NamedTuple):
         return statistics.fmean(self.last)
 
 
-Grid = dict[tuple[str, str, str], Found]  # (data set, backbone, variant) -> what was found, in the table's order
+Grid = dict[Key, Found]  # what was found, in the table's order
 
 
 def gather(choice: Choice) -> Grid:
     """Reads every run of a table that is finished."""
-    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    grouped: dict[Key, list[Cell]] = {}
     for cell in cells_of(choice):
         grouped.setdefault((cell.dataset, cell.backbone, cell.variant), []).append(cell)
     return {key: _found(choice, cells) for key, cells in grouped.items()}
@@ -114,14 +126,13 @@ def ranks(grid: Grid, dataset: str, backbone: str) -> list[float]:
 def markdown(choice: Choice, grid: Grid) -> str:
     """The table in Markdown: the last epoch and the paper beside it, then the best epoch."""
     parts = [f"# {TABLES[choice.table].title}\n", *_notes(choice, grid)]
-    for dataset in dict.fromkeys(dataset for dataset, _, _ in grid):
-        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
-        variants = list(dict.fromkeys(v for d, _, v in grid if d == dataset))
+    for dataset in datasets_of(grid):
+        backbones = columns_of(grid, dataset)
         for which in ("last", "best"):
             parts.append(f"\n## {title(dataset)}, {which} epoch\n")
             parts.append("| method | " + " | ".join(map(title, backbones)) + " |")
             parts.append("|---|" + "---|" * len(backbones))
-            for variant in variants:
+            for variant in rows_of(grid):
                 cells = [_markdown_cell(grid, dataset, backbone, variant, which) for backbone in backbones]
                 parts.append(f"| {title(variant)} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
@@ -201,11 +212,11 @@ def latex(choice: Choice, grid: Grid) -> str:
     parts += [
         f"% {note.replace('**', '').replace('_', '').strip()}".replace("±", "+-") for note in _notes(choice, grid)
     ]
-    for dataset in dict.fromkeys(dataset for dataset, _, _ in grid):
-        backbones = list(dict.fromkeys(b for d, b, _ in grid if d == dataset))
+    for dataset in datasets_of(grid):
+        backbones = columns_of(grid, dataset)
         parts += [f"\\begin{{tabular}}{{l{'c' * len(backbones)}}}", "\\toprule"]
         parts += [" & ".join([_escaped(title(dataset)), *map(_escaped, map(title, backbones))]) + r" \\", "\\midrule"]
-        for variant in dict.fromkeys(v for d, _, v in grid if d == dataset):
+        for variant in rows_of(grid):
             cells = [_latex_cell(grid, dataset, backbone, variant) for backbone in backbones]
             parts.append(" & ".join([_escaped(title(variant)), *cells]) + r" \\")
         parts += ["\\bottomrule", "\\end{tabular}"]
@@ -229,14 +240,12 @@ def _escaped(text: str) -> str:
 
 def main() -> None:
     """Writes the table that the command line names."""
-    from scripts.paper import reproduce  # it needs this module
-
     parser = CommandLine("scripts.paper.report", "Writes a table of the paper from its runs.", __doc__ or "")
     parser.prog = "scripts/report"
-    reproduce.add_choice(parser)
+    options.add(parser)
     known = parser.parse_args()
-    choice = reproduce.choice_of(known)
-    write(choice, Path(known.out) if known.out else choice.runs / "tables")
+    choice = options.choice_of(known)
+    write(choice, options.folder_of(known, choice))
 
 
 if __name__ == "__main__":

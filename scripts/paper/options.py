@@ -1,0 +1,56 @@
+"""The arguments that scripts/reproduce and scripts/report share: which cells, and where their runs and tables lie."""
+
+import argparse
+from pathlib import Path
+
+from cutnmix_jax import seeds
+from cutnmix_jax.errors import UsageError
+from scripts.paper.cells import TABLES, Choice
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which cells."""
+    parser.add_argument("table", choices=tuple(TABLES))
+    parser.add_argument("--datasets", metavar="A,B")
+    parser.add_argument("--backbones", metavar="A,B")
+    parser.add_argument("--methods", metavar="A,B", help="rows of configs/common.py, or ablations; all: every row")
+    parser.add_argument("--seeds", metavar="95,96,97")
+    parser.add_argument("--epochs", type=int, default=0, help="instead of 240; milestones and ramp-ups in proportion")
+    parser.add_argument(
+        "--preset", choices=("mini",), help="embedded data, a tiny network, few epochs: no reproduction"
+    )
+    parser.add_argument("--data_dir", default="", help="where tfds keeps its data")
+    parser.add_argument("--runs", help="the folder of all runs (runs; runs/mini for the preset)")
+    parser.add_argument("--out", help="where the table goes (tables in the folder of the runs)")
+
+
+def choice_of(known: argparse.Namespace) -> Choice:
+    """Which cells the command line asks for.
+
+    Raises:
+      UsageError: a number makes no sense.
+    """
+    if known.epochs < 0:
+        raise UsageError(f"--epochs={known.epochs}: must be at least 1")
+    mini = known.preset == "mini"
+    return Choice(
+        table=known.table,
+        datasets=parse(known.datasets),
+        backbones=parse(known.backbones),
+        variants=parse(known.methods),
+        seeds=tuple(seeds.parse(known.seeds)) if known.seeds else (),
+        epochs=known.epochs,
+        mini=mini,
+        data_dir=known.data_dir,
+        runs=Path(known.runs or ("runs/mini" if mini else "runs")),
+    )
+
+
+def folder_of(known: argparse.Namespace, choice: Choice) -> Path:
+    """Where the table goes."""
+    return Path(known.out) if known.out else choice.runs / "tables"
+
+
+def parse(text: str | None) -> tuple[str, ...]:
+    """The values of a list with commas."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
