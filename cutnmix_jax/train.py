@@ -22,9 +22,6 @@ from cutnmix_jax.types import Dataset, Totals
 
 CALLS_IN_FLIGHT = 4  # how far the host may run ahead of the device
 
-# Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
-_FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
-
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains, or goes on with, a run and writes its folder.
@@ -114,7 +111,7 @@ def open_folder(config: ConfigDict, workdir: Path) -> None:
         old = json.loads(path.read_text()) if path.exists() else new
         if not isinstance(old, dict):
             raise ValueError("it holds no fields")
-        changed = [line for line in configuration.difference(old, new) if not line.startswith(_FREE_FIELDS)]
+        changed = configuration.changes(old, new)
         # A run that saved nothing may begin again with other fields; a file of somebody else's is left alone.
         begun = any((workdir / "checkpoints").iterdir()) or metrics.read_rows(workdir / "metrics.jsonl")
         if changed and (begun or set(old) != set(new)):

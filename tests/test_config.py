@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from cutnmix_jax import config as configuration
-from cutnmix_jax import main, metrics, train
+from cutnmix_jax import main, metrics, schema, train
 
 QUICK = "--config=configs/quickstart.py"
 
@@ -237,6 +237,6 @@ def test_help_is_not_an_error(capsys):
 
 
 def test_checks_know_their_bounds():
-    assert configuration.whole(0, 5)(5) == "" and configuration.whole(0, 5)(6)
-    assert configuration.number(0, 1)(1.0) == "" and configuration.number(0, 1, above=True)(0.0)
-    assert configuration.number(0)(math.inf) and configuration.number(0)(math.nan)
+    assert schema.whole(0, 5)(5) == "" and schema.whole(0, 5)(6)
+    assert schema.number(0, 1)(1.0) == "" and schema.number(0, 1, above=True)(0.0)
+    assert schema.number(0)(math.inf) and schema.number(0)(math.nan)
