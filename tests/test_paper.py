@@ -213,6 +213,35 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     assert "1 of 1 cells are done" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("end", [75, 2])
+def test_slurm_queues_again_what_was_stopped_and_saved(end, tmp_path):
+    """With a shell in place of Slurm, and one in place of the run that ends at the first signal."""
+    (tmp_path / "scripts").mkdir()
+    for name, lines in {
+        "scripts/reproduce": f"echo x >> signals; exit {end}",
+        "scontrol": 'echo "$@" > queued',
+    }.items():
+        path = tmp_path / name
+        waits = f"trap '{lines}' TERM; echo \"$@\" > started; while :; do sleep 0.05; done"
+        path.write_text(f"#!/bin/sh\n{lines if name == 'scontrol' else waits}\n")
+        path.chmod(0o755)
+    script = (ROOT / "scripts" / "reproduce.sbatch").read_text()
+    assert "#SBATCH --signal=B:TERM@120\n" in script
+    task = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}
+    environment = os.environ | task | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shell = subprocess.Popen(["bash", "-c", script, "job", "table1", "--epochs=2"], cwd=tmp_path, env=environment)
+    try:
+        wait_for((tmp_path / "started").exists)
+        shell.terminate()
+        assert shell.wait(60) == end
+    finally:
+        shell.kill()
+    assert (tmp_path / "started").read_text() == "table1 --epochs=2 --cell=3\n"
+    assert (tmp_path / "signals").read_text() == "x\n"
+    queued = tmp_path / "queued"
+    assert (queued.read_text() if queued.exists() else "") == ("requeue 70_3\n" if end == 75 else "")
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
