@@ -82,11 +82,35 @@ def test_the_papers_numbers():
     [
         ({"variants": ("cutmixx",)}, "did you mean 'cutmix'"),
         ({"backbones": ("resnet33",)}, "did you mean 'resnet32'"),
+        ({"backbones": ("common",)}, "--backbones: no 'common'; "),  # files in configs/ that are no backbone
+        ({"backbones": ("quickstart",)}, "--backbones: no 'quickstart'; "),
+        ({"datasets": ("cifar11",)}, "--datasets: no 'cifar11'; did you mean 'cifar1"),
     ],
 )
 def test_wrong_names(options, said):
     with pytest.raises(UsageError, match=said):
         cells_of(Choice("table1", **options))
+
+
+def test_a_name_given_twice_is_one():
+    choice = Choice("table1", ("cifar10", "cifar10"), ("resnet32", "resnet8", "resnet32"), ("dml", "dml"))
+    assert [cell.name for cell in cells_of(choice)] == [
+        f"cifar10 {backbone} dml seed {seed}" for seed in (95, 96, 97) for backbone in ("resnet32", "resnet8")
+    ]
+    every = Choice("table1", variants=("all", "all"), mini=True, seeds=(95,))
+    assert len(cells_of(every)) == len(common.ROWS)
+
+
+@pytest.mark.parametrize("backbone", ["resnet8", "resnet32"])
+def test_every_backbone_has_the_recipe_of_its_cell(backbone):
+    """The quickstart's file, which is resnet8's, is shorter by itself."""
+    for cell in cells_of(Choice("table1", ("digits",), (backbone,), ("baseline", "one"), (95,))):
+        config = config_of(cell)
+        assert (config.epochs, tuple(config.optimizer.milestones)) == (
+            cell.epochs,
+            (150, 180, 210),
+        ) and cell.epochs == 240
+        assert config.loss.get("rampup_epochs", 80) == 80
 
 
 @pytest.mark.parametrize("seeds", ["95,95", "²", "95,,96"])

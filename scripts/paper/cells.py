@@ -1,10 +1,12 @@
 """Which runs make up a table: data set x backbone x row x seed, and the numbers that the paper has in their place."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from configs import common
+from cutnmix_jax import backbones as networks
+from cutnmix_jax import data
 from cutnmix_jax.errors import UsageError, nearest
 
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
@@ -167,20 +169,30 @@ def cells_of(choice: Choice) -> list[Cell]:
     datasets = choice.datasets or (("digits",) if choice.mini else table.datasets)
     backbones = choice.backbones or (("resnet8",) if choice.mini else table.backbones)
     known = (*ABLATIONS, *common.ROWS) if choice.table == "ablations" else tuple(common.ROWS)
-    variants = tuple(common.ROWS) if choice.variants == ("all",) else choice.variants or table.variants
-    for variant in variants:
-        if variant not in known:
-            raise UsageError(f"--methods: no {variant!r}; {nearest(variant, known)}")
+    variants = tuple(common.ROWS) if set(choice.variants) == {"all"} else choice.variants or table.variants
+    _check_names("datasets", datasets, data.names())
+    _check_names("backbones", backbones, [name for name in networks.names() if Path(_file(name)).is_file()])
+    _check_names("methods", variants, known)
     if set(variants) & set(TAUGHT) and "baseline" not in variants:
         variants = ("baseline", *variants)
-    variants = tuple(sorted(dict.fromkeys(variants), key=lambda variant: variant in TAUGHT))
+    variants = tuple(sorted(variants, key=lambda variant: variant in TAUGHT))
     return [
         _cell(choice, dataset, backbone, variant, seed)
         for seed in choice.seeds or SEEDS
-        for dataset in datasets
-        for backbone in backbones
-        for variant in variants
+        for dataset in dict.fromkeys(datasets)  # a name given twice would count twice
+        for backbone in dict.fromkeys(backbones)
+        for variant in dict.fromkeys(variants)
     ]
+
+
+def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}")
+
+
+def _file(backbone: str) -> str:
+    return "configs/quickstart.py" if backbone == "resnet8" else f"configs/{backbone}.py"
 
 
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:
@@ -197,16 +209,16 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     if teacher:
         fields["teacher"] = teacher
     epochs = choice.epochs or (MINI_EPOCHS if choice.mini else EPOCHS)
-    if epochs != EPOCHS or choice.mini:
-        fields["epochs"] = epochs
-        fields["optimizer.milestones"] = _milestones(epochs)
-        if "rampup_epochs" in common.ROWS[row]["loss"]:
-            fields["loss.rampup_epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
-    file = "configs/quickstart.py" if backbone == "resnet8" else f"configs/{backbone}.py"
-    if not Path(file).is_file():
-        raise UsageError(f"--backbones: no {backbone!r}; {nearest(backbone, (*SIX, 'resnet18', 'resnet8'))}")
-    arguments = (f"--config={file}:{dataset},{row}", *(f"--config.{name}={value}" for name, value in fields.items()))
-    arguments += (f"--workdir={workdir(variant)}",)
+    # Always given, because a backbone's file may have a shorter recipe of its own.
+    fields["epochs"] = epochs
+    fields["optimizer.milestones"] = _milestones(epochs)
+    if "rampup_epochs" in common.ROWS[row]["loss"]:
+        fields["loss.rampup_epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
+    arguments = (
+        f"--config={_file(backbone)}:{dataset},{row}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        f"--workdir={workdir(variant)}",
+    )
     return Cell(dataset, backbone, row, variant, seed, workdir(variant), arguments, teacher, epochs)
 
 
