@@ -1,6 +1,7 @@
 """The paper's tables: their cells, the launching of runs, and what is written of them."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -235,6 +236,14 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     launch.run(cells[1:2], 1, ())  # a finished one is not touched
     assert (tmp_path / "good" / "results.json").read_bytes() == before
     assert "1 of 1 cells are done" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
+def test_a_run_whose_parent_died_before_it_began_does_not_begin():
+    for parent, code in ((os.getpid(), 0), (-1, 1)):
+        before = functools.partial(launch._end_with_parent, parent)
+        process = subprocess.Popen([sys.executable, "-c", "print('began')"], stdout=subprocess.PIPE, preexec_fn=before)
+        assert (process.communicate(timeout=60)[0], process.returncode) == (b"" if code else b"began\n", code)
 
 
 @pytest.mark.parametrize("end", [75, 2])

@@ -1,6 +1,8 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
 import ctypes
+import functools
+import os
 import signal
 import subprocess
 import sys
@@ -101,13 +103,16 @@ def _start(cell: Cell, device: str) -> subprocess.Popen:
     lock.wait(cell.workdir, seconds=60)
     environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
     with Path(cell.workdir, LOG).open("a") as log:
-        return seeds.start(cell.arguments, log, environment, before=_end_with_parent)
+        return seeds.start(cell.arguments, log, environment, before=functools.partial(_end_with_parent, os.getpid()))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Lets Linux stop the run, which then saves, when this process is killed; elsewhere it would go on."""
     if sys.platform == "linux":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would swallow it until the run begins
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before it could be asked for
+            os._exit(1)
 
 
 def _say(job: Job, failed: dict[Cell, int], done: int, count: int) -> None:
