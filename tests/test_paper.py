@@ -14,6 +14,7 @@ import pytest
 
 from configs import common
 from cutnmix_jax import config as configuration
+from cutnmix_jax import metrics
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from scripts.paper import launch, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
@@ -62,7 +63,7 @@ def test_ablations_change_what_they_say():
 def test_teachers_come_first():
     cells = cells_of(Choice("table1", variants=("tf_kd_self", "dml"), mini=True, seeds=(95,)))
     assert [cell.row for cell in cells] == ["baseline", "dml", "tf_kd_self"]
-    assert cells[2].teacher == cells[0].workdir
+    assert cells[2].teacher == cells[0]
     assert f"--config.teacher={cells[0].workdir}" in cells[2].arguments
 
 
@@ -121,18 +122,23 @@ def test_wrong_seeds(seeds, monkeypatch, capsys):
         reproduce.main()
 
 
-def save(cell, last, best=None, epochs=8, leader=None):
-    """What a finished run leaves behind, made up."""
+def save(cell, last, best=None, epochs=8, leaders=(), **fields):
+    """What a finished run leaves behind, made up, with other `fields` than the cell's if any are given."""
     cell.workdir.mkdir(parents=True)
+    config = metrics.config_json(config_of(cell))
+    (cell.workdir / "config.json").write_text(json.dumps(config | fields))
     summary = {"epoch": epochs, "accuracy": last, "accuracy_per_peer": [last], "accuracy_ensemble": last}
-    if leader:
-        summary["accuracy_leader"] = leader
+    best = summary | {"accuracy": best or last}
+    rows = [{"epoch": e, "test/accuracy": last * e / epochs, "seconds": 2.0} for e in range(1, epochs + 1)]
+    for row, leader in zip(rows, leaders, strict=False):
+        row["test/accuracy_leader"] = leader
+    if leaders:
+        summary["accuracy_leader"] = best["accuracy_leader"] = leaders[-1]
     results = {
-        "last": summary, "best": summary | {"accuracy": best or last}, "epochs": epochs, "train_examples": 1500,
+        "last": summary, "best": best, "epochs": epochs, "train_examples": 1500,
         "device": "cpu", "versions": {"jax": "1.2.3"}, "seconds": 10.0,
     }  # fmt: skip
     (cell.workdir / "results.json").write_text(json.dumps(results))
-    rows = [{"epoch": e, "test/accuracy": last * e / epochs, "seconds": 2.0} for e in range(1, epochs + 1)]
     (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -144,8 +150,8 @@ def test_a_table_from_runs(tmp_path):
     for cell in cells_of(choice):
         values = made.get((cell.variant, cell.backbone), ())
         if cell.seed - 95 < len(values):
-            leader = 0.62 if cell.row == "okddip" else None
-            save(cell, values[cell.seed - 95], best=0.8, leader=leader)
+            leaders = (0.3, 0.5, 0.6, 0.64, 0.61, 0.6, 0.6, 0.62) if cell.row == "okddip" else ()
+            save(cell, values[cell.seed - 95], best=0.8, leaders=leaders)
     report.write(choice, tmp_path / "out")
     text = (tmp_path / "out" / "table1.md").read_text()
     last = text.split("## CIFAR-100, best epoch")[0]
@@ -181,13 +187,43 @@ def test_mini_says_that_it_is_no_reproduction(tmp_path):
 
 
 def test_a_shorter_run_does_not_count(tmp_path):
-    [cell] = cells_of(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path))
-    save(cell, 0.9, epochs=2)
+    choice = Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path)
+    short = choice._replace(epochs=2)
+    [cell], [short_cell] = cells_of(choice), cells_of(short)
+    save(short_cell, 0.9, epochs=2)
     assert (reproduce.epochs_done(cell), cell.epochs) == (2, 240)
-    report.write(Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path), tmp_path)
+    report.write(choice, tmp_path)
     assert "1 of 1 cells have no finished run" in (tmp_path / "table2.md").read_text()
-    short = Choice("table2", variants=("cutnmix",), seeds=(95,), runs=tmp_path, epochs=2)
-    assert (reproduce.epochs_done(cells_of(short)[0]), cells_of(short)[0].epochs) == (2, 2)
+    assert (reproduce.epochs_done(short_cell), short_cell.epochs) == (2, 2)
+
+
+def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95, 96), runs=tmp_path)
+    first, second, third, fourth = cells_of(choice)
+    save(first, 0.9, num_peers=4)
+    save(second, 0.9, eval_batch_size=7)  # changes no number
+    save(third, 0.9, batch_size=16, precision="float32")
+    save(fourth, 0.9)
+    (fourth.workdir / "config.json").unlink()
+    assert [bool(launch.results_of(cell)) for cell in cells_of(choice)] == [False, True, False, False]
+    line = f"left out: 3 finished runs with other fields, the first in {first.workdir} (config.num_peers: 4 -> 2)"
+    reproduce.show(cells_of(choice), jobs=1)
+    assert capsys.readouterr().out.splitlines()[4:-1] == [line]
+    report.write(choice, tmp_path)
+    assert capsys.readouterr().out.splitlines()[:-1] == [line]
+    assert "1 of 2 cells have no finished run" in (tmp_path / "fig1_mini.md").read_text()
+
+
+def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
+    choice = Choice("table1", variants=("kd",), mini=True, seeds=(95,), runs=tmp_path / "runs")
+    taught = cells_of(choice)[1]
+    other = tmp_path / "elsewhere"
+    monkeypatch.chdir(ROOT)
+    save(taught, 0.9, teacher=os.path.relpath(taught.teacher.workdir))
+    assert launch.results_of(taught)
+    fields = metrics.config_json(config_of(taught)) | {"teacher": str(other)}
+    (taught.workdir / "config.json").write_text(json.dumps(fields))
+    assert launch.other_fields(taught) == [f"config.teacher: {str(other)!r} -> {str(taught.teacher.workdir)!r}"]
 
 
 def test_nothing_found_is_an_empty_table(tmp_path):
@@ -223,11 +259,12 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     cells = [
         cell_of(tmp_path, "broken", "--config.epochs=none"),
         cell_of(tmp_path, "good", "--config.epochs=2"),
-        cell_of(tmp_path, "taught", row="kd", teacher=tmp_path / "broken"),
     ]
+    cells.append(cell_of(tmp_path, "taught", row="kd", teacher=cells[0]))
     with pytest.raises(UserError, match=r"2 cells failed: .*broken.* \(exit code 2, see .*log.txt\); .") as failed:
         launch.run(cells, 2, ())
     assert failed.value.exit_code == 2
+    assert str(failed.value).count("log.txt") == 1  # who was never started has none
     out = capfd.readouterr().out
     assert "failed: digits tiny broken seed 95: exit code 2: error: --config.epochs=none: must be a whole number" in out
     assert "left out: digits tiny taught seed 95: no finished run of its teacher in " in out
@@ -236,6 +273,59 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     launch.run(cells[1:2], 1, ())  # a finished one is not touched
     assert (tmp_path / "good" / "results.json").read_bytes() == before
     assert "1 of 1 cells are done" in capfd.readouterr().out
+
+
+def pretend(monkeypatch, cells, *ends):
+    """Starts shells in place of runs, that end so one after the other, having saved results where they end with 0."""
+    started, ends = [], iter(ends)
+
+    def start(cell, device):
+        started.append(cell)
+        cell.workdir.mkdir(parents=True, exist_ok=True)
+        (cell.workdir / launch.LOG).write_text("its last line\n")
+        end = next(ends)
+        if end == "exit 0":
+            cell.workdir.rename(cell.workdir.with_name("log only"))
+            save(cell, 0.9)
+        return subprocess.Popen(["sh", "-c", end], start_new_session=True)
+
+    monkeypatch.setattr(launch, "_start", start)
+    return started
+
+
+@pytest.mark.parametrize("end", ["exit 75", "kill -TERM $$"])
+def test_a_cell_that_somebody_else_stops_goes_on_once(end, tmp_path, monkeypatch, capsys):
+    cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))[:1]
+    started = pretend(monkeypatch, cells, end, "exit 0")
+    launch.run(cells, 1, ())
+    assert started == cells * 2
+    out = capsys.readouterr().out
+    assert f"stopped from elsewhere, started again: {cells[0].name}" in out
+    assert f"[1/1] {cells[0].name}: 90.00 %" in out
+    (cells[0].workdir / "results.json").unlink()
+    started = pretend(monkeypatch, cells, end, end)
+    code = "75" if end == "exit 75" else "-15"
+    with pytest.raises(UserError, match=f"1 cells failed: .*exit code {code}, see ") as failed:
+        launch.run(cells, 1, ())
+    assert failed.value.exit_code == 1 and started == cells * 2
+    assert f"failed: {cells[0].name}: exit code {code}: its last line" in capsys.readouterr().out
+
+
+def test_only_the_teacher_that_the_table_asks_for_teaches(tmp_path, monkeypatch, capsys):
+    choice = Choice("table1", variants=("kd",), mini=True, seeds=(95,), runs=tmp_path)
+    short, _ = cells_of(choice._replace(epochs=2))
+    teacher, taught = cells_of(choice)
+    save(short, 0.5, epochs=2)
+    started = pretend(monkeypatch, [taught], "exit 0")
+    with pytest.raises(UserError, match="no finished run of its teacher in .*config.epochs: 2 -> 8") as failed:
+        launch.run([taught], 1, ())  # as --cell=K has it
+    assert failed.value.exit_code == 2 and started == [] and "left out: " in capsys.readouterr().out
+    for path in teacher.workdir.iterdir():
+        path.unlink()
+    teacher.workdir.rmdir()
+    save(teacher, 0.9)
+    launch.run([taught], 1, ())
+    assert started == [taught]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")

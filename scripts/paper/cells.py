@@ -92,7 +92,7 @@ class Cell(NamedTuple):
       seed: of the run.
       workdir: its folder.
       arguments: of `cutnmix_jax.main`.
-      teacher: the folder of the run that must end first, if any.
+      teacher: the run that must end first, if any.
       epochs: how many it has.
     """
 
@@ -103,7 +103,7 @@ class Cell(NamedTuple):
     seed: int
     workdir: Path
     arguments: tuple[str, ...]
-    teacher: Path | None
+    teacher: "Cell | None"
     epochs: int = EPOCHS
 
     @property
@@ -202,12 +202,12 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     def workdir(name: str) -> Path:
         return folder / name.replace(" = ", "").replace(" ", "_") / f"seed{seed}"
 
-    teacher = workdir("baseline") if row in TAUGHT else None
+    teacher = _cell(choice, dataset, backbone, "baseline", seed) if row in TAUGHT else None
     fields: dict[str, object] = {"seed": seed} | changes
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
     if teacher:
-        fields["teacher"] = teacher
+        fields["teacher"] = teacher.workdir
     epochs = choice.epochs or (MINI_EPOCHS if choice.mini else EPOCHS)
     # Always given, because a backbone's file may have a shorter recipe of its own.
     fields["epochs"] = epochs

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from cutnmix_jax import config as configuration
 from cutnmix_jax import lock, metrics, seeds
-from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
+from cutnmix_jax.errors import StoppedError, UsageError, UserError, of_exit_code
 from scripts.paper.cells import HEADLINE, Cell
 
 LOG = "log.txt"
+_CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM)  # the latter before it had anything to save
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -30,9 +33,39 @@ class Job(NamedTuple):
 
 
 def results_of(cell: Cell) -> dict[str, Any] | None:
-    """What a finished run came to; None where there is none, or one of another length in its folder."""
+    """What a finished run came to; None where there is none, or one of another configuration in its folder."""
     results = metrics.read_results(cell.workdir)
-    return results if results and results.get("epochs") == cell.epochs else None
+    return results if results and not other_fields(cell) else None
+
+
+def other_fields(cell: Cell) -> list[str]:
+    """Each field in which the run in a cell's folder is not the one that the cell asks for."""
+    file, *overrides = (argument for argument in cell.arguments if not argument.startswith("--workdir="))
+    asked = metrics.config_json(configuration.from_flags(file.removeprefix("--config="), overrides))
+    try:
+        held = json.loads((cell.workdir / "config.json").read_text())
+    except (FileNotFoundError, ValueError):
+        held = None
+    if not isinstance(held, dict):
+        return ["its config.json cannot be read"]
+    return configuration.changes(_with_whole_path(held), _with_whole_path(asked))
+
+
+def _with_whole_path(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same folder may have been given as it lies here or from the root."""
+    teacher = fields.get("teacher")
+    return {**fields, "teacher": str(Path(teacher).resolve())} if teacher else fields
+
+
+def left_out(cells: Sequence[Cell]) -> str:
+    """A line about finished runs that are in the place of cells and are not theirs; empty where there are none."""
+    finished = (cell for cell in cells if metrics.read_results(cell.workdir))
+    others = [(cell, changed[0]) for cell in finished if (changed := other_fields(cell))]
+    if not others:
+        return ""
+    (cell, change), count = others[0], len(others)
+    runs = f"{count} finished runs with other fields, the first" if count > 1 else "a finished run with other fields"
+    return f"left out: {runs} in {cell.workdir} ({change})"
 
 
 def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
@@ -50,7 +83,8 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
     waiting = [cell for cell in cells if not results_of(cell)]
     print(f"{len(cells) - len(waiting)} of {len(cells)} cells are done", flush=True)
     running: list[Job] = []
-    failed: dict[Cell, int] = {}
+    failed: dict[Cell, UserError] = {}
+    resumed: set[Cell] = set()
     stop = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -64,37 +98,54 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         while running or (waiting and not stop):
             while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
                 slot = min(set(range(jobs)) - {job.slot for job in running})
-                running.append(
-                    Job(cell, _start(cell, devices[slot % len(devices)] if devices else ""), slot, time.monotonic())
-                )
+                process = _start(cell, devices[slot % len(devices)] if devices else "")
+                running.append(Job(cell, process, slot, time.monotonic()))
                 if stop:  # the signal came before the process was listed
-                    running[-1].process.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGTERM)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                _say(job, {} if stop else failed, sum(results_of(cell) is not None for cell in cells), len(cells))
+                if job.process.returncode in _CUT_OFF and (stop or job.cell not in resumed):
+                    # What somebody else stopped goes on, but once, because they may mean it.
+                    resumed.add(job.cell)
+                    waiting.insert(0, job.cell)
+                    if not stop:
+                        print(f"stopped from elsewhere, started again: {job.cell.name}", flush=True)
+                else:
+                    _say(job, failed, len(cells) - len(waiting) - len(running) - len(failed), len(cells))
             time.sleep(0.1)
     finally:
+        for job in running:  # none goes on unseen if something failed here
+            job.process.terminate()
+            job.process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if stop:
         raise StoppedError("stopped; what was trained is saved, the same command continues")
     if failed:
-        names = "; ".join(f"{cell.name} (exit code {code}, see {cell.workdir / LOG})" for cell, code in failed.items())
-        raise of_exit_code(next(iter(failed.values())))(f"{len(failed)} cells failed: {names}")
+        names = "; ".join(f"{cell.name} ({error})" for cell, error in failed.items())
+        raise type(next(iter(failed.values())))(f"{len(failed)} cells failed: {names}")
 
 
-def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, int]) -> Cell | None:
+def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, UserError]) -> Cell | None:
     """Takes the first cell out whose teacher, if it has one, is there; one whose teacher will never be there fails."""
-    expected = {cell.workdir for cell in waiting} | {job.cell.workdir for job in running}
+    expected = {*waiting, *(job.cell for job in running)}
     for cell in list(waiting):
-        if not cell.teacher or metrics.read_results(cell.teacher):
-            waiting.remove(cell)
+        if cell.teacher in expected:
+            continue
+        waiting.remove(cell)
+        if not cell.teacher or results_of(cell.teacher):
             return cell
-        if cell.teacher not in expected:
-            waiting.remove(cell)
-            failed[cell] = UsageError.exit_code
-            print(f"left out: {cell.name}: no finished run of its teacher in {cell.teacher}", flush=True)
+        expected.remove(cell)
+        why = f"no finished run of its teacher in {cell.teacher.workdir}"
+        if metrics.read_results(cell.teacher.workdir):
+            why += f", but one with other fields ({other_fields(cell.teacher)[0]})"
+        _fail(cell, UsageError(why), failed, "left out")
     return None
+
+
+def _fail(cell: Cell, error: UserError, failed: dict[Cell, UserError], how: str) -> None:
+    failed[cell] = error
+    print(f"{how}: {cell.name}: {error}", flush=True)
 
 
 def _start(cell: Cell, device: str) -> subprocess.Popen:
@@ -115,13 +166,14 @@ def _end_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def _say(job: Job, failed: dict[Cell, int], done: int, count: int) -> None:
+def _say(job: Job, failed: dict[Cell, UserError], done: int, count: int) -> None:
     code, seconds = job.process.returncode, time.monotonic() - job.begun
     results = results_of(job.cell)
     if code == 0 and results:
         accuracy = 100 * results["last"][HEADLINE.get(job.cell.row, "accuracy")]
         print(f"[{done}/{count}] {job.cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
-    elif code not in (StoppedError.exit_code, -signal.SIGTERM):  # the latter before it had anything to save
-        failed[job.cell] = code
-        last = (Path(job.cell.workdir, LOG).read_text(errors="replace").splitlines() or [""])[-1]
-        print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)
+        return
+    log = job.cell.workdir / LOG
+    failed[job.cell] = of_exit_code(code)(f"exit code {code}, see {log}")
+    last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+    print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)

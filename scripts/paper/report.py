@@ -105,6 +105,8 @@ def write(choice: Choice, folder: Path) -> None:
             files.append(folder / f"{name}.png")
         figures.accuracies(picture, heading, grid)
         files.append(picture)
+    if others := launch.left_out(cells_of(choice)):
+        print(others)
     print("written: " + ", ".join(map(str, files)), flush=True)
 
 

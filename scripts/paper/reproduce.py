@@ -74,6 +74,8 @@ def show(cells: list[Cell], jobs: int) -> None:
         rest, unknown = rest + (left or 0), unknown + (left is None)
         about = f", about {clock(left)} left" if left is not None else ""
         print(f"{number:4}  {cell.name}: {done}/{cell.epochs} epochs{about}")
+    if others := launch.left_out(cells):
+        print(others)
     print(f"{finished} of {len(cells)} cells done; about {clock(rest / jobs)} left with {jobs} at once", end="")
     print(f", not counting {unknown} cells whose like was never run" if unknown else "")
 
