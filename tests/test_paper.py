@@ -162,6 +162,7 @@ def test_a_table_from_runs(tmp_path):
     assert "| CutnMix, full | —<br>paper 73.84 ± 0.25 |" in last
     assert "n = 1 or 2 or 3" in last and "4 of 8 cells have no finished run" in last and "epochs 8" in last
     assert "| Baseline | 80.00 ± 0.00 | 80.00 ± 0.00 |" in text
+    assert "| OKDDip | 64.00 | — |" in text  # its leader's own best epoch, not the peers'
     with (tmp_path / "out" / "table1.csv").open() as file:
         lines = {(row["method"], row["backbone"]): row for row in csv.DictReader(file)}
     dml = lines["dml", "resnet32"]
