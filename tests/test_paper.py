@@ -16,7 +16,7 @@ from configs import common
 from cutnmix_jax import config as configuration
 from cutnmix_jax import metrics
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
-from scripts.paper import launch, report, reproduce
+from scripts.paper import launch, options, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
 from tests.test_run import TINY, wait_for
 
@@ -248,6 +248,27 @@ def test_a_dry_run_tells_what_is_done_and_left(tmp_path, capsys):
     assert lines[4] == "1 of 4 cells done; about 0:02:26 left with 1 at once"
 
 
+@pytest.mark.parametrize("module", ["reproduce", "report"])
+@pytest.mark.parametrize("flag", ["runs", "out"])
+def test_folders_that_cannot_be_written(module, flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("began to train"))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        folders = {"runs": str(tmp_path / "runs"), "out": str(tmp_path / "out"), flag: str(folder)}
+        monkeypatch.setattr(sys, "argv", [module, "fig1", *(f"--{name}={path}" for name, path in folders.items())])
+        assert options.exit_code_of({"reproduce": reproduce, "report": report}[module].main) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot read or write ") and error.count("\n") == 1
+        assert str(tmp_path / "file") in error
+
+
+def test_a_dry_run_over_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", "--dry-run", f"--runs={tmp_path / 'file'}"])
+    assert options.exit_code_of(reproduce.main) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def cell_of(folder, name, *arguments, row="baseline", teacher=None):
     config = f"--config=configs/quickstart.py:digits,{row}"
     arguments = (config, *TINY[1:], *arguments, f"--workdir={folder / name}")
@@ -327,6 +348,17 @@ def test_only_the_teacher_that_the_table_asks_for_teaches(tmp_path, monkeypatch,
     save(teacher, 0.9)
     launch.run([taught], 1, ())
     assert started == [taught]
+
+
+def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch, capsys):
+    cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
+    cells[0].workdir.parent.mkdir(parents=True)
+    cells[0].workdir.touch()
+    monkeypatch.setattr(launch, "results_of", lambda cell: None)
+    monkeypatch.setattr(launch.seeds, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
+    with pytest.raises(UserError, match=r"2 cells failed: .*\(cannot start in .*\); .*\(exit code 5, see ") as failed:
+        launch.run(cells, 1, ())
+    assert failed.value.exit_code == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")

@@ -98,7 +98,11 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         while running or (waiting and not stop):
             while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
                 slot = min(set(range(jobs)) - {job.slot for job in running})
-                process = _start(cell, devices[slot % len(devices)] if devices else "")
+                try:
+                    process = _start(cell, devices[slot % len(devices)] if devices else "")
+                except OSError as error:
+                    _fail(cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), failed, "failed")
+                    continue
                 running.append(Job(cell, process, slot, time.monotonic()))
                 if stop:  # the signal came before the process was listed
                     process.send_signal(signal.SIGTERM)

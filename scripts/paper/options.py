@@ -1,9 +1,11 @@
 """The arguments that scripts/reproduce and scripts/report share: which cells, and where their runs and tables lie."""
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-from cutnmix_jax import seeds
+from cutnmix_jax import errors, seeds
 from cutnmix_jax.errors import UsageError
 from scripts.paper.cells import TABLES, Choice
 
@@ -54,3 +56,30 @@ def folder_of(known: argparse.Namespace, choice: Choice) -> Path:
 def parse(text: str | None) -> tuple[str, ...]:
     """The values of a list with commas."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def make(folder: Path) -> None:
+    """Makes a folder of `--runs` or `--out`, so that one that cannot be written is told before anything is trained.
+
+    Raises:
+      UsageError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write in {folder}; choose other folders with --runs and --out")
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Like that of `cutnmix_jax.errors`, for a command whose files all lie in the folders that these arguments name."""
+
+    def told() -> None:
+        try:
+            command()
+        except OSError as error:
+            if error.filename is None:  # no file: who reads what is printed has gone, for instance
+                raise
+            raise UsageError(
+                f"cannot read or write {error.filename}: {error.strerror}; choose other folders with --runs and --out"
+            ) from error
+
+    return errors.exit_code_of(told)

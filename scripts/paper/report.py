@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cutnmix_jax import metrics
-from cutnmix_jax.errors import CommandLine, exit_code_of
+from cutnmix_jax.errors import CommandLine
 from scripts.paper import figures, launch, options
 from scripts.paper.cells import (
     HEADLINE,
@@ -93,7 +93,7 @@ def _best(cell: Cell, results: dict[str, Any], head: str) -> float:
 def write(choice: Choice, folder: Path) -> None:
     """Writes the files of a table and says where they are."""
     grid = gather(choice)
-    folder.mkdir(parents=True, exist_ok=True)
+    options.make(folder)
     name = choice.table + ("_mini" if choice.mini else "")
     files = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}.tex"]
     files[0].write_text(markdown(choice, grid))
@@ -255,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(options.exit_code_of(main))

@@ -18,7 +18,7 @@ import sys
 from datetime import timedelta
 
 from cutnmix_jax import metrics
-from cutnmix_jax.errors import CommandLine, UsageError, exit_code_of
+from cutnmix_jax.errors import CommandLine, UsageError
 from scripts.paper import launch, options, report
 from scripts.paper.cells import Cell, cells_of
 
@@ -51,6 +51,9 @@ def main() -> None:
     if known.dry_run:
         show(cells, known.jobs)
         return
+    options.make(choice.runs)
+    if known.cell is None:
+        options.make(options.folder_of(known, choice))
     try:
         launch.run(cells, known.jobs, options.parse(known.devices))
     finally:
@@ -100,4 +103,4 @@ def clock(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(options.exit_code_of(main))
