@@ -148,8 +148,11 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "eval_batch_size": 500,  # speed only
             "steps_per_call": 0,  # training steps per compiled call of a GPU, 0: 50; a CPU does one, its loops are slow
             "checkpoint": {
-                "every_epochs": 1,  # saved besides when training is stopped by a signal
-                "keep": 3,  # older ones to fall back on
+                # Saved besides after each best epoch, and when training is stopped by a signal.
+                "every_epochs": 1,
+                "every_steps": 0,  # 0: not by steps
+                "every_minutes": 10.0,  # for long epochs; 0: not by time
+                "keep": 3,  # the newest, and the best one besides
             },
         }
     )

@@ -1,20 +1,24 @@
 """Saved states: a thin wrapper around Orbax, which writes in the background and commits by a rename.
 
 A state is saved as a flat dictionary from path to array, so what lies on disk does not depend on the Python types of
-the state's nodes.
+the state's nodes, and beside it the SHA-256 of each array: Orbax alone gives back a flipped bit without a word.
 """
 
+import contextlib
+import errno
 import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from cutnmix_jax import console
-from cutnmix_jax.errors import CheckpointError, one_line
+from cutnmix_jax import console, digests
+from cutnmix_jax.errors import CheckpointError, DivergedError, one_line
+from cutnmix_jax.metrics import PATIENCE
 from cutnmix_jax.types import Tree
 
 # Orbax tells of every save at the level of a warning, and of a failed one with tracebacks besides the exception.
@@ -25,27 +29,108 @@ class Checkpoints:
     """The checkpoints of one run, newest last."""
 
     def __init__(self, folder: Path, keep: int | None):
-        """Opens or makes `folder` and keeps the newest `keep` checkpoints in it; with None only reads what is there."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
-        # Named, so that it can tell what a checkpoint holds before it reads it.
-        handler = ocp.StandardCheckpointHandler()
-        self._manager = ocp.CheckpointManager(folder.absolute(), item_handlers=handler, options=options)
+        """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read."""
+        self._folder, self._preserve = folder.absolute(), None if keep is None else _NewestAndBest(keep)
+        self._open()
 
-    def save(self, step: int, state: Tree) -> None:
-        """Saves a state under its step number; returns once it is copied to the host.
+    def _open(self) -> None:
+        writes = self._preserve is not None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._preserve,
+            create=writes,
+            read_only=not writes,
+            cleanup_tmp_directories=writes,  # what a kill or a full disk left unfinished
+        )
+        # Named, so that it can tell what a checkpoint holds before it reads it.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Tree, best: int | None = None) -> None:
+        """Begins to save a state under its step number; returns once it is copied to the host.
+
+        Where that fails and an older checkpoint is there to fall back on, a warning tells of it and training can go on.
+
+        Args:
+          step: of the state; one that is saved already is left alone.
+          state: any tree of arrays.
+          best: the step whose checkpoint is kept although it is old.
 
         Raises:
-          CheckpointError: this one or the one before could not be written.
+          CheckpointError: it cannot be written, nor could any before.
+          DivergedError: the state is not finite.
         """
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(_flat(state)))
+            self._manager.wait_until_finished()
+        except Exception as error:  # of the save before, which went on in the background
+            self._give_up(error)
+        try:
+            self._begin(step, state, best)
+        except DivergedError:
+            raise
         except Exception as error:
-            raise CheckpointError(f"cannot save step {step}: {one_line(error)}") from error
+            self._give_up(error)
+
+    def finish(self, step: int, state: Tree, best: int | None = None) -> None:
+        """Like `save`, but tries more than once and returns when the state is on disk.
+
+        Raises:
+          CheckpointError: it cannot be written; says which checkpoint is left.
+          DivergedError: the state is not finite.
+        """
+        for seconds in PATIENCE:
+            time.sleep(seconds)
+            try:
+                self._manager.wait_until_finished()
+                self._begin(step, state, best)
+                self._manager.wait_until_finished()
+                return
+            except DivergedError:
+                raise
+            except Exception as error:
+                reason = _reason(error)
+                self._reopen()
+        raise CheckpointError(
+            f"cannot save step {step} in {self._folder} ({reason}); {self._left()}; "
+            "make room or let it be written, and give the same command again"
+        )
+
+    def _begin(self, step: int, state: Tree, best: int | None) -> None:
+        flat = _flat(state)
+        told, size = digests.of(step, flat), sum(leaf.nbytes for leaf in flat.values())
+        free = shutil.disk_usage(self._folder).free
+        if free < size:  # so that a save that cannot succeed does not fill what is left
+            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free")
+        assert self._preserve
+        self._preserve.best = best
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
+        self._manager.save(step, args=saved)
+
+    def _give_up(self, error: Exception) -> None:
+        self._reopen()
+        if not self.steps():
+            raise CheckpointError(
+                f"cannot save in {self._folder}: {_reason(error)}; make room and start again"
+            ) from error
+        console.warn(f"cannot save in {self._folder} ({_reason(error)}); training goes on, {self._left()}")
+
+    def _reopen(self) -> None:
+        """Forgets a save that failed and frees the room that it took."""
+        with contextlib.suppress(Exception):  # the failure that is being dealt with
+            self._manager.close()
+        self._open()
+
+    def _left(self) -> str:
+        steps = self.steps()
+        return f"the newest checkpoint is that of step {steps[-1]}" if steps else "no checkpoint is there"
 
     def restore(self, like: Tree) -> Tree | None:
-        """Reads the newest state that can be read.
+        """Reads the newest state that is whole.
 
-        One that cannot is moved to `checkpoints-damaged` beside the folder, with a warning, and an older one is tried.
+        Newer ones that are not are moved to `checkpoints-damaged` beside the folder, with a warning.
 
         Args:
           like: a state of the same structure, shapes and types.
@@ -54,18 +139,29 @@ class Checkpoints:
           The state, or None where nothing was saved yet.
 
         Raises:
-          CheckpointError: something was saved and none of it can be read.
+          CheckpointError: something was saved and none of it is whole, or it is the state of another program; nothing
+            was moved.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                return self._read(step, like)
+                flat = self._read_flat(step, _flat(like))
+            except CheckpointError:
+                raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
-                reason = f"{type(error).__name__}: {one_line(error)[:120]}"
-            damaged = self._put_aside(step)
-            console.warn(f"the checkpoint of step {step} cannot be read ({reason}) and was moved to {damaged}")
-        if steps:
-            raise CheckpointError(f"no checkpoint in {self._manager.directory} can be read; start in another --workdir")
+                damaged[step] = _reason(error)
+                continue
+            for broken, reason in damaged.items():
+                console.warn(
+                    f"the checkpoint of step {broken} is damaged ({reason}); moved to {self._put_aside(broken)}"
+                )
+            return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+        if damaged:
+            newest, reason = next(iter(damaged.items()))
+            raise CheckpointError(
+                f"none of the {len(damaged)} checkpoints in {self._folder} is whole (step {newest}: {reason}); "
+                "restore one from a copy, or start in another --workdir"
+            )
         return None
 
     def read_parts(self, parts: dict[str, tuple[str, Tree]]) -> dict[str, Tree]:
@@ -80,50 +176,68 @@ class Checkpoints:
         Raises:
           CheckpointError: nothing was saved, or it cannot be read, or the parts are not in it.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
+        if not self.steps():
+            raise CheckpointError(f"{self._folder} holds no checkpoint")
+        step = self.steps()[-1]
         try:
-            flat = self._read_flat(step, self._manager.item_metadata(step))
+            flat = self._read_flat(step, None)
             return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._manager.directory} cannot be read: {one_line(error)[:200]}"
+                f"the checkpoint of step {step} in {self._folder} cannot be read: {_reason(error)}"
             ) from error
 
-    def _read(self, step: int, like: Tree) -> Tree:
-        flat = self._read_flat(step, _flat(like))
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
-
-    def _read_flat(self, step: int, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> dict[str, jax.Array]:
+        """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
+        told = self._manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))["digests"]
+        digests.check(told)
+        if wanted is None:
+            wanted = self._manager.item_metadata(step)["state"]
+        elif other := digests.difference(told, wanted):
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._folder} is that of another program ({other}); "
+                "use the fields and the version it was made with, or choose another --workdir"
+            )
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in shapes.items()}
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        flat = self._manager.restore(step, args=args)["state"]
+        digests.compare(told, digests.of(step, flat))
+        return flat
 
     def _put_aside(self, step: int) -> Path:
-        folder = Path(self._manager.directory)
-        target = folder.with_name(f"{folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        target = self._folder.with_name(f"{self._folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
         target.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(target)
+        (self._folder / str(step)).rename(target)
         self._manager.reload()
         return target
 
-    def wait(self) -> None:
-        """Returns when everything saved so far is on disk.
-
-        Raises:
-          CheckpointError: it could not be written.
-        """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise CheckpointError(f"cannot write in {self._manager.directory}: {one_line(error)[:200]}") from error
-
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self.wait()
-        self._manager.close()
+        """Waits for what is being written and lets go of the folder; a failure then is a warning."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            self._give_up(error)
+
+
+class _NewestAndBest:
+    """What Orbax asks, when a save has been committed, which checkpoints to keep."""
+
+    def __init__(self, newest: int):
+        self._newest = newest
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = sorted(info.step for info in checkpoints)[-self._newest :]
+        return [info.step in newest or info.step == self.best for info in checkpoints]
+
+
+def _reason(error: Exception) -> str:
+    text = one_line(error)
+    if "No space left" in text or getattr(error, "errno", 0) == errno.ENOSPC:
+        return "the disk is full"
+    return f"{type(error).__name__}: {text[:120]}"
 
 
 def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:

@@ -2,20 +2,28 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cutnmix_jax import backbones, methods
+from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError, UserError, nearest, one_line
 from cutnmix_jax.schema import OPTIONAL, RANGES, number
 from cutnmix_jax.types import Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 _FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
+# Fields that say which images a step number stands for.
+FIXED_FIELDS = (
+    "config.dataset",
+    "config.batch_size",
+    "config.train_examples",
+    "config.held_out_examples",
+    "config.seed",
+)
 
 
 def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
@@ -65,6 +73,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is missing")
         if value is not None and (wrong := ranged(value)):
             raise UsageError(f"config.{name}={value!r}: {wrong}")
+    _check_sizes(config)
     for name, weight in config.weights.items():
         if wrong := number(0)(weight):
             raise UsageError(f"config.weights.{name}={weight!r}: {wrong}")
@@ -77,7 +86,28 @@ def check(config: ConfigDict) -> None:
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
             )
-    _check_method(config, names, make_method(config))
+    method = make_method(config)
+    _check_method(config, names, method)
+    if len(set(names)) == 1:  # those of unlike networks are seen only once they are made
+        check_weights(config.weights, method, (1,) * len(names))
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Raises UsageError where the data set has too few images."""
+    sizes = data.counts(config.dataset)
+    for field, split in (("train_examples", "train"), ("test_examples", "test")):
+        if (wanted := config[field]) > sizes[split]:
+            raise UsageError(
+                f"config.{field}={wanted}: {config.dataset} has {sizes[split]} of them; give 1 to {sizes[split]}, or 0 "
+                "for all"
+            )
+    images = config.train_examples or sizes["train"]
+    if config.batch_size > images:
+        raise UsageError(f"config.batch_size={config.batch_size} is more than the {images} images")
+    if config.held_out_examples > images - config.batch_size:
+        raise UsageError(
+            f"config.held_out_examples={config.held_out_examples} leaves no batch of the {images} training images"
+        )
 
 
 def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> None:
@@ -107,6 +137,29 @@ def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> N
         raise UsageError(f"{row} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data")
     if config.teacher and not needs_teacher:
         raise UsageError(f"config.teacher={config.teacher!r}: {row} has no trained teacher; leave it empty")
+
+
+def check_weights(weights: Mapping[str, float], method: Method, sizes: tuple[int, ...]) -> None:
+    """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term.
+
+    Args:
+      weights: a term's name -> its weight.
+      method: that has the terms.
+      sizes: D of each peer.
+    """
+    terms = method.terms(sizes)
+    if missing := sorted(set(terms) - set(weights)):
+        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
+    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
+        unlike = f"peers with features of {', '.join(map(str, sizes))} have"
+        alike = "a single peer has" if len(sizes) == 1 else "this method has"
+        who = unlike if len(set(sizes)) > 1 else alike
+        raise UsageError(
+            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
+            "set it to 0 or choose other peers"
+        )
+    if not any(weights[name] for name in terms):
+        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
 
 
 def make_method(config: ConfigDict) -> Method:

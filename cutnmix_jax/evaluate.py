@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax.batches import Data
 from cutnmix_jax.peers import Peers, Teachers
-from cutnmix_jax.step import NO_TEACHERS, Data
+from cutnmix_jax.step import NO_TEACHERS
 from cutnmix_jax.types import Dataset, Method, TrainState
 
 Evaluator = Callable[..., dict[str, jax.Array]]

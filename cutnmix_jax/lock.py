@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,7 +29,8 @@ def held(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} is in use by {_owner(folder)}; wait for it or choose another --workdir") from error
     try:
         owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        (folder / _OWNER).write_text(json.dumps(owner) + "\n")
+        with suppress(OSError):  # a full disk; the lock holds without a name
+            (folder / _OWNER).write_text(json.dumps(owner) + "\n")
         yield
     finally:
         lock.release()

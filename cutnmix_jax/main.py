@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax.errors import CheckpointError, CommandLine, UsageError, exit_code_of
+from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/quickstart.py
@@ -14,7 +15,8 @@ _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/resnet32.py --seeds=95,96,97
 
 The same command again continues a run that was stopped. Fields: configs/common.py.
-Exit codes: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a signal and saved."""
+Exit codes: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a signal and saved, 130
+stopped at once by a second one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,21 +30,32 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
     parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
+    parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
     known, overrides = parser.parse_known_args(arguments)
     if known.field is not None:
         raise UsageError("--config.FIELD stands for any field of configs/common.py, as --config.seed=96")
     if known.workdir == "":
         raise UsageError("--workdir is empty; leave it out or name a folder")
 
-    import jax  # after the arguments are read, because it takes seconds
+    if known.seeds is not None:
+        _run_seeds(known, overrides)
+    else:
+        with StopRequest() as stop:
+            _run_one(known, overrides, stop)
 
-    from cutnmix_jax import config, train
+
+def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest) -> None:
+    from cutnmix_jax import config  # after the arguments are read and signals are heard, because it takes a second
 
     run_config = config.from_flags(known.config, overrides)
-    if known.seeds is not None:
-        return _run_seeds(known, overrides)
+
+    import jax
+
+    from cutnmix_jax import train
+
     try:
-        train.run(run_config, Path(known.workdir) if known.workdir else config.default_workdir(run_config))
+        workdir = Path(known.workdir) if known.workdir else config.default_workdir(run_config)
+        train.run(run_config, workdir, stop, known.force)
     except OSError as error:
         raise CheckpointError(
             f"cannot read or write {error.filename}: {error.strerror}; what was saved stays"
@@ -66,6 +79,7 @@ def _run_seeds(known: argparse.Namespace, overrides: Sequence[str]) -> None:
         default = config.default_workdir(config.from_flags(known.config, fields))
         workdirs[seed] = Path(known.workdir, default.name) if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
+        commands[seed] += ["--force"] * known.force
     seeds.run(commands, workdirs)
 
 

@@ -1,5 +1,6 @@
 """The files of a run besides its checkpoints; the run's folder is described in the README."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -7,19 +8,24 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
-from cutnmix_jax import __version__
+from cutnmix_jax import __version__, console
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.types import Dataset
 
 Row = dict[str, Any]  # one line of metrics.jsonl
+
+PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
@@ -31,8 +37,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file under its name
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the rest of a full disk is worth more than half a file
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
@@ -92,24 +106,110 @@ class Metrics:
             raise CheckpointError(
                 f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
             )
-        _write_whole(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1, write_to_disk=True)
+        self._whole = self._path.exists() and self._path.read_text() == _lines(self.rows)
+        if not self._whole:
+            _write_whole(self._path, _lines(self.rows))
+            self._whole = True
+        self._events = _Events(folder / "tensorboard", epochs_done + 1)
 
-    def append(self, row: Row) -> None:
-        """Adds the row of an epoch; it is on disk when this returns."""
+    @property
+    def best_step(self) -> int | None:
+        """The step after the epoch of the best mean accuracy of the peers, the first of equals."""
+        return best_of(self.rows)["step"] if self.rows else None
+
+    def append(self, row: Row) -> bool:
+        """Adds the row of an epoch; whether it, and all before it, are on disk when this returns."""
         self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in row.items():
-            if name != "epoch":
-                self._events.add_scalar(name, value, row["epoch"])
-        self._events.flush()
+        try:
+            if self._whole:
+                self._whole = False
+                with self._path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            else:
+                _write_whole(self._path, _lines(self.rows))
+            self._whole = True
+        except OSError as error:
+            console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+        self._events.add(row)
+        return self._whole
+
+    def settle(self) -> None:
+        """Returns when all rows are on disk.
+
+        Raises:
+          CheckpointError: they cannot be written.
+        """
+        for seconds in PATIENCE:
+            if self._whole:
+                return
+            time.sleep(seconds)
+            try:
+                _write_whole(self._path, _lines(self.rows))
+                self._whole = True
+            except OSError as error:
+                reason = error.strerror
+        if not self._whole:
+            raise CheckpointError(
+                f"cannot write {self._path} ({reason}); the checkpoints are whole: make room or let it be written, and "
+                "give the same command again"
+            )
 
     def close(self) -> None:
         """Closes the TensorBoard events."""
         self._events.close()
+
+
+class _Events:
+    """TensorBoard's copy of the rows, which training never fails for.
+
+    Written here and now: tensorboardX's own writer is a thread that dies of a full disk, and then its queue blocks.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int):
+        self._file: EventsWriter | None = None
+        try:
+            # Two starts in one second would share a file without the suffix.
+            self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            self._write(step=first_epoch, session_log=SessionLog(status=SessionLog.START))  # what follows is void
+        except OSError as error:
+            self._fail(error)
+
+    def add(self, row: Row) -> None:
+        """Adds the row of an epoch."""
+        try:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._write(step=row["epoch"], summary=scalar(name, value))
+            if self._file:
+                self._file.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def _write(self, **fields: Any) -> None:
+        if self._file:
+            self._file.write_event(Event(wall_time=time.time(), **fields))
+
+    def _fail(self, error: OSError) -> None:
+        self.close()
+        console.warn(f"no more TensorBoard events from this start ({error.strerror}); metrics.jsonl has all of them")
+
+    def close(self) -> None:
+        """Closes the file."""
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            if file:
+                file.close()
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def best_of(rows: Sequence[Row]) -> Row:
+    """The row of the best mean accuracy of the peers, the first of equals."""
+    return max(rows, key=lambda row: row["test/accuracy"])
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -134,19 +234,18 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def results(config: ConfigDict, backbone: str, dataset: Dataset, rows: Sequence[Row]) -> dict[str, Any]:
+def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
     """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
-    best = max(rows, key=lambda row: row["test/accuracy"])  # the first of equals
     return {
         "dataset": config.dataset,
         "backbone": backbone,
         "method": config.method,
         "seed": config.seed,
         "epochs": config.epochs,
-        "train_examples": len(dataset.train_labels),
+        "train_examples": num_train,
         "test_examples": len(dataset.test_labels),
         "last": _summary(rows[-1]),
-        "best": _summary(best),
+        "best": _summary(best_of(rows)),
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),

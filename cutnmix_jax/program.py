@@ -1,18 +1,18 @@
 """What a configuration makes of a data set: the networks and the programs that train and evaluate them."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, evaluate, optim, peers, step, teacher
+from cutnmix_jax import backbones, batches, data, evaluate, optim, peers, step, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState, Tree
+from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
 
@@ -32,37 +32,81 @@ class Program(NamedTuple):
     method: Method
     init: Callable[[], Saved]
     shapes: Callable[[], Saved]  # of what `init` returns
-    make_batch: step.BatchMaker
+    make_batch: batches.BatchMaker
     train: step.Trainer
     evaluate: evaluate.Evaluator
     calibrate: Callable[[TrainState], TrainState] | None  # after each epoch, where the method asks for it
     learning_rate: Callable[[int], float]
     key: jax.Array
-    train_data: step.Data
-    test_data: step.Data
+    train_data: batches.Data
+    test_data: batches.Data
     epochs: int
     steps_per_epoch: int
     steps_per_call: int
     batch_size: int
 
 
-def assemble(config: ConfigDict, dataset: Dataset) -> Program:
-    """Makes the programs of a run; nothing is compiled before it is called."""
-    dataset, held_out = _held_out(dataset, config)
+class Plan(NamedTuple):
+    """What a configuration says of the networks and the method, before there are data or a device.
+
+    Attributes:
+      names: the backbone of each peer.
+      networks: each architecture once: tracing a deep one takes a second, and peers of one kind share its functions.
+      sizes: D of each peer.
+      trunk_size: C, channels of the shared trunk; 0 where there is none.
+      method: the method.
+      trained: the network that teaches, where the method has a trained teacher.
+    """
+
+    names: list[str]
+    networks: dict[str, Backbone]
+    sizes: tuple[int, ...]
+    trunk_size: int
+    method: Method
+    trained: teacher.Trained | None
+
+
+def plan(config: ConfigDict) -> Plan:
+    """Makes the networks, without a number in them, and checks that the method fits them.
+
+    Raises:
+      UsageError: it does not, or a network or the teacher's folder is not what it should be.
+    """
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
-    names = configuration.peer_names(config)
-    # Each architecture once: tracing a deep network takes a second, and peers of one kind share its functions.
-    networks = {name: backbones.load(name, dataset.num_classes, dtype) for name in set(names)}
-    sizes = {name: _feature_size(network) for name, network in networks.items()}
+    names, method, num_classes = (
+        configuration.peer_names(config),
+        configuration.make_method(config),
+        data.num_classes(config.dataset),
+    )
+    trained = None
+    if method.teacher.startswith("frozen"):
+        trained = teacher.find(
+            config.teacher, config.dataset, num_classes, names, method.teacher == "frozen_self", dtype
+        )
+    networks = {name: backbones.load(name, num_classes, dtype) for name in set(names)}
+    found = {name: _feature_size(network) for name, network in networks.items()}
+    sizes = tuple(found[name] for name in names)
+    configuration.check_weights(config.weights, method, sizes)
     trunk_size = _trunk_size(networks[names[0]]) if config.share_trunk else 0
-    spec = Spec(dataset.num_classes, tuple(sizes[name] for name in names), len(dataset.train_labels), trunk_size)
+    return Plan(names, networks, sizes, trunk_size, method, trained)
+
+
+def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) -> Program:
+    """Makes the programs of a run; nothing is compiled before it is called.
+
+    Args:
+      config: of the run.
+      dataset: what it names.
+      planned: what `plan` made of `config`, if it was called before.
+    """
+    names, networks, sizes, trunk_size, method, trained = planned or plan(config)
+    dataset, held_out = _held_out(dataset, config)
+    spec = Spec(dataset.num_classes, sizes, len(dataset.train_labels), trunk_size)
     joined = peers.make([networks[name] for name in names], config.mapping, config.share_trunk)
-    method = configuration.make_method(config)
-    step.check_weights(config.weights, method, spec)
-    teachers, load_teacher = _teachers(config, dataset, method, joined, names, dtype)
+    teachers = _teachers(method, joined, trained, len(names))
     optimizer = optim.sgd(config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov)
     key = jax.random.key(config.seed)
-    make_batch = step.make_batch_maker(
+    make_batch = batches.make_batch_maker(
         dataset,
         num_peers=len(names),
         views=config.views,
@@ -80,12 +124,12 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
 
     def init() -> Saved:
         saved = jax.jit(fresh)()
-        if load_teacher is None:
+        if trained is None:
             return saved
-        trained = {name: (tree,) for name, tree in load_teacher().items()}
-        return saved._replace(state=saved.state._replace(teachers=trained))
+        variables = {name: (tree,) for name, tree in trained.load().items()}
+        return saved._replace(state=saved.state._replace(teachers=variables))
 
-    train_data = step.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    train_data = batches.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     return Program(
         spec=spec,
         method=method,
@@ -117,8 +161,8 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
             config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay
         ),
         key=key,
-        train_data=step.with_classes(train_data, dataset.num_classes) if method.same_class else train_data,
-        test_data=step.Data(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
+        train_data=batches.with_classes(train_data, dataset.num_classes) if method.same_class else train_data,
+        test_data=batches.Data(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
@@ -126,29 +170,21 @@ def assemble(config: ConfigDict, dataset: Dataset) -> Program:
     )
 
 
-def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, step.Data | None]:
+def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, batches.Data | None]:
     """Takes images out of the training set, the same ones for the same seed."""
     count, size = config.held_out_examples, len(dataset.train_labels)
     if not count:
         return dataset, None
-    if count > size - config.batch_size:
-        raise UsageError(f"config.held_out_examples={count} leaves no batch of the {size} training images")
     rows = np.random.default_rng(config.seed).permutation(size)
     out, left = np.sort(rows[:count]), np.sort(rows[count:])
-    held_out = step.Data(jnp.asarray(dataset.train_images[out]), jnp.asarray(dataset.train_labels[out]))
+    held_out = batches.Data(jnp.asarray(dataset.train_images[out]), jnp.asarray(dataset.train_labels[out]))
     return dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left]), held_out
 
 
-def _teachers(
-    config: ConfigDict, dataset: Dataset, method: Method, joined: peers.Peers, names: Sequence[str], dtype: Any
-) -> tuple[peers.Teachers, Callable[[], dict[str, Tree]] | None]:
-    """What the method is taught by, and how to read the trained one, if it is one."""
-    if method.teacher == "mean":
-        return peers.mean_teachers(joined), None
-    if not method.teacher:
-        return peers.no_teachers(), None
-    found = teacher.find(config.teacher, dataset, names, method.teacher == "frozen_self", dtype)
-    return peers.frozen_teacher(found.backbone, len(names)), found.load
+def _teachers(method: Method, joined: peers.Peers, trained: teacher.Trained | None, students: int) -> peers.Teachers:
+    if trained:
+        return peers.frozen_teacher(trained.backbone, students)
+    return peers.mean_teachers(joined) if method.teacher == "mean" else peers.no_teachers()
 
 
 def _trunk_size(network: Backbone) -> int:
@@ -161,7 +197,7 @@ def _trunk_size(network: Backbone) -> int:
         assert network.split
         return network.split.trunk(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0]
 
-    return jax.eval_shape(maps, jax.random.key(0)).shape[-1]
+    return jax.eval_shape(maps, jax.eval_shape(jax.random.key, 0)).shape[-1]
 
 
 def _feature_size(network: Backbone) -> int:
@@ -169,4 +205,4 @@ def _feature_size(network: Backbone) -> int:
         images = jnp.zeros((2, 32, 32, 3))
         return network.apply(network.init(key), images, False)[0].features
 
-    return jax.eval_shape(features, jax.random.key(0)).shape[1]
+    return jax.eval_shape(features, jax.eval_shape(jax.random.key, 0)).shape[1]

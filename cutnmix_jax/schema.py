@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cutnmix_jax import augment, data, methods, peers, step
+from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
 from cutnmix_jax.methods import kdcl
 
@@ -81,7 +81,7 @@ RANGES: dict[str, Check] = {
     "loss.rampup_epochs": whole(1),
     "teacher": present,
     "share_trunk": present,
-    "views": one_of(step.VIEWS),
+    "views": one_of(batches.VIEWS),
     "mix.kind": one_of(augment.MIX_KINDS),
     "mix.prob": number(0, 1),
     "mix.alpha": number(0, above=True),
@@ -96,6 +96,8 @@ RANGES: dict[str, Check] = {
     "eval_batch_size": whole(1),
     "steps_per_call": whole(0),
     "checkpoint.every_epochs": whole(1),
+    "checkpoint.every_steps": whole(0),
+    "checkpoint.every_minutes": number(0),
     "checkpoint.keep": whole(1),
 }
 OPTIONAL = ("temperature", "target", "last_share", "correct", "rampup_epochs")  # of loss, where the method has it

@@ -5,108 +5,33 @@ know about where in the data a run stands.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from cutnmix_jax import augment, optim
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax import optim
+from cutnmix_jax.batches import INIT, STEP, BatchMaker, Data
 from cutnmix_jax.peers import Peers, Teachers, no_teachers
-from cutnmix_jax.types import Batch, Clock, Dataset, Method, Mix, Outputs, Spec, Terms, Totals, TrainState, Tree
+from cutnmix_jax.types import (
+    NEVER,
+    Batch,
+    Clock,
+    Method,
+    Outputs,
+    Spec,
+    Terms,
+    Totals,
+    TrainState,
+    Tree,
+)
 
-INIT, ORDER, STEP = range(3)  # what a key is for; folded into the seed's key first
 TEACHERS = 1000  # folded into the key of a forward pass for the teachers' own
-VIEWS = ("shared", "per_peer")
 NO_TEACHERS = no_teachers()
 
-
-class Data(NamedTuple):
-    """A labelled set of images on the device.
-
-    Attributes:
-      images: [N, 32, 32, 3] uint8.
-      labels: [N] int32.
-      by_class: [N] int32, the rows sorted by their class, and
-      starts: [K + 1] int32, where each class begins in them; for methods that pair images of one class.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    by_class: jax.Array | None = None
-    starts: jax.Array | None = None
-
-
-BatchMaker = Callable[[jax.Array, Data, jax.Array], tuple[Batch, Mix]]
 Trainer = Callable[..., tuple[TrainState, Totals]]
 Seen = tuple[Terms, tuple[Outputs, ...], tuple[Tree, ...], Tree]
-
-
-def make_batch_maker(
-    dataset: Dataset,
-    *,
-    num_peers: int,
-    views: str,
-    mix: Mapping[str, Any],
-    views_per_peer: int = 1,
-    same_class: bool = False,
-) -> BatchMaker:
-    """Makes the function from a key, the training set and n row numbers to the batch that the peers see.
-
-    Gather, one view per peer (or one for all), mix, normalise.
-
-    Args:
-      dataset: for its classes, its mean and deviation and whether its images may be mirrored.
-      num_peers: J.
-      views: `per_peer` (each peer its own crop and flip, section 2.2) or `shared`.
-      mix: the keyword arguments of `augment.mix`.
-      views_per_peer: how many views of an image each peer sees.
-      same_class: whether views after the first are of another image of the same class.
-    """
-    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
-
-    def seen_by_peers(key: jax.Array, images: jax.Array) -> jax.Array:
-        if views == "per_peer":
-            keys = [jax.random.fold_in(key, j) for j in range(num_peers)]
-            return jnp.stack([augment.crop_flip(peer_key, images, dataset.flip) for peer_key in keys])
-        seen = augment.crop_flip(key, images, dataset.flip)
-        return jnp.broadcast_to(seen, (num_peers, *seen.shape))
-
-    def make_batch(key: jax.Array, data: Data, index: jax.Array) -> tuple[Batch, Mix]:
-        view_key, mix_key = jax.random.split(key)
-        images, labels = data.images[index], data.labels[index]
-        seen = [seen_by_peers(view_key, images)]
-        for view in range(1, views_per_peer):
-            pair_key, other_key = jax.random.split(jax.random.fold_in(view_key, num_peers + view))
-            others = data.images[same_class_rows(pair_key, data, labels)] if same_class else images
-            seen.append(seen_by_peers(other_key, others))
-        mixed, how = augment.mix(mix_key, jnp.concatenate(seen).astype(jnp.float32) / 255, **mix)
-        targets = augment.mixed_targets(labels, how, dataset.num_classes)[:num_peers]
-        return Batch((mixed - mean) / std, targets, labels, index), how
-
-    return make_batch
-
-
-def same_class_rows(key: jax.Array, data: Data, labels: jax.Array) -> jax.Array:
-    """For each label the row of a training image of that class, uniformly drawn: [n] int32 -> [n] int32."""
-    assert data.by_class is not None and data.starts is not None
-    first, end = data.starts[labels], data.starts[labels + 1]
-    return data.by_class[jax.random.randint(key, labels.shape, first, end)]
-
-
-def with_classes(data: Data, num_classes: int) -> Data:
-    """`data` with the rows of each class beside it."""
-    labels = np.asarray(data.labels)
-    starts = np.searchsorted(np.sort(labels), np.arange(num_classes + 1))
-    by_class = np.argsort(labels, kind="stable")
-    return data._replace(by_class=jnp.asarray(by_class, jnp.int32), starts=jnp.asarray(starts, jnp.int32))
-
-
-def epoch_order(key: jax.Array, epoch: int, num_train: int) -> jax.Array:
-    """The order in which an epoch sees the training set: a permutation, [N] int32."""
-    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), num_train)
 
 
 def step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
@@ -132,22 +57,6 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, optimizer.init(params), taught_by)
 
 
-def check_weights(weights: Mapping[str, float], method: Method, spec: Spec) -> None:
-    """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term."""
-    terms = method.terms(spec.feature_sizes)
-    if missing := sorted(set(terms) - set(weights)):
-        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
-    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
-        sizes = ", ".join(map(str, spec.feature_sizes))
-        who = f"peers with features of {sizes} have" if len(spec.feature_sizes) > 1 else "a single peer has"
-        raise UsageError(
-            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
-            "set it to 0 or choose other peers"
-        )
-    if not any(weights[name] for name in terms):
-        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
-
-
 def metric_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """What is summed up in training, in the order in which it is shown."""
     return ("loss", *method.terms(spec.feature_sizes), "accuracy")
@@ -155,7 +64,18 @@ def metric_names(method: Method, spec: Spec) -> tuple[str, ...]:
 
 def zero_totals(method: Method, spec: Spec) -> Totals:
     """The metrics' sums at the start of an epoch."""
-    return {name: jnp.zeros(()) for name in metric_names(method, spec)}
+    names = metric_names(method, spec)
+    return Totals({name: jnp.zeros(()) for name in names}, {name: jnp.int32(NEVER) for name in names})
+
+
+def add(totals: Totals, seen: Mapping[str, jax.Array], step: jax.Array) -> Totals:
+    """The totals after step number `step`, counted from 1, in which `seen` was measured."""
+    sums = {name: total + seen[name] for name, total in totals.sums.items()}
+    broken = {
+        name: jnp.minimum(first, jnp.where(jnp.isfinite(seen[name]), NEVER, step))
+        for name, first in totals.broken.items()
+    }
+    return Totals(sums, broken)
 
 
 def make_trainer(
@@ -190,7 +110,7 @@ def make_trainer(
 
     Returns:
       `train(state, totals, data, order, learning_rate, count, key) -> (state, totals)`, compiled, which does the next
-      `count` steps and takes over the memory of `state`.
+      `count` steps, or fewer where something is no longer finite, and takes over the memory of `state`.
     """
 
     def objective(
@@ -220,8 +140,8 @@ def make_trainer(
         taught_by = teachers.follow(taught_by, params["peers"], state.step)
         seen = {name: term.mean() for name, term in terms.items()}
         seen |= {"loss": loss, "accuracy": mixed_accuracy(outputs, batch.targets)}
-        totals = {name: total + seen[name] for name, total in totals.items()}
-        return TrainState(state.step + 1, params, stats, method_state, opt_state, taught_by), totals
+        after = TrainState(state.step + 1, params, stats, method_state, opt_state, taught_by)
+        return after, add(totals, seen, after.step)
 
     def train(
         state: TrainState, totals: Totals, data: Data, order: jax.Array, learning_rate: jax.Array, count: Any, key: Any
@@ -229,13 +149,25 @@ def make_trainer(
         if not loop:
             return one_step(state, totals, data, order, learning_rate, key)
 
-        def body(_: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
-            return one_step(*carry, data, order, learning_rate, key)
-
-        # The bound is data, so that the shorter call at the end of an epoch runs the same program.
-        return jax.lax.fori_loop(0, count, body, (state, totals))
+        return repeat(lambda *carry: one_step(*carry, data, order, learning_rate, key), state, totals, count)
 
     return jax.jit(train, donate_argnums=0)
+
+
+def repeat(
+    one_step: Callable[[TrainState, Totals], tuple[TrainState, Totals]], state: TrainState, totals: Totals, count: Any
+) -> tuple[TrainState, Totals]:
+    """Does `count` steps, or fewer where something is no longer finite.
+
+    The bound is data, so that the shorter call at the end of an epoch runs the same program.
+    """
+    end = state.step + count
+
+    def goes_on(carry: tuple[TrainState, Totals]) -> jax.Array:
+        state, totals = carry
+        return (state.step < end) & (jnp.stack(list(totals.broken.values())).min() == NEVER)
+
+    return jax.lax.while_loop(goes_on, lambda carry: one_step(*carry), (state, totals))
 
 
 def forward_views(

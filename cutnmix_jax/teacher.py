@@ -13,7 +13,7 @@ from cutnmix_jax import backbones, metrics
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
-from cutnmix_jax.types import Backbone, Dataset, Tree
+from cutnmix_jax.types import Backbone, Tree
 
 
 class Trained(NamedTuple):
@@ -28,12 +28,15 @@ class Trained(NamedTuple):
     load: Callable[[], dict[str, Tree]]
 
 
-def find(folder: str, dataset: Dataset, students: Sequence[str], same: bool, dtype: Any = jnp.float32) -> Trained:
+def find(
+    folder: str, dataset: str, num_classes: int, students: Sequence[str], same: bool, dtype: Any = jnp.float32
+) -> Trained:
     """Looks at the folder of a run.
 
     Args:
       folder: of a run that ended.
       dataset: that it must have been trained on.
+      num_classes: K of it.
       students: the backbones that it is going to teach.
       same: whether it must be one of theirs.
       dtype: of its activations.
@@ -50,14 +53,18 @@ def find(folder: str, dataset: Dataset, students: Sequence[str], same: bool, dty
         name, trained_on = configuration.peer_names(trained)[0], trained.dataset
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
-    if trained_on != dataset.name:
-        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset.name}")
+    if trained_on != dataset:
+        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")
     if same and set(students) != {name}:
         raise UsageError(f"config.teacher={folder} is a {name}; this row wants the network of its student")
-    backbone = backbones.load(name, dataset.num_classes, dtype)
+    if ":" in name and name not in students:  # what is written in a folder must not choose what code is run
+        raise UsageError(
+            f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"
+        )
+    backbone = backbones.load(name, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
-        shapes = jax.eval_shape(backbone.init, jax.random.key(0))
+        shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
         checkpoints = Checkpoints(path / "checkpoints", None)
         try:
             return checkpoints.read_parts(

@@ -178,7 +178,19 @@ class Spec(NamedTuple):
     trunk_size: int = 0
 
 
-Totals = dict[str, jax.Array]  # a metric's name -> its float32 sum over the steps of the epoch so far
+class Totals(NamedTuple):
+    """What training has seen in the steps of the epoch so far.
+
+    Attributes:
+      sums: a metric's name -> its float32 sum over the steps.
+      broken: likewise -> int32, the first step, counted from 1, in which it was not finite, or `NEVER`.
+    """
+
+    sums: dict[str, jax.Array]
+    broken: dict[str, jax.Array]
+
+
+NEVER = 2**31 - 1
 Terms = dict[str, jax.Array]  # a loss term's name -> [J], one value per peer, or a scalar
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from cutnmix_jax import methods, step
+from cutnmix_jax import config as configuration
+from cutnmix_jax import methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import CLOCK, K, N, batch_of, ce64, kl64, made, mmd64, outputs_of, views_of
@@ -131,18 +132,18 @@ def test_table_2_is_a_matter_of_weights():
 
 def test_weights_and_terms_must_match():
     method = methods.load("cutnmix", temperature=3.0, teacher_moves_peers=False)
-    weights, pair = common.ROWS["cutnmix"]["weights"], Spec(K, (4, 4), N)
-    step.check_weights(weights, method, pair)
+    weights, pair = common.ROWS["cutnmix"]["weights"], (4, 4)
+    configuration.check_weights(weights, method, pair)
     with pytest.raises(UsageError, match="no weight for the loss term 'pt'"):
-        step.check_weights({name: w for name, w in weights.items() if name != "pt"}, method, pair)
+        configuration.check_weights({name: w for name, w in weights.items() if name != "pt"}, method, pair)
     with pytest.raises(UsageError, match="weights.extra"):
-        step.check_weights(weights | {"extra": 0.5}, method, pair)
+        configuration.check_weights(weights | {"extra": 0.5}, method, pair)
     with pytest.raises(UsageError, match="weights.dml"):
-        step.check_weights(weights, method, Spec(K, (4,), N))
-    step.check_weights(weights | {"dml": 0.0, "mmd": 0.0}, method, Spec(K, (4,), N))
+        configuration.check_weights(weights, method, (4,))
+    configuration.check_weights(weights | {"dml": 0.0, "mmd": 0.0}, method, (4,))
     with pytest.raises(UsageError, match="weights.mmd=0.3: peers with features of 4, 5"):
-        step.check_weights(weights, method, Spec(K, (4, 5), N))
-    step.check_weights(weights | {"mmd": 0.0}, method, Spec(K, (4, 5), N))
+        configuration.check_weights(weights, method, (4, 5))
+    configuration.check_weights(weights | {"mmd": 0.0}, method, (4, 5))
 
 
 @pytest.mark.parametrize("name", methods.names())

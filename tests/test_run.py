@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, data, main, program, train
+from cutnmix_jax import backbones, data, loop, main, program
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 
@@ -181,7 +181,7 @@ def test_results_are_those_of_the_rows(finished):
 def test_the_same_command_after_the_end_trains_nothing(finished, monkeypatch, capsys):
     workdir = finished[0]
     before = (workdir / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(train, "_train_epoch", None)
+    monkeypatch.setattr(loop, "train", None)
     assert main.main([*TINY, f"--workdir={workdir}"]) == 0
     assert "finished before" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before

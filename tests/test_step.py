@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from cutnmix_jax import evaluate, methods, optim, peers, step
+from cutnmix_jax import batches, evaluate, methods, optim, peers, step
 from cutnmix_jax.types import Backbone, Dataset, Outputs, Spec, Split
 
 K, D, RATE = 4, 3, 0.1
@@ -23,8 +23,8 @@ DATASET = Dataset(
     std=np.array([0.2, 0.3, 0.4], np.float32),
     flip=True,
 )
-TRAIN = step.with_classes(step.Data(jnp.array(DATASET.train_images), jnp.array(DATASET.train_labels)), K)
-TEST = step.Data(jnp.array(DATASET.test_images), jnp.array(DATASET.test_labels))
+TRAIN = batches.with_classes(batches.Data(jnp.array(DATASET.train_images), jnp.array(DATASET.train_labels)), K)
+TEST = batches.Data(jnp.array(DATASET.test_images), jnp.array(DATASET.test_labels))
 KEY = jax.random.key(95)
 
 
@@ -67,7 +67,7 @@ def build(row, *, loop=False, batch_size=10, num_peers=None, backbone=None):
     teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
     optimizer = optim.sgd(0.9, 5e-4, True)
     mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "shared"}
-    make_batch = step.make_batch_maker(
+    make_batch = batches.make_batch_maker(
         DATASET,
         num_peers=num_peers,
         views=fields["views"],
@@ -133,7 +133,7 @@ def paper_step(params, images, targets):
 
 def test_two_steps_of_the_papers_method_against_numpy():
     _, _, make_batch, state, totals, trainer = build("cutnmix")
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     weight = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
     buffer = jax.tree.map(np.zeros_like, weight)
     losses = []
@@ -148,7 +148,7 @@ def test_two_steps_of_the_papers_method_against_numpy():
         weight = jax.tree.map(lambda w, g, b: w - RATE * (g + 0.9 * b), weight, decayed, buffer)
         state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
     assert int(state.step) == 2
-    np.testing.assert_allclose(totals["loss"], sum(losses), rtol=1e-5)
+    np.testing.assert_allclose(totals.sums["loss"], sum(losses), rtol=1e-5)
     chex.assert_trees_all_close(state.params, weight, rtol=1e-4, atol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_two_steps_of_the_papers_method_against_numpy():
 def test_a_loop_of_steps_is_the_same_steps(row):
     *_, state, totals, one = build(row)
     *_, looped_state, looped_totals, many = build(row, loop=True)
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     for _ in range(3):
         state, totals = one(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
     for count in (2, 1):  # the shorter call at the end of an epoch runs the same program
@@ -168,7 +168,7 @@ def test_a_loop_of_steps_is_the_same_steps(row):
 
 def test_learning_rate_is_data():
     *_, state, totals, trainer = build("baseline")
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     still = jax.tree.map(np.asarray, state.params)
     state, totals = trainer(state, totals, TRAIN, order, jnp.float32(0), 1, KEY)
     chex.assert_trees_all_equal(state.params, still)
@@ -193,20 +193,20 @@ def test_a_term_of_weight_zero_cannot_spread():
         epochs=1,
         loop=False,
     )
-    state, totals = trainer(state, totals, TRAIN, step.epoch_order(KEY, 0, 40), jnp.float32(RATE), 1, KEY)
+    state, totals = trainer(state, totals, TRAIN, batches.epoch_order(KEY, 0, 40), jnp.float32(RATE), 1, KEY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert np.isfinite(totals["loss"])
+    assert np.isfinite(totals.sums["loss"])
 
 
 def test_epochs_are_permutations_that_differ():
-    orders = [np.asarray(step.epoch_order(KEY, epoch, 40)) for epoch in range(3)]
+    orders = [np.asarray(batches.epoch_order(KEY, epoch, 40)) for epoch in range(3)]
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert (orders[0] != orders[1]).any()
-    assert (np.asarray(step.epoch_order(jax.random.key(96), 0, 40)) != orders[0]).any()
+    assert (np.asarray(batches.epoch_order(jax.random.key(96), 0, 40)) != orders[0]).any()
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    make_batch = step.make_batch_maker(
+    make_batch = batches.make_batch_maker(
         DATASET, num_peers=2, views="per_peer", mix={"kind": "cutnmix", "prob": 1.0, "alpha": 1.0, "box": "shared"}
     )
     rows = jnp.arange(8)
@@ -219,17 +219,17 @@ def test_batches_are_a_function_of_seed_and_step():
     np.testing.assert_array_equal(one.labels, DATASET.train_labels[:8])
 
 
-@pytest.mark.parametrize("views", step.VIEWS)
+@pytest.mark.parametrize("views", batches.VIEWS)
 def test_each_peer_has_its_own_view_or_all_share_one(views):
     mix = {"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "shared"}
-    make_batch = step.make_batch_maker(DATASET, num_peers=2, views=views, mix=mix)
+    make_batch = batches.make_batch_maker(DATASET, num_peers=2, views=views, mix=mix)
     batch, _ = make_batch(KEY, TRAIN, jnp.arange(20))
     unlike = np.any(np.asarray(batch.images[0] != batch.images[1]), axis=(1, 2, 3)).mean()
     assert unlike > 0.9 if views == "per_peer" else unlike == 0
 
 
 def test_batches_without_mixing_are_normalised_crops():
-    make_batch = step.make_batch_maker(
+    make_batch = batches.make_batch_maker(
         DATASET, num_peers=2, views="shared", mix={"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "shared"}
     )
     batch, _ = make_batch(KEY, TRAIN, jnp.arange(5))
@@ -275,7 +275,7 @@ def batch_of_step(make_batch, number, order):
 
 def test_pairs_are_of_the_same_class_and_uniform():
     labels = jnp.asarray(np.tile(np.arange(K), 500).astype(np.int32))
-    rows = np.asarray(step.same_class_rows(KEY, TRAIN, labels))
+    rows = np.asarray(batches.same_class_rows(KEY, TRAIN, labels))
     assert (DATASET.train_labels[rows] == np.asarray(labels)).all()
     for label in range(K):
         members = np.flatnonzero(DATASET.train_labels == label)
@@ -336,7 +336,7 @@ def counting_backbone():
 @pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])
 def test_each_view_is_a_pass_of_its_own(row):
     _, _, make_batch, state, totals, trainer = build(row, backbone=counting_backbone())
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     batch = batch_of_step(make_batch, 0, order)
     state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
     assert state.batch_stats[0]["passes"] == 2
@@ -345,7 +345,7 @@ def test_each_view_is_a_pass_of_its_own(row):
 
 def test_cs_kd_s_second_view_gets_no_gradient():
     _, _, make_batch, state, totals, trainer = build("cs_kd")
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     batch = batch_of_step(make_batch, 0, order)
     before = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params["peers"][0])
     state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
@@ -360,7 +360,7 @@ def test_cs_kd_s_second_view_gets_no_gradient():
 
 def test_mean_teachers_follow_the_peers():
     _, _, _, state, totals, trainer = build("pcl")
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     mean = None
     for number in range(3):
         state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
@@ -373,7 +373,7 @@ def test_mean_teachers_follow_the_peers():
 def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():
     _, _, _, state, totals, trainer = build("kd", num_peers=2)
     before = jax.tree.map(np.asarray, state.teachers)
-    order = step.epoch_order(KEY, 0, 40)
+    order = batches.epoch_order(KEY, 0, 40)
     for _ in range(2):
         state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
     chex.assert_trees_all_equal(state.teachers, before)

@@ -1,10 +1,12 @@
 """Data sets as whole arrays in host memory: one module per data set, found by its name.
 
-A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`.
+A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
+and what is known before it is read: `COUNTS = {"train": N, "test": M}` and `NUM_CLASSES`.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 
 from cutnmix_jax.errors import UsageError, nearest
@@ -27,6 +29,16 @@ def find(name: str) -> ModuleType:
     if name not in valid:
         raise UsageError(f"unknown data set {name!r}; {nearest(name, valid)}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def counts(name: str) -> Mapping[str, int]:
+    """How many images a data set has, by its split, without reading it: {'train': N, 'test': M}."""
+    return find(name).COUNTS
+
+
+def num_classes(name: str) -> int:
+    """K, without reading the data set."""
+    return find(name).NUM_CLASSES
 
 
 def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: int = 0) -> Dataset:

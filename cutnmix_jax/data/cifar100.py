@@ -17,6 +17,7 @@ SOURCE = _tfds.Source(
     std=(0.2673, 0.2564, 0.2762),
     digest="865ace3bae982a1ed67e5b9dc8ddbbaa247dfa5eb85165493413a3d1ee403c6b",
 )
+COUNTS, NUM_CLASSES = SOURCE.counts, SOURCE.num_classes
 
 
 def load(data_dir: str = "") -> Dataset:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, config, losses, metrics, optim, peers, program, step
+from cutnmix_jax import backbones, batches, config, losses, metrics, optim, peers, program
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.types import Dataset, Tree
 from scripts.benchmark import flops, worker
@@ -31,7 +31,7 @@ def made_up(num_images: int, num_classes: int) -> Dataset:
 
 def whole(made: program.Program) -> tuple[Any, Tree, tuple, int]:
     """The function of the real program, what it carries, its other arguments and its steps."""
-    order = step.epoch_order(made.key, 0, len(made.train_data.labels))
+    order = batches.epoch_order(made.key, 0, len(made.train_data.labels))
     state, totals, _ = made.init()
     rest = (made.train_data, order, jnp.float32(0.01), jnp.int32(made.steps_per_call), made.key)
     return made.train, (state, totals), rest, made.steps_per_call

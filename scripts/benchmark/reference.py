@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, config, optim, peers, step
+from cutnmix_jax import backbones, batches, config, optim, peers, step
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Batch, Mix, Spec
 
@@ -65,7 +65,7 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, share: f
     optimizer = optim.sgd(o.momentum, o.weight_decay, o.nesterov)
     images, targets = made_up(steps, len(names), n, classes)
 
-    def make_batch(key: jax.Array, data: step.Data, index: jax.Array) -> tuple[Batch, Mix]:
+    def make_batch(key: jax.Array, data: batches.Data, index: jax.Array) -> tuple[Batch, Mix]:
         number = index[0] // n
         seen = jax.lax.dynamic_index_in_dim(data.images, number, keepdims=False)
         target = jax.lax.dynamic_index_in_dim(jnp.asarray(targets), number, keepdims=False)
@@ -84,7 +84,7 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, share: f
         epochs=1,
         loop=False,
     )
-    data = step.Data(jnp.asarray(images), jnp.zeros(steps * n, jnp.int32))
+    data = batches.Data(jnp.asarray(images), jnp.zeros(steps * n, jnp.int32))
     key = jax.random.key(run_config.seed)
     start = jax.jit(lambda: step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec))
     zero, order = step.zero_totals(method, spec), jnp.arange(steps * n)
@@ -93,13 +93,13 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, share: f
     ahead = 1 + o.momentum if o.nesterov else 1.0
     gradient = jax.tree.map(lambda a, b: (a - b) / ahead, moved.params, state.params)
     squared = optax.tree.norm(gradient, squared=True)
-    learning_rate = share * float(totals["loss"]) / float(squared)
+    learning_rate = share * float(totals.sums["loss"]) / float(squared)
     arrays = weights(networks, state.params["peers"])
     arrays |= {f"teacher/{name}": np.asarray(array) for name, array in state.params["method"].items()}
     losses = []
     for _ in range(steps):
         state, totals = train(state, zero, data, order, jnp.float32(learning_rate), 1, key)
-        losses.append(float(totals["loss"]))
+        losses.append(float(totals.sums["loss"]))
     told = json.dumps(description(run_config, classes) | {"learning_rate": learning_rate})
     np.savez(path, images=images, targets=targets, losses=np.array(losses), spec=np.array(told), **arrays)
 

@@ -1,0 +1,97 @@
+"""The folder of a run: made, kept from others, and shown to belong to a configuration."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cutnmix_jax import config as configuration
+from cutnmix_jax import console, lock, metrics
+from cutnmix_jax.errors import CheckpointError, UsageError
+
+CHECKPOINTS = "checkpoints"
+
+
+@contextmanager
+def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[None]:
+    """Makes the folder, keeps others out of it and writes `config.json`, or checks that it belongs to this run.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      force: go on although fields have changed, as far as they leave the state and its place in the data alone.
+
+    Raises:
+      UsageError: it cannot be made, somebody else is in it, or it holds a run with other fields.
+      CheckpointError: its `config.json` cannot be read, or its checkpoints are gone.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
+    with lock.held(workdir):
+        try:
+            _claim(config, workdir, force)
+            for name in (CHECKPOINTS, "tensorboard"):
+                (workdir / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(workdir, error) from error
+        _check_checkpoints(config, workdir)
+        yield
+
+
+def _cannot_write(workdir: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir")
+
+
+def _claim(config: ConfigDict, workdir: Path, force: bool) -> None:
+    path = workdir / "config.json"
+    new = metrics.config_json(config)
+    try:
+        old = json.loads(path.read_text()) if path.exists() else None
+        if not isinstance(old, dict | None):
+            raise ValueError("it holds no fields")
+    except ValueError as error:  # not JSON, or not text
+        raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
+    if old is not None and (changed := configuration.changes(old, new)):
+        _allow(workdir, old, new, changed, force)
+    if old != new:
+        metrics.write_json(path, new)
+
+
+def _allow(workdir: Path, old: dict[str, Any], new: dict[str, Any], changed: list[str], force: bool) -> None:
+    """Raises UsageError unless the run may go on with other fields."""
+    ours = set(old) == set(new)
+    if ours and not _begun(workdir):
+        return  # nothing was saved, so nothing is lost by beginning again
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
+    if not force or not ours:
+        raise UsageError(f"{what}; choose another --workdir" + (", or --force to go on with these" if ours else ""))
+    if fixed := [line for line in changed if line.startswith(configuration.FIXED_FIELDS)]:
+        raise UsageError(
+            f"{what}, and {fixed[0].partition(':')[0]} cannot change within a run; choose another --workdir"
+        )
+    console.warn(f"{what}; going on with the new ones, as forced")
+    results = workdir / "results.json"
+    if results.exists():  # they are those of the old fields
+        results.rename(workdir / "results-before.json")
+
+
+def _begun(workdir: Path) -> bool:
+    saved = workdir / CHECKPOINTS
+    return (saved.is_dir() and any(saved.iterdir())) or bool(metrics.read_rows(workdir / "metrics.jsonl"))
+
+
+def _check_checkpoints(config: ConfigDict, workdir: Path) -> None:
+    """Raises CheckpointError where a run has rows that no kill can explain, and no checkpoint: it would begin again."""
+    rows = len(metrics.read_rows(workdir / "metrics.jsonl"))
+    # A row is written before its checkpoint, and the next row while that is being saved.
+    if rows > 2 * config.checkpoint.every_epochs and not any((workdir / CHECKPOINTS).iterdir()):
+        raise CheckpointError(
+            f"{workdir} has rows of {rows} epochs and no checkpoint; restore {workdir / CHECKPOINTS}, or choose "
+            "another --workdir"
+        )

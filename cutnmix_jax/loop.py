@@ -1,0 +1,180 @@
+"""The epochs of a run: train, evaluate, write the row, save; and what can come between."""
+
+import math
+import time
+from collections import deque
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cutnmix_jax import batches, console, metrics, step
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.digests import DIVERGED
+from cutnmix_jax.errors import DivergedError, StoppedError
+from cutnmix_jax.evaluate import accuracies
+from cutnmix_jax.program import Program, Saved
+from cutnmix_jax.signals import StopRequest
+from cutnmix_jax.types import NEVER, Totals
+
+STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see late that something diverged
+
+
+class Speed(NamedTuple):
+    """Images per second of an epoch, without the first call, which may compile, where there are others."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    program: Program,
+    saved: Saved,
+    config: ConfigDict,
+    checkpoints: Checkpoints,
+    files: metrics.Metrics,
+    stop: StopRequest,
+) -> None:
+    """Trains what is left of a run.
+
+    Args:
+      program: what to train.
+      saved: where to begin.
+      config: of the run; how often it is saved and evaluated.
+      checkpoints: where to save.
+      files: where the rows go.
+      stop: says when to stop.
+
+    Raises:
+      StoppedError: it was told to stop, and has saved.
+      DivergedError: something is not finite; what was saved before is left as it was.
+      CheckpointError: it cannot be saved.
+    """
+    total = program.epochs * program.steps_per_epoch
+    reached = int(saved.state.step)
+    saved_at, speed = time.monotonic(), Speed()
+    with console.Display(total, reached, program.batch_size) as display:
+        while reached < total:
+            epoch = reached // program.steps_per_epoch
+            until = _next_save(config, reached, (epoch + 1) * program.steps_per_epoch)
+            saved, speed = _train_until(program, saved, until, saved_at + 60 * _minutes(config), speed, display, stop)
+            reached = int(saved.state.step)
+            _check_finite(saved.totals, program)
+            stop.defer()
+            due, written = _due(config, reached, saved_at), True
+            if reached == (epoch + 1) * program.steps_per_epoch:
+                row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
+                # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
+                written = files.append(row)
+                display.epoch_done(row, program.epochs)
+                state = program.calibrate(saved.state) if program.calibrate else saved.state
+                saved, speed = Saved(state, step.zero_totals(program.method, program.spec), jnp.zeros(())), Speed()
+                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.best_step == reached
+            last = reached == total
+            stopping = stop.requested and not last  # read once: the signal may come at any time
+            if last or stopping:
+                files.settle()
+                checkpoints.finish(reached, saved, files.best_step)
+            elif due and written:
+                checkpoints.save(reached, saved, files.best_step)
+                saved_at = time.monotonic()
+            if stopping:
+                raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
+
+
+def _minutes(config: ConfigDict) -> float:
+    return config.checkpoint.every_minutes or math.inf
+
+
+def _next_save(config: ConfigDict, reached: int, end: int) -> int:
+    """The step at which to look up: the end of the epoch, or the next one to be saved at before it."""
+    every = config.checkpoint.every_steps
+    return min(end, (reached // every + 1) * every) if every else end
+
+
+def _due(config: ConfigDict, reached: int, saved_at: float) -> bool:
+    every = config.checkpoint.every_steps
+    return (every > 0 and reached % every == 0) or time.monotonic() - saved_at >= 60 * _minutes(config)
+
+
+def _train_until(
+    program: Program,
+    saved: Saved,
+    until: int,
+    deadline: float,
+    speed: Speed,
+    display: console.Display,
+    stop: StopRequest,
+) -> tuple[Saved, Speed]:
+    """Trains to a step of the epoch, or to the end of the call in which the deadline passes or a stop is requested.
+
+    Returns:
+      What to save, and the epoch's speed so far.
+    """
+    state, totals, seconds = saved
+    begun = timed = time.monotonic()
+    reached = first = int(state.step)
+    epoch = reached // program.steps_per_epoch
+    before = epoch * program.steps_per_epoch
+    order = batches.epoch_order(program.key, epoch, len(program.train_data.labels))
+    rate = jnp.float32(program.learning_rate(epoch))
+    in_flight: deque[tuple[int, Totals]] = deque()
+    looked = reached
+    while reached < until and not stop.requested and time.monotonic() < deadline:
+        count = min(program.steps_per_call, until - reached)
+        state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
+        reached += count
+        in_flight.append((reached, totals))
+        if reached - count == first and reached < until:
+            jax.block_until_ready(totals)
+            timed, first = time.monotonic(), reached
+            display.started(reached)
+            stop.defer()
+        # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
+        if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
+            done, finished = in_flight.popleft()
+            jax.block_until_ready(finished)
+            if done - looked >= STEPS_IN_FLIGHT:
+                looked = done
+                _check_finite(finished, program)
+            if display.due:
+                display.update(epoch, program.epochs, done, _means(program, finished, done - before))
+    jax.block_until_ready(totals)
+    now = time.monotonic()
+    speed = Speed(speed.images + (reached - first) * program.batch_size, speed.seconds + now - timed)
+    return Saved(state, totals, seconds + (now - begun)), speed
+
+
+def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
+    found = jax.device_get(totals.sums)
+    return {name: float(found[name]) / max(steps, 1) for name in step.metric_names(program.method, program.spec)}
+
+
+def _check_finite(totals: Totals, program: Program) -> None:
+    """Raises DivergedError with the first step in which a metric was not finite, and which ones were not."""
+    broken = {name: int(first) for name, first in jax.device_get(totals.broken).items()}
+    first = min(broken.values())
+    if first < NEVER:
+        epoch = (first - 1) // program.steps_per_epoch + 1
+        names = [name for name in step.metric_names(program.method, program.spec) if broken[name] == first]
+        raise DivergedError(
+            f"training diverged at step {first}, in epoch {epoch}: {', '.join(names)} not finite; {DIVERGED}"
+        )
+
+
+def _epoch_row(program: Program, saved: Saved, epoch: int, speed: Speed, eval_batch_size: int) -> metrics.Row:
+    """The row of `metrics.jsonl` for an epoch that was just finished."""
+    begun = time.monotonic()
+    means = _means(program, saved.totals, program.steps_per_epoch)
+    tested = accuracies(program.evaluate, saved.state, program.test_data, eval_batch_size)
+    seconds = float(saved.seconds) + time.monotonic() - begun
+    return {
+        "epoch": epoch + 1,
+        "step": int(saved.state.step),
+        "learning_rate": float(f"{program.learning_rate(epoch):.7g}"),
+        **{f"train/{name}": value for name, value in means.items()},
+        **{f"test/{name if name == 'accuracy' else 'accuracy_' + name}": value for name, value in tested.items()},
+        "seconds": round(seconds, 3),
+        "images_per_second": round(speed.images / max(speed.seconds, 1e-9), 1),
+    }
