@@ -114,19 +114,20 @@ def _train_until(
     """
     state, totals, seconds = saved
     begun = timed = time.monotonic()
-    reached = first = int(state.step)
-    epoch = reached // program.steps_per_epoch
+    reached = start = first = int(state.step)
+    epoch = start // program.steps_per_epoch
     before = epoch * program.steps_per_epoch
     order = batches.epoch_order(program.key, epoch, len(program.train_data.labels))
     rate = jnp.float32(program.learning_rate(epoch))
     in_flight: deque[tuple[int, Totals]] = deque()
-    looked = reached
-    while reached < until and not stop.requested and time.monotonic() < deadline:
+    looked = start
+    # A call at least, or a run that is saved all the time would not move.
+    while reached < until and not stop.requested and (reached == start or time.monotonic() < deadline):
         count = min(program.steps_per_call, until - reached)
         state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
         reached += count
         in_flight.append((reached, totals))
-        if reached - count == first and reached < until:
+        if reached - count == start and reached < until:
             jax.block_until_ready(totals)
             timed, first = time.monotonic(), reached
             display.started(reached)

@@ -37,11 +37,11 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
             return
         dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
         set_up_jax(config.precision)
-        _train(config, workdir, dataset, assemble(config, dataset, planned), stop)
+        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop)
 
 
-def _train(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest) -> None:
-    """The run itself, once nobody else can start in its folder."""
+def go_on(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest) -> None:
+    """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
 

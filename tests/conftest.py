@@ -12,7 +12,13 @@ import pytest  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also run the tests that take over a minute")
+    parser.addoption("--all", action="store_true", help="also run the tests that take over a minute, and all rounds")
+
+
+def pytest_generate_tests(metafunc):
+    if rounds := metafunc.definition.get_closest_marker("rounds"):
+        few, many = rounds.args
+        metafunc.parametrize("number", range(many if metafunc.config.getoption("--all") else few))
 
 
 def pytest_collection_modifyitems(config, items):

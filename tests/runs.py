@@ -1,0 +1,136 @@
+"""Runs without the command around them: assembled once, then begun, stopped, broken and continued many times."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import config as configuration
+from cutnmix_jax import data, loop, metrics, program
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.errors import StoppedError
+
+TEN_EPOCHS = [
+    "--config.backbone.name=tests.tiny:Tiny",
+    "--config.train_examples=64",
+    "--config.test_examples=30",
+    "--config.eval_batch_size=16",
+    "--config.batch_size=16",
+    "--config.epochs=10",
+    "--config.optimizer.milestones=(5,8)",  # so the rate falls at steps 20 and 32
+]
+
+
+class Made:
+    """An assembled run, its first state, and how to train it in a folder."""
+
+    def __init__(self, row="cutnmix", *more):
+        self.config = configuration.from_flags(f"configs/quickstart.py:digits,{row}", [*TEN_EPOCHS, *more])
+        examples = self.config.train_examples, self.config.test_examples
+        self.program = program.assemble(self.config, data.load(self.config.dataset, "", *examples))
+        self.first = jax.device_get(self.program.init())
+
+    def train(self, workdir, stop=None, program=None, config=None):
+        """Begins or goes on; returns the step it went on from."""
+        stop, program, config = stop or Stop(), program or self.program, config or self.config
+        workdir.mkdir(exist_ok=True)
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        saved = checkpoints.restore(program.shapes())
+        if saved is None:
+            saved = jax.tree.map(jnp.array, self.first)
+        begun = int(saved.state.step)
+        files = metrics.Metrics(workdir, begun // program.steps_per_epoch)
+        try:
+            loop.train(program, saved, config, checkpoints, files, stop)
+        finally:
+            files.close()
+            checkpoints.close()
+        return begun
+
+    def saved(self, workdir, step=None):
+        """The newest checkpoint, or the one of a step, without the time it took."""
+        if step is not None:
+            alone = Path(workdir) / "alone"
+            shutil.copytree(Path(workdir) / "checkpoints" / str(step), alone / str(step))
+        reader = Checkpoints(Path(workdir) / "checkpoints" if step is None else alone, None)
+        saved = reader.restore(self.program.shapes())
+        reader.close()
+        if step is not None:
+            shutil.rmtree(alone)
+        return jax.device_get(saved._replace(seconds=0))
+
+
+@dataclasses.dataclass
+class Stop:
+    """A request to stop that a test makes itself."""
+
+    requested: bool = False
+
+    def defer(self):
+        pass
+
+
+def hooked(program, before):
+    """A program that calls `before(number, state, totals)` ahead of every step; it may return other ones."""
+    steps = []
+
+    def train_step(state, totals, *rest):
+        steps.append(1)
+        state, totals = before(len(steps), state, totals) or (state, totals)
+        return program.train(state, totals, *rest)
+
+    return program._replace(train=train_step)
+
+
+def stopped_after(made, workdir, steps):
+    """Begins or goes on, and is stopped by request in the call that does so many more steps."""
+    stop = Stop()
+
+    def before(number, state, totals):
+        stop.requested = number >= steps
+
+    with pytest.raises(StoppedError):
+        made.train(workdir, stop, hooked(made.program, before))
+
+
+def rows_in(workdir):
+    """The rows without what differs from run to run."""
+    rows = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def steps_in(workdir):
+    """The steps whose checkpoints are there, oldest first."""
+    return sorted(int(path.name) for path in Path(workdir, "checkpoints").glob("*") if path.name.isdigit())
+
+
+def assert_same(made, one, other):
+    """Two folders hold the same run, bit for bit."""
+    chex.assert_trees_all_equal(made.saved(one), made.saved(other))
+    assert rows_in(one) == rows_in(other)
+    assert [row["epoch"] for row in rows_in(one)] == list(range(1, made.config.epochs + 1))
+
+
+@functools.cache
+def made(row="cutnmix"):
+    """An assembled run of a row, one for all tests of a process."""
+    return Made(row)
+
+
+@functools.cache
+def whole(row, folder):
+    """A folder with an undisturbed run of a row."""
+    made(row).train(folder)
+    return folder
+
+
+def leaves(tree):
+    """Its arrays by name."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,158 @@
+"""A run that was stopped or killed anywhere ends, after the same command again, bit for bit as if nothing had been."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import numpy as np
+import pytest
+
+from cutnmix_jax import main
+from cutnmix_jax.errors import CheckpointError
+from tests.runs import (
+    TEN_EPOCHS,
+    Made,
+    Stop,
+    assert_same,
+    hooked,
+    leaves,
+    made,
+    rows_in,
+    steps_in,
+    stopped_after,
+    whole,
+)
+from tests.test_run import ROOT
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return whole("cutnmix", tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.mark.rounds(8, 40)
+def test_stopped_at_every_step(number, undisturbed, tmp_path):
+    step = 1 + number * 27 % 40  # each of 1 to 40 once; the last one is the end
+    if step == 40:
+        made().train(tmp_path, Stop(), hooked(made().program, lambda *_: None))
+    else:
+        stopped_after(made(), tmp_path, step)
+        assert steps_in(tmp_path)[-1] == step
+        assert made().train(tmp_path) == step
+    assert_same(made(), tmp_path, undisturbed)
+
+
+def test_stopped_again_and_again(undisturbed, tmp_path):
+    for steps in (3, 1, 4, 1, 5, 9, 2, 6):
+        stopped_after(made(), tmp_path, steps)
+    assert made().train(tmp_path) == 31
+    assert_same(made(), tmp_path, undisturbed)
+
+
+def test_saving_more_often_changes_nothing(undisturbed, tmp_path):
+    often = Made("cutnmix", "--config.checkpoint.every_steps=3", "--config.checkpoint.every_minutes=1e-9")
+    often.train(tmp_path)
+    assert_same(made(), tmp_path, undisturbed)
+
+
+def steps_saved_by(tmp_path, *fields):
+    Made("cutnmix", *fields, "--config.checkpoint.keep=100").train(tmp_path)
+    return steps_in(tmp_path), rows_in(tmp_path)
+
+
+def test_by_steps_and_by_epochs(tmp_path):
+    seen, rows = steps_saved_by(tmp_path, "--config.checkpoint.every_steps=6", "--config.checkpoint.every_epochs=5")
+    before = [max([0.0, *(row["test/accuracy"] for row in rows[:n])]) for n in range(10)]
+    records = [row["step"] for row, best in zip(rows, before, strict=True) if row["test/accuracy"] > best]
+    assert seen == sorted({6, 12, 18, 24, 30, 36, 20, 40, *records})
+
+
+def test_by_time(tmp_path):
+    run = Made("cutnmix", "--config.checkpoint.every_minutes=0.01", "--config.checkpoint.keep=100")
+    run.train(tmp_path, program=hooked(run.program, lambda number, *_: time.sleep(0.7) if number in (10, 30) else None))
+    assert {10, 30} <= set(steps_in(tmp_path))
+
+
+def test_the_newest_and_the_best_are_kept(undisturbed, tmp_path):
+    rows = rows_in(undisturbed)
+    best = max(rows, key=lambda row: (row["test/accuracy"], -row["epoch"]))["step"]
+    assert steps_in(undisturbed) == sorted({best, 32, 36, 40})
+    # A best epoch long ago, with other numbers of what is kept besides.
+    for keep in (1, 2):
+        run, folder = Made("cutnmix", f"--config.checkpoint.keep={keep}"), tmp_path / str(keep)
+        accuracy = iter([0.2, 0.9, 0.3, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+        run.program = run.program._replace(evaluate=lambda *_, a=accuracy, n=[0]: _counts(a, n))
+        run.train(folder)
+        assert steps_in(folder) == [8, *[36, 40][-keep:]]
+
+
+def _counts(accuracies, calls):
+    """30 test images in two batches of 16: what they are counted as, for a given accuracy."""
+    calls[0] += 1
+    right = next(accuracies) * 30 if calls[0] % 2 else 0
+    return {"peer_0": np.int32(right), "peer_1": np.int32(right), "ensemble": np.int32(right)}
+
+
+def test_another_program_s_state_is_refused_and_left(undisturbed, tmp_path):
+    subprocess.run(["cp", "-r", undisturbed, tmp_path / "run"], check=True)
+    other = Made("cutnmix", "--config.backbone.name=tests.tiny:wide")
+    with pytest.raises(CheckpointError, match=r"of another program .* is float32\[.*\] there and float32\[.*\] here"):
+        other.train(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints-damaged").exists()
+    assert_same(made(), tmp_path / "run", undisturbed)
+
+
+# The command itself, killed at random moments while it saves after every step.
+ROWS = ("cutnmix", "ps_kd", "okddip")
+KILLED = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep=2"]
+
+
+def command_of(row, workdir):
+    more = ["--config.loss.rampup_epochs=2"] if row == "okddip" else []
+    return [f"--config=configs/quickstart.py:digits,{row}", *TEN_EPOCHS, *KILLED, *more, f"--workdir={workdir}"]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """An undisturbed run of a row by the command, and how long it took."""
+    folder, seconds = tmp_path_factory.mktemp("references"), {}
+
+    def of(row):
+        if row not in seconds:
+            for name in ("compiled", "run"):
+                begun = time.monotonic()
+                subprocess.run(
+                    [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, folder / row / name)],
+                    cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+                seconds[row] = time.monotonic() - begun
+        return folder / row / "run", seconds[row]
+
+    return of
+
+
+@pytest.mark.rounds(3, 50)
+def test_killed_at_a_random_moment(number, references, tmp_path):
+    row, chance = ROWS[number % 3], random.Random(number)
+    reference, seconds = references(row)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        process.wait(chance.uniform(0.25, 1) * seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    print(f"killed with {steps_in(tmp_path)} saved")
+    assert main.main(command_of(row, tmp_path)) == 0
+    run = made(row)
+    chex.assert_trees_all_equal(leaves(run.saved(tmp_path)), leaves(run.saved(reference)))
+    assert rows_in(tmp_path) == rows_in(reference)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, reference)]
+    assert {k: v for k, v in results[0].items() if k != "seconds"} == {
+        k: v for k, v in results[1].items() if k != "seconds"
+    }
