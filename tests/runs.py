@@ -40,7 +40,7 @@ class Made:
     def train(self, workdir, stop=None, program=None, config=None):
         """Begins or goes on; returns the step it went on from."""
         stop, program, config = stop or Stop(), program or self.program, config or self.config
-        workdir.mkdir(exist_ok=True)
+        (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         saved = checkpoints.restore(program.shapes())
         if saved is None:

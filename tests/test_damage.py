@@ -1,0 +1,180 @@
+"""What is damaged is never restored: a whole older checkpoint is, or nothing is touched."""
+
+import json
+import random
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import checkpoint, digests
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.errors import CheckpointError, DivergedError
+from tests.runs import assert_same, made, steps_in, stopped_after, whole
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped in its seventh epoch, and what its checkpoints hold."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stopped_after(made(), folder, 26)
+    return folder, {step: made().saved(folder, step) for step in steps_in(folder)}
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def restored(folder):
+    """What a start would go on from."""
+    checkpoints = Checkpoints(folder / "checkpoints", 3)
+    try:
+        return jax.device_get(checkpoints.restore(made().program.shapes())._replace(seconds=0))
+    finally:
+        checkpoints.close()
+
+
+def files_of(folder, step):
+    return sorted(path for path in (folder / "checkpoints" / str(step)).rglob("*") if path.is_file())
+
+
+@pytest.mark.rounds(40, 300)
+def test_a_flipped_bit(number, stopped, copied, capsys):
+    chance, (_, saved) = random.Random(number), stopped
+    files = files_of(copied, 26)
+    # By turns any file, and the large ones, which hold the arrays.
+    weights = [1 if number % 2 else path.stat().st_size for path in files]
+    file = chance.choices(files, weights)[0]
+    content = bytearray(file.read_bytes())
+    if not content:
+        return
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+    found = restored(copied)
+    step = int(found.state.step)
+    chex.assert_trees_all_equal(found, saved[step])
+    if step != 26:
+        assert (step, capsys.readouterr().err.count("step 26 is damaged")) == (24, 1)
+        assert len(list((copied / "checkpoints-damaged").iterdir())) == 1
+
+
+def ways(stopped_folder):
+    return [str(path.relative_to(stopped_folder / "checkpoints" / "26")) for path in files_of(stopped_folder, 26)]
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied", "one byte", "half"])
+def test_every_file_of_the_newest(damage, stopped, tmp_path, capsys):
+    for name in ways(stopped[0]):
+        folder = tmp_path / "run"
+        shutil.copytree(stopped[0], folder)
+        file = folder / "checkpoints" / "26" / name
+        size = file.stat().st_size
+        if damage == "removed":
+            file.unlink()
+        else:
+            with file.open("r+b") as opened:
+                opened.truncate({"emptied": 0, "one byte": min(1, size), "half": size // 2}[damage])
+        found = restored(folder)
+        chex.assert_trees_all_equal(found, stopped[1][int(found.state.step)])
+        assert int(found.state.step) in (24, 26), name
+        shutil.rmtree(folder)
+
+
+def test_a_run_goes_on_from_the_one_before(copied, tmp_path, capsys):
+    largest = max(files_of(copied, 26), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-10])
+    assert made().train(copied) == 24
+    assert_same(made(), copied, whole("cutnmix", tmp_path / "whole"))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_nothing_is_touched_where_none_is_whole(copied):
+    for step in steps_in(copied):
+        max(files_of(copied, step), key=lambda path: path.stat().st_size).write_bytes(b"x")
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=r"none of the \d checkpoints in .* is whole \(step 26"):
+        made().train(copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_an_array_that_was_changed_and_written_well(tmp_path):
+    """What no check sum of the storage can see: other numbers under the digests of the right ones."""
+    state = {"w": jnp.arange(6.0), "n": jnp.int32(3)}
+    for changed in (
+        {"w": jnp.arange(6.0).at[2].set(2.0000002)},
+        {"n": jnp.int32(4)},
+        {"w": jnp.arange(6, dtype=jnp.float16)},
+    ):
+        told = digests.of(5, state)
+        found = digests.of(5, state | changed)
+        with pytest.raises(ValueError, match=f"{next(iter(changed))} is not what was written"):
+            digests.compare(told, found)
+    told["arrays"]["w"] = found["arrays"]["w"]
+    with pytest.raises(ValueError, match="digests are damaged"):
+        digests.check(told)
+    with pytest.raises(ValueError, match="of step 4"):
+        digests.compare(digests.of(4, state), digests.of(5, state))
+
+
+def test_digests_are_sha256_of_the_bytes():
+    # echo -n '\0\0\x80?' | sha256sum: the four bytes of 1.0
+    told = digests.of(1, {"w": jnp.ones((), jnp.float32)})
+    assert told["arrays"]["w"] == "float32[] e00e5eb9444182f352323374ef4e08ebcb784725fdd4fd612d7730540b3e0c8c"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(value, tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(1, {"w": jnp.ones(3)})
+    for save in (checkpoints.save, checkpoints.finish):
+        with pytest.raises(DivergedError, match="by step 2: w is not finite"):
+            save(2, {"w": jnp.array([1.0, value, 1.0])})
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+
+
+def test_a_teacher_s_checkpoint_is_checked_too(copied):
+    shapes = made().program.shapes().state.params["peers"][0]
+    reader = Checkpoints(copied / "checkpoints", None)
+    reader.read_parts({"params": ("state.params.peers.0", shapes)})
+    reader.close()
+    file = max(files_of(copied, 26), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    reader = Checkpoints(copied / "checkpoints", None)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        reader.read_parts({"params": ("state.params.peers.0", shapes)})
+    reader.close()
+    assert steps_in(copied)[-1] == 26  # of somebody else's run nothing is moved
+
+
+def test_a_failed_save_is_tried_again_and_then_told(tmp_path, monkeypatch, capsys):
+    """Without a disk that is full: Orbax is made to fail."""
+    monkeypatch.setattr(checkpoint, "PATIENCE", (0.0, 0.0))
+    checkpoints = Checkpoints(tmp_path, 3)
+
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(checkpoints._manager), "save", fails)
+        with pytest.raises(CheckpointError, match="cannot save in .* the disk is full"):
+            checkpoints.save(1, {"w": jnp.ones(3)})  # nothing to fall back on
+    checkpoints.save(1, {"w": jnp.ones(3)})
+    with monkeypatch.context() as broken:
+        broken.setattr(type(checkpoints._manager), "save", fails)
+        checkpoints.save(2, {"w": jnp.ones(3)})
+        assert "training goes on, the newest checkpoint is that of step 1" in capsys.readouterr().err
+        with pytest.raises(CheckpointError, match="cannot save step 3 .* the newest checkpoint is that of step 1"):
+            checkpoints.finish(3, {"w": jnp.ones(3)})
+    checkpoints.finish(3, {"w": jnp.full(3, 2.0)})
+    np.testing.assert_array_equal(checkpoints.restore({"w": jnp.ones(3)})["w"], [2, 2, 2])
+    assert checkpoints.steps() == [1, 3]
+    checkpoints.close()
+    assert json.loads((tmp_path / "3" / "digests" / "metadata").read_text())["step"] == 3

@@ -1,0 +1,57 @@
+"""Of all who start in one folder at the same time, one trains."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cutnmix_jax import lock
+from cutnmix_jax.errors import UsageError
+from tests.runs import TEN_EPOCHS
+from tests.test_run import ROOT, wait_for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all rounds, so that each round begins with the lock of a dead owner."""
+    return tmp_path_factory.mktemp("locked") / "run"
+
+
+@pytest.mark.rounds(2, 50)
+def test_simultaneous_starts(number, folder):
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py", *TEN_EPOCHS]
+    command += ["--config.epochs=1000000", f"--workdir={folder}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2 + number % 7)]
+    try:
+        wait_for(lambda: sum(process.poll() is not None for process in processes) >= len(processes) - 1)
+        [winner] = [process for process in processes if process.poll() is None]
+        for process in set(processes) - {winner}:
+            _, errors = process.communicate()
+            assert process.returncode == 2, errors
+            assert (
+                errors.startswith(f"error: {folder} is in use by process {winner.pid} on ") and errors.count("\n") == 1
+            )
+        assert any(line.startswith("epoch ") for line in winner.stdout)  # it trains
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+
+def test_the_second_is_told_at_once(tmp_path):
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}"]
+    with lock.held(tmp_path):
+        begun = time.monotonic()
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode == 2 and "is in use by process" in second.stderr
+        assert time.monotonic() - begun < 10  # before data are loaded or anything is compiled; 3 s where it is quiet
+    with lock.held(tmp_path):  # and free again
+        pass
+
+
+def test_in_one_process_too(tmp_path):
+    with lock.held(tmp_path), pytest.raises(UsageError, match="in use"), lock.held(tmp_path):
+        pass
