@@ -6,10 +6,12 @@ the state's nodes, and beside it the SHA-256 of each array: Orbax alone gives ba
 
 import contextlib
 import errno
+import gc
 import logging
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,16 @@ from cutnmix_jax.metrics import PATIENCE
 from cutnmix_jax.types import Tree
 
 # Orbax tells of every save at the level of a warning, and of a failed one with tracebacks besides the exception.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+for _noisy in ("absl", "asyncio"):
+    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+
+
+def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
+        otherwise(told)
+
+
+sys.unraisablehook = _unraisable
 
 
 class Checkpoints:
@@ -63,16 +74,23 @@ class Checkpoints:
           CheckpointError: it cannot be written, nor could any before.
           DivergedError: the state is not finite.
         """
+        failed = None
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # of the save before, which went on in the background
-            self._give_up(error)
+            failed = error
+            self._reopen()
         try:
             self._begin(step, state, best)
         except DivergedError:
             raise
         except Exception as error:
-            self._give_up(error)
+            failed = failed or error
+            self._reopen()
+        if failed and not self.steps():
+            raise CheckpointError(f"cannot save in {self._folder}: {_reason(failed)}; make room and start again")
+        if failed:
+            console.warn(f"cannot save in {self._folder} ({_reason(failed)}); training goes on, {self._left()}")
 
     def finish(self, step: int, state: Tree, best: int | None = None) -> None:
         """Like `save`, but tries more than once and returns when the state is on disk.
@@ -81,6 +99,7 @@ class Checkpoints:
           CheckpointError: it cannot be written; says which checkpoint is left.
           DivergedError: the state is not finite.
         """
+        reasons = []
         for seconds in PATIENCE:
             time.sleep(seconds)
             try:
@@ -91,10 +110,10 @@ class Checkpoints:
             except DivergedError:
                 raise
             except Exception as error:
-                reason = _reason(error)
+                reasons.append(_reason(error))
                 self._reopen()
         raise CheckpointError(
-            f"cannot save step {step} in {self._folder} ({reason}); {self._left()}; "
+            f"cannot save step {step} in {self._folder} ({reasons[0]}); {self._left()}; "
             "make room or let it be written, and give the same command again"
         )
 
@@ -109,18 +128,11 @@ class Checkpoints:
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
         self._manager.save(step, args=saved)
 
-    def _give_up(self, error: Exception) -> None:
-        self._reopen()
-        if not self.steps():
-            raise CheckpointError(
-                f"cannot save in {self._folder}: {_reason(error)}; make room and start again"
-            ) from error
-        console.warn(f"cannot save in {self._folder} ({_reason(error)}); training goes on, {self._left()}")
-
     def _reopen(self) -> None:
         """Forgets a save that failed and frees the room that it took."""
         with contextlib.suppress(Exception):  # the failure that is being dealt with
             self._manager.close()
+        gc.collect()  # what was being written ends now, and not in tracebacks when Python ends
         self._open()
 
     def _left(self) -> str:
@@ -218,7 +230,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            self._give_up(error)
+            console.warn(f"cannot save in {self._folder} ({_reason(error)})")
 
 
 class _NewestAndBest:

@@ -20,13 +20,15 @@ def held(folder: Path) -> Iterator[None]:
     """Keeps others out of a folder while it is open.
 
     Raises:
-      UsageError: somebody else holds it; says who.
+      UsageError: somebody else holds it, and says who; or it cannot be locked.
     """
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"{folder} is in use by {_owner(folder)}; wait for it or choose another --workdir") from error
+    except OSError as error:  # a disk that is read-only, or a network's that knows no locks
+        raise UsageError(f"cannot lock {folder}: {error.strerror}; choose another --workdir") from error
     try:
         owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with suppress(OSError):  # a full disk; the lock holds without a name

@@ -123,10 +123,7 @@ class Metrics:
         try:
             if self._whole:
                 self._whole = False
-                with self._path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                _append(self._path, _lines([row]))
             else:
                 _write_whole(self._path, _lines(self.rows))
             self._whole = True
@@ -201,6 +198,20 @@ class _Events:
         with contextlib.suppress(OSError):
             if file:
                 file.close()
+
+
+def _append(path: Path, text: str) -> None:
+    """Adds to a file; it is on disk when this returns, and the file as it was where it cannot be."""
+    size = path.stat().st_size
+    try:
+        with path.open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def _lines(rows: Sequence[Row]) -> str:

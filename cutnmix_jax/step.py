@@ -149,7 +149,9 @@ def make_trainer(
         if not loop:
             return one_step(state, totals, data, order, learning_rate, key)
 
-        return repeat(lambda *carry: one_step(*carry, data, order, learning_rate, key), state, totals, count)
+        return repeat(
+            lambda state, totals: one_step(state, totals, data, order, learning_rate, key), state, totals, count
+        )
 
     return jax.jit(train, donate_argnums=0)
 

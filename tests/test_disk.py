@@ -1,0 +1,123 @@
+"""A disk that is full, for a while or for good, or read-only: nothing is lost. On a tmpfs of a namespace's own."""
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cutnmix_jax import checkpoint, main, metrics
+from cutnmix_jax.errors import CheckpointError
+from tests.runs import TEN_EPOCHS, assert_same, hooked, made, rows_in, steps_in, whole
+from tests.test_run import ROOT
+
+MOUNT = "mount -t tmpfs -o size=3m,mode=777 none {0} && exec {1} -c 'from tests import test_disk as t; t.{2}'"
+
+
+def mounted(folder, call):
+    """Runs a function of this file where `folder` is a small disk; skips where that needs more rights."""
+    folder.mkdir()
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*unshare, f"mount -t tmpfs none {folder}"], capture_output=True).returncode
+    ):
+        pytest.skip("no right to mount a tmpfs")
+    done = subprocess.run(
+        [*unshare, MOUNT.format(folder, sys.executable, call)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and done.stdout.endswith("as it should be\n"), done.stdout + done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.mark.rounds(4, 20)
+def test_a_full_disk(number, tmp_path):
+    errors = mounted(tmp_path / "disk", f'fill({number}, "{tmp_path / "disk"}", "{tmp_path / "whole"}")')
+    assert all(line.startswith("warning: ") for line in errors), errors
+    print("\n".join(errors))
+
+
+def fill(number, disk, reference):
+    """Fills the disk before a random step; frees it before a later one, or not."""
+    checkpoint.PATIENCE = metrics.PATIENCE = (0.0, 0.1)
+    chance, disk = random.Random(number), Path(disk)
+    run, filler, reference = disk / "run", disk / "filler", whole("cutnmix", Path(reference))
+    begin = chance.randrange(1, 40)
+    end = begin + chance.randrange(1, 12) if number % 2 else None
+    left = chance.choice([0, 1, 5000, 20_000, 60_000])
+
+    def before(step, *_):
+        if step == begin:
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    file.truncate(max(0, file.tell() - left))
+        elif step == end:
+            filler.unlink()
+
+    try:
+        made().train(run, program=hooked(made().program, before))
+    except CheckpointError as error:
+        print(error)
+        saved = steps_in(run)
+        # What was whole before is whole still.
+        rows = rows_in(run) if (run / "metrics.jsonl").exists() else []
+        assert rows == rows_in(reference)[: len(rows)] and len(rows) >= (saved[-1] if saved else 0) // 4
+        assert end is None or not saved or end > 40
+        filler.unlink()
+        assert made().train(run) == (saved[-1] if saved else 0)
+    assert_same(made(), run, reference)
+    print("as it should be")
+
+
+def test_a_read_only_disk(tmp_path):
+    [error] = mounted(tmp_path / "disk", f'read_only("{tmp_path / "disk"}")')
+    assert error.startswith("error: cannot lock ") and "Read-only file system" in error
+
+
+def read_only(disk):
+    """Makes the disk read-only between two starts."""
+    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.epochs=6", f"--workdir={disk}/run"]
+    assert main.main(command) == 0
+    Path(disk, "run", "results.json").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert main.main(command) == 2
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert main.main(command) == 0
+    print("as it should be")
+
+
+def test_a_disk_that_fills_up_through_the_command(tmp_path):
+    errors = mounted(tmp_path / "disk", f'through_the_command("{tmp_path / "disk"}")')
+    assert errors[-1].startswith("error: cannot ") and "give the same command again" in errors[-1]
+    assert all(line.startswith("warning: ") for line in errors[:-1])
+
+
+def through_the_command(disk):
+    """The exit code, and that the same command finishes once there is room."""
+    from cutnmix_jax import loop
+
+    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, f"--workdir={disk}/run"]
+    done = loop._epoch_row
+    filler = Path(disk, "filler")
+
+    def row(*arguments):
+        if arguments[2] == 5:
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+        return done(*arguments)
+
+    loop._epoch_row = row
+    assert main.main(command) == 4
+    filler.unlink()
+    loop._epoch_row = done
+    assert main.main(command) == 0
+    print("as it should be")
