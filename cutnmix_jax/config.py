@@ -46,7 +46,7 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
             f"--config: no file {path}; {nearest(str(path), known)}" if known else f"--config: no file {path}"
         )
     values = flags.FlagValues()
-    arguments = ["main", f"--config={file}", *overrides]
+    arguments = ["main", f"--config={file}", *_last_of_each(overrides)]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         unread = values(arguments)[1:]
@@ -62,7 +62,15 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     if "method" in config_flags.get_override_values(values["config"]):
         raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
     check(config)
+    if config.teacher:  # the same folder by another name is the same teacher
+        config.teacher = str(Path(config.teacher).resolve())
     return config
+
+
+def _last_of_each(overrides: Sequence[str]) -> list[str]:
+    """A field that is given twice has its last value; ml_collections would join two tuples."""
+    last = {text.partition("=")[0]: text for text in overrides if text.startswith("--config.") and "=" in text}
+    return [text for text in overrides if last.get(text.partition("=")[0], text) == text]
 
 
 def check(config: ConfigDict) -> None:
@@ -120,6 +128,8 @@ def _check_method(config: ConfigDict, names: Sequence[str], method: Method) -> N
         raise UsageError(f"config.mix.kind={config.mix.kind!r}: {row} is defined for unmixed images; set it to none")
     if method.same_images and not same_images(config):
         raise UsageError(f"{row} needs all networks to see the same images: set config.views=shared and no cutnmix")
+    if method.views > 1 and config.mix.kind == "cutnmix" and config.mix.box == "own":
+        raise UsageError(f"config.mix.box='own': {row} has one label for {method.views} views; choose another reading")
     if method.needs_trunk and not config.share_trunk:
         raise UsageError(f"config.share_trunk=False: {row} is defined for networks with one trunk")
     if config.share_trunk and len(set(names)) > 1:

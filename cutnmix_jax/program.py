@@ -80,14 +80,15 @@ def plan(config: ConfigDict) -> Plan:
     )
     trained = None
     if method.teacher.startswith("frozen"):
-        trained = teacher.find(
-            config.teacher, config.dataset, num_classes, names, method.teacher == "frozen_self", dtype
-        )
-    networks = {name: backbones.load(name, num_classes, dtype) for name in set(names)}
-    found = {name: _feature_size(network) for name, network in networks.items()}
+        with backbones.shapes_only():
+            same = method.teacher == "frozen_self"
+            trained = teacher.find(config.teacher, config.dataset, num_classes, names, same, dtype)
+    with backbones.shapes_only():
+        networks = {name: backbones.load(name, num_classes, dtype) for name in set(names)}
+        found = {name: _feature_size(network) for name, network in networks.items()}
+        trunk_size = _trunk_size(networks[names[0]]) if config.share_trunk else 0
     sizes = tuple(found[name] for name in names)
     configuration.check_weights(config.weights, method, sizes)
-    trunk_size = _trunk_size(networks[names[0]]) if config.share_trunk else 0
     return Plan(names, networks, sizes, trunk_size, method, trained)
 
 

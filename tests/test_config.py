@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -240,3 +245,113 @@ def test_checks_know_their_bounds():
     assert schema.whole(0, 5)(5) == "" and schema.whole(0, 5)(6)
     assert schema.number(0, 1)(1.0) == "" and schema.number(0, 1, above=True)(0.0)
     assert schema.number(0)(math.inf) and schema.number(0)(math.nan)
+
+
+SHIPPED = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "common"))
+WRONG_VALUES = {
+    int: ("", "abc", "1.5", "nan", "-1", "1e3", "99999999999999", "0x", "None", "(1,)"),
+    float: ("", "abc", "nan", "inf", "-inf", "-0.5", "1,5", "None"),
+    bool: ("", "maybe", "2", "nan"),
+    tuple: ("soon", "(2,1)", "(0,)", "(1.5,)", "(nan,)", "(-1,)"),
+    str: ("no such thing",),
+}
+FREE_TEXT = ("data_dir", "method")  # any folder can be meant; and the method is refused whatever it is
+
+
+def malformed():
+    """Every field of some rows with values of the wrong type or out of range, and every name misspelt."""
+    for row_name in ("cutnmix", "ps_kd", "okddip"):
+        plain = configuration.from_flags(f"configs/quickstart.py:digits,{row_name}", [])
+        for name, value in leaves(plain.to_dict()):
+            if name in FREE_TEXT:
+                continue
+            for wrong in WRONG_VALUES[type(value)]:
+                yield row_name, f"--config.{name}={wrong}", name.rpartition(".")[2]
+            if row_name == "cutnmix":
+                place = len(name) * 2 // 3
+                for typo in (name[:place] + name[place + 1 :], name + "s", name[:place] + "_" + name[place:]):
+                    if typo not in dict(leaves(plain.to_dict())):
+                        yield row_name, f"--config.{typo}={value}", "no field"
+
+
+MALFORMED = [case for case in malformed() if case[1] != "--config.checkpoint.every_minutes=inf"]
+
+
+def test_there_are_enough_of_them():
+    assert len({case[:2] for case in MALFORMED}) + len(WRONG) > 500
+
+
+@pytest.mark.parametrize("case", MALFORMED, ids=" ".join)
+def test_malformed(case, tmp_path, capsys, monkeypatch):
+    def touched(*_):
+        raise AssertionError("a device was touched")
+
+    monkeypatch.setattr(train, "set_up_jax", touched)
+    monkeypatch.setattr(train.data, "load", touched)
+    code, errors = run([row(case[0]), case[1]], tmp_path, capsys)
+    assert (code, len(errors)) == (2, 1), errors
+    assert case[2] in errors[0] and "Traceback" not in errors[0] and len(errors[0]) < 500
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--config.sed=96"],
+        ["--config.train_examples=2000"],
+        ["--config.weights.dml=0", "--config.num_peers=1"],
+        ["--config.peers=resnet8,wrn20_8"],
+        ["--config.backbone.name=tests.nowhere:make"],
+    ],
+)
+def test_before_a_device_is_touched_and_within_three_seconds(wrong, tmp_path):
+    command = [sys.executable, "-m", "cutnmix_jax.main", QUICK, *wrong, f"--workdir={tmp_path / 'run'}"]
+    seconds = []
+    for _ in range(3):  # beside other tests the first may be slow
+        begun = time.monotonic()
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "no_such_device"}
+        )
+        seconds.append(time.monotonic() - begun)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "JAX" not in done.stderr, done.stderr
+        if seconds[-1] < 3:
+            break
+    assert min(seconds) < 3, seconds
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_config_json_is_the_configuration(file):
+    """Each leaf reads back as it was, and a run may go on with what was read."""
+    config = configuration.from_flags(f"configs/{file}.py", ["--config.optimizer.milestones=(1,2)"])
+    read = json.loads(json.dumps(metrics.config_json(config)))
+    assert configuration.difference(read, metrics.config_json(config)) == []
+    as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in leaves(read)}
+    assert as_tuples == dict(leaves(config.to_dict()))
+
+
+def other(name, value):
+    """Another value than the one a field has."""
+    choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
+               "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x", "peers": "a,b",
+               "data_dir": "/x", "optimizer.milestones": (1, 2), "mix.prob": 0.25}  # fmt: skip
+    if name in choices:
+        return choices[name]
+    return not value if isinstance(value, bool) else value + 1
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_every_leaf_can_be_overridden(file, monkeypatch):
+    monkeypatch.setattr(configuration, "check", lambda config: None)  # many are right only together
+    plain = configuration.from_flags(f"configs/{file}.py", [])
+    for name, value in leaves(plain.to_dict()):
+        if name == "method":
+            continue
+        changed = configuration.from_flags(f"configs/{file}.py", [f"--config.{name}={other(name, value)}"])
+        [line] = configuration.difference(metrics.config_json(plain), metrics.config_json(changed))
+        assert line.startswith(f"config.{name}: "), line
+
+
+def test_the_last_of_two_values_counts():
+    twice = [f"--config.optimizer.milestones={value}" for value in ("(1,)", "(2,)")]
+    assert configuration.from_flags("configs/resnet32.py", twice).optimizer.milestones == (2,)

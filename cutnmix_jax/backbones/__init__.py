@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from cutnmix_jax.backbones import adapters, foreign
+from cutnmix_jax.backbones.layers import shapes_only as shapes_only
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.types import Backbone
 

@@ -3,7 +3,10 @@
 NHWC throughout. Parameters and batch statistics are float32 whatever `dtype` the activations are computed in.
 """
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -73,7 +76,20 @@ def kept(x: jax.Array) -> jax.Array:
     gradients of a CPU read it in another order: in a residual network the whole stage, for each of its blocks. A GPU
     stores the input of a convolution anyway.
     """
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return x if _shapes_only.get() or jax.default_backend() != "cpu" else jax.lax.optimization_barrier(x)
+
+
+_shapes_only = contextvars.ContextVar("_shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """While entered, networks can be traced for their shapes, and JAX is not asked for a device."""
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
 
 
 def norm(x: jax.Array, train: bool, dtype: Any, name: str | None = None) -> jax.Array:

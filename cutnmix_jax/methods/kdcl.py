@@ -26,7 +26,7 @@ def make(temperature: float, target: str) -> Method:
     def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
         del key
         num_peers = len(spec.feature_sizes)
-        return {}, {"weights": jnp.full(num_peers, 1 / num_peers)} if target == "general" else {}
+        return {}, {"weights": jnp.full(num_peers, 1 / num_peers, jnp.float32)} if target == "general" else {}
 
     def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         del params, clock

@@ -1,0 +1,142 @@
+"""What is not finite is noticed within fifty steps, named, and never saved."""
+
+import random
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import main, program
+from cutnmix_jax.errors import DivergedError
+from tests.runs import TEN_EPOCHS, Made, hooked, leaves, made, rows_in, steps_in, whole
+
+# 100 steps an epoch, and nothing is saved or evaluated between.
+LONG = ["--config.train_examples=400", "--config.batch_size=4", "--config.epochs=2", "--config.optimizer.milestones=()"]
+
+
+def poisoned(tree, value, chance):
+    """A tree with one number of one of its arrays of floats replaced, and the name of that array."""
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    name, leaf = chance.choice([pair for pair in named if pair[1].dtype.kind == "f" and pair[1].size])
+    place = np.unravel_index(chance.randrange(leaf.size), leaf.shape)
+    changed = jnp.array(leaf).at[place].set(value)
+    return jax.tree_util.tree_map_with_path(lambda path, x: changed if jax.tree_util.keystr(path) == name else x, tree)
+
+
+@pytest.fixture(scope="module")
+def long():
+    return Made("cutnmix", *LONG)
+
+
+@pytest.mark.rounds(6, 20)
+def test_injected(number, long, tmp_path):
+    chance = random.Random(number)
+    value, step = chance.choice([np.nan, np.inf, -np.inf]), chance.randrange(2, 190)
+    part = ("params", "opt_state", "params", "rate")[number % 4]
+    calls = []
+
+    def before(count, state, totals):
+        calls.append(count)
+        if count == step and part != "rate":
+            return state._replace(**{part: poisoned(getattr(state, part), value, chance)}), totals
+        return None
+
+    run = hooked(long.program, before)
+    if part == "rate":
+        train = run.train
+        run = run._replace(
+            train=lambda state, totals, data, order, rate, *rest: train(
+                state, totals, data, order, jnp.float32(value) if len(calls) == step - 1 else rate, *rest
+            )
+        )
+    with pytest.raises(DivergedError) as diverged:
+        long.train(tmp_path, program=run)
+    found = re.search(r"at step (\d+), in epoch (\d): ([\w, ]+) not finite", str(diverged.value))
+    assert found, diverged.value
+    # A parameter shows in the terms of its own step, a momentum or a rate in those of the next.
+    assert step <= int(found[1]) <= step + 1 and int(found[2]) == 1 + (int(found[1]) > 100)
+    assert set(found[3].split(", ")) <= {"loss", "ce", "dml", "mmd", "pt", "peer_teacher_ce", "accuracy"}
+    assert calls[-1] - step < 50
+    if step > 100:  # what the first epoch saved is left, and whole
+        assert steps_in(tmp_path) == [100]
+        assert all(np.isfinite(leaf).all() for leaf in leaves(long.saved(tmp_path)).values())
+    else:
+        assert not steps_in(tmp_path)
+    assert all(np.isfinite(value) for row in rows_in(tmp_path) for value in row.values())
+
+
+@pytest.mark.parametrize("term", ["ce", "dml", "mmd", "pt", "peer_teacher_ce"])
+def test_the_term_and_the_step_are_named(term, monkeypatch, tmp_path):
+    make = program.configuration.make_method
+
+    def broken(config):
+        method = make(config)
+
+        def loss(params, state, outputs, batch, clock):
+            terms, state = method.loss(params, state, outputs, batch, clock)
+            return terms | {term: jnp.where(clock.step == 13, jnp.inf, terms[term])}, state
+
+        return method._replace(loss=loss)
+
+    monkeypatch.setattr(program.configuration, "make_method", broken)
+    run = Made("cutnmix")
+    with pytest.raises(DivergedError, match=rf"at step 14, in epoch 4: loss, (?:\w+, )*{term}"):
+        run.train(tmp_path)
+    assert steps_in(tmp_path)[-1] == 12
+    assert len(rows_in(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state"])
+def test_of_the_very_last_step(part, tmp_path):
+    """After it no loss is computed that could tell."""
+    run, chance = made(), random.Random(3)
+
+    def train(state, *rest):
+        state, totals = run.program.train(state, *rest)
+        if int(state.step) == 40:
+            state = state._replace(**{part: poisoned(getattr(state, part), np.nan, chance)})
+        return state, totals
+
+    with pytest.raises(DivergedError, match=rf"by step 40: state\.{part}\..* is not finite"):
+        run.train(tmp_path, program=run.program._replace(train=train))
+    reference = whole("cutnmix", tmp_path / "whole")
+    assert steps_in(tmp_path) == [step for step in steps_in(tmp_path) if step < 40] != []
+    assert rows_in(tmp_path) == rows_in(reference)  # the row was written first; a next start drops it
+
+
+def test_the_best_and_the_last_finite_one_are_left(tmp_path):
+    run, chance = made(), random.Random(4)
+
+    def before(count, state, totals):
+        return (state._replace(params=poisoned(state.params, np.nan, chance)), totals) if count == 30 else None
+
+    with pytest.raises(DivergedError):
+        run.train(tmp_path, program=hooked(run.program, before))
+    rows = rows_in(tmp_path)
+    best = max(rows, key=lambda row: (row["test/accuracy"], -row["epoch"]))["step"]
+    assert set(steps_in(tmp_path)) == {best, 20, 24, 28}
+
+
+def test_a_loop_ends_at_the_broken_step(monkeypatch, tmp_path):
+    """Where many steps are one call, as on a GPU, the call stops at the step."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    run = Made("cutnmix", *LONG, "--config.steps_per_call=100", "--config.optimizer.learning_rate=1e6")
+    reached = []
+
+    def train(*arguments):
+        state, totals = run.program.train(*arguments)
+        reached.append(int(state.step))
+        return state, totals
+
+    with pytest.raises(DivergedError) as diverged:
+        run.train(tmp_path, program=run.program._replace(train=train))
+    assert f"at step {reached[-1]}," in str(diverged.value) and reached[-1] < 100 and len(reached) == 1
+
+
+def test_the_command_says_so(tmp_path, capsys):
+    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.optimizer.learning_rate=1e6"]
+    assert main.main([*command, f"--workdir={tmp_path}"]) == 5
+    [error] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: training diverged at step \d+, in epoch 1: loss, .* not finite; lower .* left", error)
