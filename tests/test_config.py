@@ -333,8 +333,8 @@ def test_config_json_is_the_configuration(file):
 def other(name, value):
     """Another value than the one a field has."""
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
-               "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x", "peers": "a,b",
-               "data_dir": "/x", "optimizer.milestones": (1, 2), "mix.prob": 0.25}  # fmt: skip
+               "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
+               "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "mix.prob": 0.25}  # fmt: skip
     if name in choices:
         return choices[name]
     return not value if isinstance(value, bool) else value + 1
