@@ -102,11 +102,12 @@ class Metrics:
         """
         self._path = folder / "metrics.jsonl"
         self.rows = read_rows(self._path)[:epochs_done]
-        if [row.get("epoch") for row in self.rows] != list(range(1, epochs_done + 1)):
+        told = [row.get("epoch") for row in self.rows if {"step", "test/accuracy", "seconds"} <= set(row)]
+        if told != list(range(1, epochs_done + 1)):
             raise CheckpointError(
                 f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
             )
-        self._whole = self._path.exists() and self._path.read_text() == _lines(self.rows)
+        self._whole = self._path.exists() and self._path.read_bytes() == _lines(self.rows).encode()
         if not self._whole:
             _write_whole(self._path, _lines(self.rows))
             self._whole = True
@@ -226,7 +227,7 @@ def best_of(rows: Sequence[Row]) -> Row:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics file, none where there is no file; what follows a line that is none is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -240,9 +241,10 @@ def read_rows(path: Path) -> list[Row]:
 def read_results(folder: Path) -> dict[str, Any] | None:
     """What `results.json` of a run says; None where there is none, or none that can be read."""
     try:
-        return json.loads((folder / "results.json").read_text())
+        found = json.loads((folder / "results.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) and {"last", "best", "epochs"} <= set(found) else None
 
 
 def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
