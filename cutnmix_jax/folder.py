@@ -1,10 +1,10 @@
 """The folder of a run: made, kept from others, and shown to belong to a configuration."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,13 +16,16 @@ CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[None]:
-    """Makes the folder, keeps others out of it and writes `config.json`, or checks that it belongs to this run.
+def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
+    """Makes the folder, keeps others out of it and checks that it belongs to this run.
 
     Args:
       workdir: the folder.
       config: of the run.
       force: go on although fields have changed, as far as they leave the state and its place in the data alone.
+
+    Yields:
+      Whether it holds a run with other fields, which is gone on with by force.
 
     Raises:
       UsageError: it cannot be made, somebody else is in it, or it holds a run with other fields.
@@ -33,40 +36,45 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[None]:
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     with lock.held(workdir):
+        forced = _is_changed(config, workdir, force)
         try:
-            _claim(config, workdir, force)
             for name in (CHECKPOINTS, "tensorboard"):
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
         _check_checkpoints(config, workdir)
-        yield
+        yield forced
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes `config.json`, once it is sure that the run can go on with it; results of other fields are put aside."""
+    path, results = workdir / "config.json", workdir / "results.json"
+    new = metrics.config_json(config)
+    if path.exists() and json.loads(path.read_text()) == new:
+        return
+    if results.exists():
+        results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    metrics.write_json(path, new)
 
 
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir")
 
 
-def _claim(config: ConfigDict, workdir: Path, force: bool) -> None:
-    path = workdir / "config.json"
-    new = metrics.config_json(config)
+def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
+    """Whether something was saved with other fields; raises UsageError unless the run may go on with these."""
+    path, new = workdir / "config.json", metrics.config_json(config)
     try:
-        old = json.loads(path.read_text()) if path.exists() else None
-        if not isinstance(old, dict | None):
+        old = json.loads(path.read_text()) if path.exists() else new
+        if not isinstance(old, dict):
             raise ValueError("it holds no fields")
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
-    if old is not None and (changed := configuration.changes(old, new)):
-        _allow(workdir, old, new, changed, force)
-    if old != new:
-        metrics.write_json(path, new)
-
-
-def _allow(workdir: Path, old: dict[str, Any], new: dict[str, Any], changed: list[str], force: bool) -> None:
-    """Raises UsageError unless the run may go on with other fields."""
-    ours = set(old) == set(new)
-    if ours and not _begun(workdir):
-        return  # nothing was saved, so nothing is lost by beginning again
+    changed, ours = configuration.changes(old, new), set(old) == set(new)
+    if not changed or (ours and not _begun(workdir)):
+        return False  # nothing was saved, so nothing is lost by beginning again
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
     if not force or not ours:
@@ -76,9 +84,7 @@ def _allow(workdir: Path, old: dict[str, Any], new: dict[str, Any], changed: lis
             f"{what}, and {fixed[0].partition(':')[0]} cannot change within a run; choose another --workdir"
         )
     console.warn(f"{what}; going on with the new ones, as forced")
-    results = workdir / "results.json"
-    if results.exists():  # they are those of the old fields
-        results.rename(workdir / "results-before.json")
+    return True
 
 
 def _begun(workdir: Path) -> bool:

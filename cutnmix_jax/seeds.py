@@ -15,11 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from cutnmix_jax import metrics
+from cutnmix_jax import metrics, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_KEYBOARD = 130  # of a run that was stopped before it had anything to save, or twice
+PASSED_ON = (*signals.SIGNALS, signal.SIGHUP)  # a terminal that is closed tells the parent alone
 
 
 def parse(text: str) -> list[int]:
@@ -40,7 +39,8 @@ def parse(text: str) -> list[int]:
 def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> None:
     """Trains all seeds at once and prints what each says, and in the end their mean and deviation.
 
-    Ctrl-C, SIGTERM and SIGHUP are passed on: every run saves what it has and stops; a second one ends them at once.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on: every run saves what it has and stops; a second one, more than a
+    second later, ends them at once.
 
     Args:
       commands: a seed -> the arguments of `cutnmix_jax.main` that train it.
@@ -60,7 +60,7 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
             if process.poll() is None:
                 process.terminate()
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         for seed, arguments in commands.items():
             if not stopped:
@@ -120,7 +120,7 @@ def _echo(seed: int, process: subprocess.Popen) -> None:
 
 
 def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
-    by_signal = (StoppedError.exit_code, *((-signal.SIGTERM, _KEYBOARD) if stopped else ()))
+    by_signal = (StoppedError.exit_code, *((-signal.SIGTERM, signals.AT_ONCE) if stopped else ()))
     for seed, code in codes.items():
         if code != 0 and code not in by_signal:
             raise of_exit_code(code)(f"seed {seed} ended with exit code {code}; see its lines above")

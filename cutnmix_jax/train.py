@@ -30,8 +30,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
     """
     # What is wrong with the networks and the folder is said before anything is loaded or a device is touched.
     planned = plan(config)
-    with folder.opened(workdir, config, force):
-        if results := metrics.read_results(workdir):
+    with folder.opened(workdir, config, force) as forced:
+        if not forced and (results := metrics.read_results(workdir)):
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return
@@ -52,6 +52,7 @@ def go_on(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program,
         saved = program.init()
     else:
         print(f"continued from step {int(saved.state.step)}", flush=True)
+    folder.claim(workdir, config)
     files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
     with _expendable("environment.json"):
         metrics.write_json(workdir / "environment.json", metrics.environment())

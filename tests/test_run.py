@@ -196,6 +196,34 @@ def test_other_fields_are_refused_in_the_same_folder(finished, capsys):
     assert main.main([*TINY, "--config.eval_batch_size=7", f"--workdir={finished[0]}"]) == 0  # speed only
 
 
+def test_other_fields_by_force(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    command = [*TINY, f"--workdir={workdir}"]
+    assert main.main([*command, "--config.epochs=5"]) == 2
+    assert "--force to go on with these" in capsys.readouterr().err
+    assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01", "--force"]) == 0
+    said = capsys.readouterr()
+    assert "continued from step 12" in said.out
+    assert said.err.count("\n") == 1 and "config.epochs: 3 -> 5 and 1 more" in said.err
+    assert rows_of(workdir)[:3] == rows_of(finished[0]) and len(rows_of(workdir)) == 5
+    assert rows_of(workdir)[4]["learning_rate"] == 0.001
+    assert json.loads((workdir / "results.json").read_text())["epochs"] == 5
+    [before] = workdir.glob("results-before-*.json")
+    assert before.read_bytes() == (finished[0] / "results.json").read_bytes()
+    # The new fields are the run's now, and some can never change.
+    assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01"]) == 0
+    capsys.readouterr()
+    for fixed in ("batch_size=8", "seed=96", "train_examples=32"):
+        assert main.main([*command, f"--config.{fixed}", "--force"]) == 2
+        assert f"config.{fixed.partition('=')[0]} cannot change within a run" in capsys.readouterr().err
+    wide = [*command, "--config.backbone.name=tests.tiny:wide", "--force"]
+    assert main.main(wide) == 4
+    assert "of another program" in capsys.readouterr().err
+    assert not (workdir / "checkpoints-damaged").exists()
+    assert json.loads((workdir / "config.json").read_text())["backbone"]["name"] == "tests.tiny:Tiny"
+
+
 def test_killed_and_continued_is_bitwise_the_same(finished, tmp_path):
     script = f"from tests import test_run; test_run.kill_before_step(10, {str(tmp_path / 'run')!r})"
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)

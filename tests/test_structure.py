@@ -12,7 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import the rooms on the lines above its own, and its own files.
 FLOORS = [
     {"types", "errors"},
-    {"losses", "augment", "optim", "data", "pictures", "console", "signals", "device", "lock", "digests"},
+    {"console"},
+    {"losses", "augment", "optim", "data", "pictures", "signals", "device", "lock", "digests"},
     {"metrics"},
     {"checkpoint"},
     {"backbones"},

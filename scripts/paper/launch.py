@@ -93,7 +93,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         for job in running:
             job.process.send_signal(signal.SIGTERM)
 
-    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, pass_on) for number in seeds.PASSED_ON}
     try:
         while running or (waiting and not stop):
             while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
