@@ -109,8 +109,11 @@ class Metrics:
             )
         self._whole = self._path.exists() and self._path.read_bytes() == _lines(self.rows).encode()
         if not self._whole:
-            _write_whole(self._path, _lines(self.rows))
-            self._whole = True
+            try:
+                _write_whole(self._path, _lines(self.rows))
+                self._whole = True
+            except OSError as error:
+                self._warn(error)
         self._events = _Events(folder / "tensorboard", epochs_done + 1)
 
     @property
@@ -129,9 +132,12 @@ class Metrics:
                 _write_whole(self._path, _lines(self.rows))
             self._whole = True
         except OSError as error:
-            console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+            self._warn(error)
         self._events.add(row)
         return self._whole
+
+    def _warn(self, error: OSError) -> None:
+        console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
 
     def settle(self) -> None:
         """Returns when all rows are on disk.

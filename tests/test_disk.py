@@ -1,5 +1,6 @@
 """A disk that is full, for a while or for good, or read-only: nothing is lost. On a tmpfs of a namespace's own."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -121,3 +122,32 @@ def through_the_command(disk):
     loop._epoch_row = done
     assert main.main(command) == 0
     print("as it should be")
+
+
+def test_rows_wait_until_they_can_be_written(tmp_path, monkeypatch, capsys):
+    """Also those of a start on a full disk that finds a row too many."""
+    rows = [{"epoch": n, "step": 4 * n, "test/accuracy": 0.5, "seconds": 1.0} for n in (1, 2, 3)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    monkeypatch.setattr(metrics, "PATIENCE", (0.0, 0.0))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(metrics, "_write_whole", full)
+        files = metrics.Metrics(tmp_path, 1)
+        assert not files.append(rows[1])
+        with pytest.raises(CheckpointError, match="the checkpoints are whole: make room"):
+            files.settle()
+    assert capsys.readouterr().err.count("No space left on device") == 2
+    assert files.append(rows[2])
+    files.settle()
+    files.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+    # A row that is cut off while it is written is taken back.
+    files = metrics.Metrics(tmp_path, 3)
+    monkeypatch.setattr(metrics.os, "fsync", full)
+    assert not files.append(rows[2] | {"epoch": 4})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+    files.close()
