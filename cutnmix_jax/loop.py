@@ -62,11 +62,11 @@ def train(
             reached = int(saved.state.step)
             _check_finite(saved.totals, program)
             stop.defer()
-            due, written = _due(config, reached, saved_at), True
+            due = _due(config, reached, saved_at)
             if reached == (epoch + 1) * program.steps_per_epoch:
                 row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
                 # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
-                written = files.append(row)
+                files.append(row)
                 display.epoch_done(row, program.epochs)
                 state = program.calibrate(saved.state) if program.calibrate else saved.state
                 saved, speed = Saved(state, step.zero_totals(program.method, program.spec), jnp.zeros(())), Speed()
@@ -76,8 +76,9 @@ def train(
             if last or stopping:
                 files.settle()
                 checkpoints.finish(reached, saved, files.best_step)
-            elif due and written:
-                checkpoints.save(reached, saved, files.best_step)
+            elif due:
+                if files.written():
+                    checkpoints.save(reached, saved, files.best_step)
                 saved_at = time.monotonic()
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,7 @@ class Metrics:
                 f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
             )
         self._whole = self._path.exists() and self._path.read_bytes() == _lines(self.rows).encode()
-        if not self._whole:
-            try:
-                _write_whole(self._path, _lines(self.rows))
-                self._whole = True
-            except OSError as error:
-                self._warn(error)
+        self.written()
         self._events = _Events(folder / "tensorboard", epochs_done + 1)
 
     @property
@@ -121,23 +116,16 @@ class Metrics:
         """The step after the epoch of the best mean accuracy of the peers, the first of equals."""
         return best_of(self.rows)["step"] if self.rows else None
 
-    def append(self, row: Row) -> bool:
-        """Adds the row of an epoch; whether it, and all before it, are on disk when this returns."""
+    def append(self, row: Row) -> None:
+        """Adds the row of an epoch; one that cannot be written waits, with a warning."""
         self.rows.append(row)
-        try:
-            if self._whole:
-                self._whole = False
-                _append(self._path, _lines([row]))
-            else:
-                _write_whole(self._path, _lines(self.rows))
-            self._whole = True
-        except OSError as error:
-            self._warn(error)
+        if self._whole:
+            self._try(lambda: _append(self._path, _lines([row])))
         self._events.add(row)
-        return self._whole
 
-    def _warn(self, error: OSError) -> None:
-        console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+    def written(self) -> bool:
+        """Whether all rows are on disk; those that wait are tried again."""
+        return self._whole or self._try(lambda: _write_whole(self._path, _lines(self.rows)))
 
     def settle(self) -> None:
         """Returns when all rows are on disk.
@@ -146,19 +134,22 @@ class Metrics:
           CheckpointError: they cannot be written.
         """
         for seconds in PATIENCE:
-            if self._whole:
-                return
             time.sleep(seconds)
-            try:
-                _write_whole(self._path, _lines(self.rows))
-                self._whole = True
-            except OSError as error:
-                reason = error.strerror
-        if not self._whole:
-            raise CheckpointError(
-                f"cannot write {self._path} ({reason}); the checkpoints are whole: make room or let it be written, and "
-                "give the same command again"
-            )
+            if self.written():
+                return
+        raise CheckpointError(
+            f"cannot write {self._path}; the checkpoints are whole: make room or let it be written, and give the same "
+            "command again"
+        )
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
+            self._whole = True
+        except OSError as error:
+            self._whole = False
+            console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+        return self._whole
 
     def close(self) -> None:
         """Closes the TensorBoard events."""

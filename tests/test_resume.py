@@ -143,7 +143,7 @@ def test_killed_at_a_random_moment(number, references, tmp_path):
         [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
     )
     try:
-        process.wait(chance.uniform(0.25, 1) * seconds)
+        process.wait(chance.uniform(0.4, 1) * seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
