@@ -42,6 +42,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None):
         """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read."""
         self._folder, self._preserve = folder.absolute(), None if keep is None else _NewestAndBest(keep)
+        self._warned = ""
         self._open()
 
     def _open(self) -> None:
@@ -63,7 +64,8 @@ class Checkpoints:
     def save(self, step: int, state: Tree, best: int | None = None) -> None:
         """Begins to save a state under its step number; returns once it is copied to the host.
 
-        Where that fails and an older checkpoint is there to fall back on, a warning tells of it and training can go on.
+        The first one of a run is on disk when this returns. Where a later one fails, a warning tells of it and training
+        can go on: there is one to fall back on.
 
         Args:
           step: of the state; one that is saved already is left alone.
@@ -74,6 +76,9 @@ class Checkpoints:
           CheckpointError: it cannot be written, nor could any before.
           DivergedError: the state is not finite.
         """
+        if not self.steps():
+            self.finish(step, state, best)
+            return
         failed = None
         try:
             self._manager.wait_until_finished()
@@ -89,8 +94,12 @@ class Checkpoints:
             self._reopen()
         if failed and not self.steps():
             raise CheckpointError(f"cannot save in {self._folder}: {_reason(failed)}; make room and start again")
-        if failed:
-            console.warn(f"cannot save in {self._folder} ({_reason(failed)}); training goes on, {self._left()}")
+        warning = (
+            f"cannot save in {self._folder} ({_reason(failed)}); training goes on, {self._left()}" if failed else ""
+        )
+        if warning and warning != self._warned:  # once for as long as it lasts
+            console.warn(f"cannot save in {self._folder} {warning}")
+        self._warned = warning
 
     def finish(self, step: int, state: Tree, best: int | None = None) -> None:
         """Like `save`, but tries more than once and returns when the state is on disk.
@@ -133,7 +142,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # the failure that is being dealt with
             self._manager.close()
         gc.collect()  # what was being written ends now, and not in tracebacks when Python ends
-        self._open()
+        with contextlib.suppress(Exception):  # then the next save fails too, and says why
+            self._open()
 
     def _left(self) -> str:
         steps = self.steps()
@@ -161,6 +171,8 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
+                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # the device is too small; the file is not damaged
                 damaged[step] = _reason(error)
                 continue
             for broken, reason in damaged.items():

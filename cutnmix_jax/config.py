@@ -16,13 +16,9 @@ from cutnmix_jax.types import Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 _FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
-# Fields that say which images a step number stands for.
-FIXED_FIELDS = (
-    "config.dataset",
-    "config.batch_size",
-    "config.train_examples",
-    "config.held_out_examples",
-    "config.seed",
+# Fields that say which images a step number stands for, and the teacher, which is saved with the state.
+FIXED_FIELDS = tuple(
+    f"config.{name}" for name in ("dataset", "batch_size", "train_examples", "held_out_examples", "seed", "teacher")
 )
 
 
@@ -40,11 +36,10 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
     path = Path(file.partition(":")[0])
-    if not path.is_file() or path.suffix != ".py":
+    if path.suffix != ".py" or not _is_file(path):
         known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
-        raise UsageError(
-            f"--config: no file {path}; {nearest(str(path), known)}" if known else f"--config: no file {path}"
-        )
+        hint = f"; {nearest(str(path), known)}" if known else ""
+        raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
     values = flags.FlagValues()
     arguments = ["main", f"--config={file}", *_last_of_each(overrides)]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
@@ -65,6 +60,13 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     if config.teacher:  # the same folder by another name is the same teacher
         config.teacher = str(Path(config.teacher).resolve())
     return config
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:

@@ -38,7 +38,7 @@ class DivergedError(UserError):
 
 
 class StoppedError(UserError):
-    """A training run that was stopped by a signal and saved."""
+    """A training run that was stopped by a signal, with what it had saved."""
 
     exit_code = 75
 

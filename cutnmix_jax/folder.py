@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,7 +13,7 @@ from cutnmix_jax import config as configuration
 from cutnmix_jax import console, lock, metrics
 from cutnmix_jax.errors import CheckpointError, UsageError
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FORCED = "checkpoints", "forced.json"
 
 
 @contextmanager
@@ -42,19 +43,36 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
-        _check_checkpoints(config, workdir)
+        _check_checkpoints(workdir)
         yield forced
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json`, once it is sure that the run can go on with it; results of other fields are put aside."""
+def claim(workdir: Path, config: ConfigDict, step: int) -> None:
+    """Writes `config.json`, once it is sure that the run can go on with it.
+
+    Where it had other fields, its results are put aside and `forced.json` gets a line that stays with the run.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      step: at which it goes on.
+    """
     path, results = workdir / "config.json", workdir / "results.json"
     new = metrics.config_json(config)
-    if path.exists() and json.loads(path.read_text()) == new:
+    old = json.loads(path.read_text()) if path.exists() else new
+    if changed := configuration.changes(old, new) if step else []:
+        if results.exists():
+            results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
+        metrics.write_json(workdir / FORCED, {**forced(workdir), str(step): changed})
+    if path.exists() and old == new:
         return
-    if results.exists():
-        results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
     metrics.write_json(path, new)
+
+
+def forced(workdir: Path) -> dict[str, Any]:
+    """The changes of fields that the run was made to go on with: a step -> what changed there."""
+    path = workdir / FORCED
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
@@ -92,11 +110,11 @@ def _begun(workdir: Path) -> bool:
     return (saved.is_dir() and any(saved.iterdir())) or bool(metrics.read_rows(workdir / "metrics.jsonl"))
 
 
-def _check_checkpoints(config: ConfigDict, workdir: Path) -> None:
+def _check_checkpoints(workdir: Path) -> None:
     """Raises CheckpointError where a run has rows that no kill can explain, and no checkpoint: it would begin again."""
     rows = len(metrics.read_rows(workdir / "metrics.jsonl"))
-    # A row is written before its checkpoint, and the next row while that is being saved.
-    if rows > 2 * config.checkpoint.every_epochs and not any((workdir / CHECKPOINTS).iterdir()):
+    # The first epoch is the best so far, and so is saved; and the first checkpoint is on disk before the second epoch.
+    if rows > 1 and not any(path.name.isdigit() for path in (workdir / CHECKPOINTS).iterdir()):
         raise CheckpointError(
             f"{workdir} has rows of {rows} epochs and no checkpoint; restore {workdir / CHECKPOINTS}, or choose "
             "another --workdir"

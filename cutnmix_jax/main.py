@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cutnmix_jax import console, signals
 from cutnmix_jax.errors import CheckpointError, CommandLine, UsageError, exit_code_of
 from cutnmix_jax.signals import StopRequest
 
@@ -21,7 +22,8 @@ stopped at once by a second one."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    with console.unbreakable():
+        return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -58,7 +60,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         train.run(run_config, workdir, stop, known.force)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read or write {error.filename}: {error.strerror}; what was saved stays"
+            f"cannot read or write {error.filename or 'a file'}: {error.strerror}; what was saved stays"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -84,4 +86,6 @@ def _run_seeds(known: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signals.ignore()
+    sys.exit(code)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
 from cutnmix_jax.methods import kdcl
@@ -30,13 +32,13 @@ def whole(low: int, high: int = 2**31 - 1) -> Check:
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
-    """A finite number from `low` (or, with `above`, greater than it) to `high`."""
+    """A finite number from `low` (or, with `above`, greater than it, in float32 too) to `high`."""
     bound = (f"greater than {low:g}" if above else f"at least {low:g}") + (
         f", at most {high:g}" if high < math.inf else ""
     )
     return lambda value: (
         ""
-        if math.isfinite(value) and (low < value if above else low <= value) and value <= high
+        if math.isfinite(value) and (low < np.float32(value) if above else low <= value) and value <= high
         else f"must be a finite number {bound}"
     )
 

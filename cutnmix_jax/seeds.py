@@ -4,13 +4,15 @@ One run leaves most of a large GPU idle, and a second core or two of a CPU. On a
 of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
+import ctypes
+import functools
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -18,6 +20,7 @@ from typing import IO
 from cutnmix_jax import metrics, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 PASSED_ON = (*signals.SIGNALS, signal.SIGHUP)  # a terminal that is closed tells the parent alone
 
 
@@ -85,7 +88,6 @@ def start(
     arguments: Sequence[str],
     stdout: int | IO[str],
     environment: Mapping[str, str] | None = None,
-    before: Callable[[], None] | None = None,
 ) -> subprocess.Popen:
     """Starts a run that shares the machine with others.
 
@@ -93,7 +95,6 @@ def start(
       arguments: of `cutnmix_jax.main`.
       stdout: where what it prints goes, errors too.
       environment: what it is to have besides that of this process.
-      before: called in the new process before the run.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "cutnmix_jax.main", *arguments],
@@ -109,8 +110,21 @@ def start(
             "PYTHONUNBUFFERED": "1",
         },
         start_new_session=True,  # signals come from here alone, so none comes twice
-        preexec_fn=before,
+        preexec_fn=functools.partial(end_with_parent, os.getpid()),
     )
+
+
+def end_with_parent(parent: int) -> None:
+    """Lets Linux stop a run, which then saves, when its parent is killed; elsewhere it would go on.
+
+    Args:
+      parent: the process that starts the run, in which this is called.
+    """
+    if sys.platform == "linux":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would swallow it until the run begins
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before it could be asked for
+            os._exit(1)
 
 
 def _echo(seed: int, process: subprocess.Popen) -> None:

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 from cutnmix_jax.errors import StoppedError
@@ -19,10 +19,10 @@ _SHOW_CURSOR = b"\x1b[?25h"
 class StopRequest:
     """While entered, listens to SIGINT, SIGTERM and SIGUSR1.
 
-    The first one sets `requested`, or, as long as there is nothing new to save, ends the process with exit code 75. One
-    that comes more than a second later ends it with exit code 130. Both take effect at once whatever the main thread is
-    in, a long compilation for instance: a thread reads the signals from Python's wake-up pipe. What is on disk is
-    always whole, so ending so is as harmless as a SIGKILL.
+    The first one sets `requested` and, as long as there is nothing new to save, ends the process with exit code 75. One
+    that comes more than a second later ends it with exit code 130. Both do so whatever the main thread is in, a long
+    compilation for instance: a thread reads the signals from Python's wake-up pipe. What is on disk is always whole, so
+    ending so is as harmless as a SIGKILL.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,9 @@ class StopRequest:
         self._first: float | None = None
 
     def __enter__(self) -> "StopRequest":
+        self._hears = threading.current_thread() is threading.main_thread()  # Python lets no other thread listen
+        if not self._hears:
+            return self
         self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
@@ -39,9 +42,12 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
+        if not self._hears:
+            return
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Asked once, the process is about to end: the same request, passed on by somebody, must not change how.
+            signal.signal(number, signal.SIG_IGN if self.requested else handler)
+        signal.set_wakeup_fd(self._wakeup)
         os.close(self._write)  # ends the thread, which closes the other end
 
     def defer(self) -> None:
@@ -49,9 +55,7 @@ class StopRequest:
         self._deferred = True
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._deferred and not self.requested:
-            self.requested = True
-            print("stopping: the step in progress is finished and saved; once more to end at once", file=sys.stderr)
+        self.requested = True
 
     def _watch(self, pipe: int) -> None:
         while numbers := os.read(pipe, 64):
@@ -64,14 +68,32 @@ class StopRequest:
                     _end(
                         "stopped before anything new was trained; the same command begins again", StoppedError.exit_code
                     )
+                _tell(b"stopping: the step in progress is finished and saved; once more to end at once\n")
             elif now - self._first > ONE_REQUEST_SECONDS:
                 _end("stopped at once; the same command continues from what was saved before", AT_ONCE)
         os.close(pipe)
 
 
+def ignore() -> None:
+    """From now on signals change nothing: the process has done what it was for, and only takes itself apart."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end(message: str, code: int) -> None:
-    # No Python of the main thread runs any more, so nothing here may wait for a lock that it holds.
     if os.isatty(1):
-        os.write(1, _SHOW_CURSOR)
-    os.write(2, f"{message}\n".encode())
+        _tell(_SHOW_CURSOR, 1)
+    _tell(f"{message}\n".encode())
     os._exit(code)
+
+
+def _tell(message: bytes, file: int = 2) -> None:
+    """Writes past Python's streams, whose locks the main thread may hold, and waits for no reader that has stopped."""
+
+    def write() -> None:
+        with suppress(OSError):
+            os.write(file, message)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(0.2)

@@ -50,8 +50,8 @@ def find(
         raise UsageError(f"config.teacher={folder}: no finished run there; train it first")
     try:
         trained = ConfigDict(json.loads((path / "config.json").read_text()))
-        name, trained_on = configuration.peer_names(trained)[0], trained.dataset
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+        name, trained_on = str(configuration.peer_names(trained)[0]), trained.dataset
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
     if trained_on != dataset:
         raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")

@@ -11,6 +11,7 @@ from cutnmix_jax import batches, console, data, folder, loop, metrics, pictures,
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.program import Program, assemble, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Dataset
@@ -37,10 +38,12 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
             return
         dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
         set_up_jax(config.precision)
-        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop)
+        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced)
 
 
-def go_on(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest) -> None:
+def go_on(
+    config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest, forced: bool
+) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
@@ -52,7 +55,10 @@ def go_on(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program,
         saved = program.init()
     else:
         print(f"continued from step {int(saved.state.step)}", flush=True)
-    folder.claim(workdir, config)
+    begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
+    if forced and begun >= total:
+        raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
+    folder.claim(workdir, config, begun)
     files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
     with _expendable("environment.json"):
         metrics.write_json(workdir / "environment.json", metrics.environment())
@@ -71,6 +77,8 @@ def go_on(config: ConfigDict, workdir: Path, dataset: Dataset, program: Program,
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
     with _expendable("curves.png"):
         pictures.curves(workdir / "curves.png", files.rows, title)
+    if changes := folder.forced(workdir):
+        results["forced"] = changes
     metrics.write_json(workdir / "results.json", results)
     console.table(results)
     print(f"run: {workdir}", flush=True)

@@ -1,6 +1,7 @@
 """Settings for all tests: a CPU, a compilation cache of their own, nothing read from or left in a home folder."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +14,15 @@ import pytest  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also run the tests that take over a minute, and all rounds")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A run that was asked to stop leaves its process deaf, because it is about to end; this one is not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_generate_tests(metafunc):

@@ -14,7 +14,7 @@ import pytest
 
 from configs import common
 from cutnmix_jax import config as configuration
-from cutnmix_jax import metrics
+from cutnmix_jax import metrics, seeds
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from scripts.paper import launch, options, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
@@ -364,7 +364,7 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
 def test_a_run_whose_parent_died_before_it_began_does_not_begin():
     for parent, code in ((os.getpid(), 0), (-1, 1)):
-        before = functools.partial(launch._end_with_parent, parent)
+        before = functools.partial(seeds.end_with_parent, parent)
         process = subprocess.Popen([sys.executable, "-c", "print('began')"], stdout=subprocess.PIPE, preexec_fn=before)
         assert (process.communicate(timeout=60)[0], process.returncode) == (b"" if code else b"began\n", code)
 

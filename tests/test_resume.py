@@ -11,7 +11,7 @@ import chex
 import numpy as np
 import pytest
 
-from cutnmix_jax import main
+from cutnmix_jax import main, metrics
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
     TEN_EPOCHS,
@@ -95,6 +95,35 @@ def _counts(accuracies, calls):
     calls[0] += 1
     right = next(accuracies) * 30 if calls[0] % 2 else 0
     return {"peer_0": np.int32(right), "peer_1": np.int32(right), "ensemble": np.int32(right)}
+
+
+def test_rows_that_could_not_be_written_hold_back_what_needs_them(tmp_path, monkeypatch):
+    """A checkpoint in the middle of the next epoch would be one that no start can go on from."""
+    often = Made("cutnmix", "--config.checkpoint.every_steps=1")
+    real, full = metrics._append, [True]
+
+    def append(path, text):
+        if '"epoch": 3' in text:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    def write(path, text):
+        if full[0] and path.name == "metrics.jsonl" and "epoch" in text:
+            raise OSError(28, "No space left on device")
+        whole_file(path, text)
+
+    whole_file = metrics._write_whole
+    monkeypatch.setattr(metrics, "_append", append)
+    monkeypatch.setattr(metrics, "_write_whole", write)
+    seen = {}
+
+    def before(number, *_):
+        seen[number] = (steps_in(tmp_path), len(rows_in(tmp_path)))
+        full[0] = number < 15
+
+    often.train(tmp_path, program=hooked(often.program, before))
+    assert all(rows >= saved[-1] // 4 for saved, rows in seen.values() if saved)
+    assert seen[15][0][-1] < 12 and seen[18][0][-1] > 14  # held back, and then not
 
 
 def test_another_program_s_state_is_refused_and_left(undisturbed, tmp_path):

@@ -211,6 +211,21 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     assert json.loads((workdir / "results.json").read_text())["epochs"] == 5
     [before] = workdir.glob("results-before-*.json")
     assert before.read_bytes() == (finished[0] / "results.json").read_bytes()
+    assert list(json.loads((workdir / "forced.json").read_text())) == ["12"]
+    assert list(json.loads((workdir / "results.json").read_text())["forced"]) == ["12"]
+    # Where nothing is left to train, there is nothing to go on with, and results must not claim other fields.
+    kept = (workdir / "results.json").read_bytes()
+    for field in ("epochs=4", "optimizer.learning_rate=0.02"):
+        changed = [
+            *command,
+            "--config.epochs=5",
+            "--config.optimizer.learning_rate=0.01",
+            f"--config.{field}",
+            "--force",
+        ]
+        assert main.main(changed) == 2
+        assert "nothing is left to train" in capsys.readouterr().err
+    assert (workdir / "results.json").read_bytes() == kept
     # The new fields are the run's now, and some can never change.
     assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01"]) == 0
     capsys.readouterr()

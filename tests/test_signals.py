@@ -6,7 +6,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,12 @@ def calls_in(tmp_path):
     return int((tmp_path / "calls").read_text() or 0) if (tmp_path / "calls").exists() else 0
 
 
+def listens(pid):
+    """Whether a process has a handler for SIGTERM; Python takes a tenth of a second before it can."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def ended(process, seconds=60):
     try:
         out, err = process.communicate(timeout=seconds)
@@ -66,7 +74,8 @@ def test_a_signal_at_a_random_moment(number, tmp_path):
     early = number % 3 == 0  # before anything is trained, too
     process = start(tmp_path, plain=early)
     if early:
-        time.sleep(chance.uniform(0.4, 4))  # Python itself takes a tenth of a second before it can listen
+        wait_for(lambda: listens(process.pid))
+        time.sleep(chance.uniform(0, 3))
     else:
         wait_for(lambda: calls_in(tmp_path) > 0)
         time.sleep(chance.uniform(0, 2))
@@ -80,7 +89,7 @@ def test_a_signal_at_a_random_moment(number, tmp_path):
         assert f"at step {steps_in(tmp_path / 'run')[-1]}" in errors[-1]
     else:
         assert errors[-1] == "stopped before anything new was trained; the same command begins again"
-        assert begun <= 1  # and not finished
+        assert begun <= 1 and steps_in(tmp_path / "run") == []  # the first call was not finished
     print(begun, steps_in(tmp_path / "run"))
 
 
@@ -116,6 +125,93 @@ def test_the_same_request_twice_is_one(tmp_path):
         process.send_signal(signal.SIGTERM)
     code, _, errors = ended(process)
     assert code == 75 and "stopped and saved" in errors[-1], errors
+
+
+def test_the_same_request_again_while_it_ends(tmp_path):
+    """Passed on late: the process has saved, and Python takes itself apart."""
+    for seconds in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8):
+        process = start(tmp_path)
+        wait_for(lambda: calls_in(tmp_path) > 20)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 75, seconds
+        (tmp_path / "calls").unlink()
+
+
+def test_no_first_signal_is_lost():
+    """Heard before there is something to save, and looked at after."""
+    code = (
+        "import os, signal, time\nfrom cutnmix_jax.signals import StopRequest\n"
+        "with StopRequest() as stop:\n    os.kill(os.getpid(), signal.SIGTERM); stop.defer(); assert stop.requested\n"
+        "    print('heard', flush=True)\n"
+    )
+    for _ in range(10):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode in (0, 75) and (done.stdout == "heard\n" or done.returncode == 75), done.stderr
+
+
+def test_in_another_thread_it_hears_nothing_and_harms_nothing():
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(main.main(["--config=configs/quickstart.py:digits,x"])))
+    thread.start()
+    thread.join()
+    assert heard == [2]
+
+
+READERS = ["true", "head -c 300", "sleep 600"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("streams", ["2>&1", ""])
+def test_output_that_nobody_reads(reader, streams, tmp_path):
+    """A reader that ends, as tee does at Ctrl-C, or stops: the run goes on, and stops and saves when it is asked to."""
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "calls"), "0", *ENDLESS, f"--workdir={tmp_path / 'run'}"]
+    shell = subprocess.Popen(
+        ["bash", "-c", f'"$@" {streams} > >({reader}) & echo $! > {tmp_path}/pid; wait $!', "-", *command],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        # The pipe to a reader that has stopped is full after some 500 epochs, and then nothing goes on any more.
+        wait_for(lambda: calls_in(tmp_path) > 30)
+        run = int((tmp_path / "pid").read_text())
+        os.kill(run, signal.SIGTERM)
+        assert shell.wait(60) == 75
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+    assert steps_in(tmp_path / "run")[-1] >= 30
+
+
+def test_a_full_pipe_does_not_hold_the_second_signal(tmp_path):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "calls"), "0", *ENDLESS, f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=writing)
+    os.close(writing)
+    try:
+        wait_for(lambda: calls_in(tmp_path) > 0)
+        process.send_signal(signal.SIGTERM)
+        # The last line of a run that has saved waits for its reader; the second signal does not.
+        time.sleep(3)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (75, 130)
+    finally:
+        process.kill()
+        os.close(reading)
+    assert not calls_in(tmp_path) > 1 or steps_in(tmp_path / "run")
+
+
+def test_output_to_a_full_device(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        command = ["--config=configs/quickstart.py", *TEN_EPOCHS, f"--workdir={tmp_path}"]
+        run = [sys.executable, "-m", "cutnmix_jax.main", *command]
+        assert subprocess.run(run, cwd=ROOT, stdout=full, stderr=full).returncode == 0
+    assert (tmp_path / "results.json").exists()
 
 
 def test_while_the_compiler_has_the_word(tmp_path):

@@ -1,12 +1,8 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
-import ctypes
-import functools
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +10,12 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import lock, metrics, seeds
+from cutnmix_jax import folder, lock, metrics, seeds, signals
 from cutnmix_jax.errors import StoppedError, UsageError, UserError, of_exit_code
 from scripts.paper.cells import HEADLINE, Cell
 
 LOG = "log.txt"
-_CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM)  # the latter before it had anything to save
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
 
 
 class Job(NamedTuple):
@@ -48,6 +43,8 @@ def other_fields(cell: Cell) -> list[str]:
         held = None
     if not isinstance(held, dict):
         return ["its config.json cannot be read"]
+    if (cell.workdir / folder.FORCED).exists():
+        return ["its fields were changed by --force"]
     return configuration.changes(_with_whole_path(held), _with_whole_path(asked))
 
 
@@ -158,16 +155,7 @@ def _start(cell: Cell, device: str) -> subprocess.Popen:
     lock.wait(cell.workdir, seconds=60)
     environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
     with Path(cell.workdir, LOG).open("a") as log:
-        return seeds.start(cell.arguments, log, environment, before=functools.partial(_end_with_parent, os.getpid()))
-
-
-def _end_with_parent(parent: int) -> None:
-    """Lets Linux stop the run, which then saves, when this process is killed; elsewhere it would go on."""
-    if sys.platform == "linux":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would swallow it until the run begins
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it could be asked for
-            os._exit(1)
+        return seeds.start(cell.arguments, log, environment)
 
 
 def _say(job: Job, failed: dict[Cell, UserError], done: int, count: int) -> None:
