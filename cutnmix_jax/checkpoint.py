@@ -94,9 +94,7 @@ class Checkpoints:
             self._reopen()
         if failed and not self.steps():
             raise CheckpointError(f"cannot save in {self._folder}: {_reason(failed)}; make room and start again")
-        warning = (
-            f"cannot save in {self._folder} ({_reason(failed)}); training goes on, {self._left()}" if failed else ""
-        )
+        warning = f"({_reason(failed)}); training goes on, {self._left()}" if failed else ""
         if warning and warning != self._warned:  # once for as long as it lasts
             console.warn(f"cannot save in {self._folder} {warning}")
         self._warned = warning

@@ -72,7 +72,10 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
 def forced(workdir: Path) -> dict[str, Any]:
     """The changes of fields that the run was made to go on with: a step -> what changed there."""
     path = workdir / FORCED
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {"unknown": [f"{FORCED} cannot be read"]}
 
 
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
