@@ -42,7 +42,7 @@ def test_nothing_grows(steps, tmp_path, caplog):
             run.train(tmp_path, program=hooked(run.program, before))
     finally:
         logger.removeHandler(handler)
-    warm = seen[len(seen) // 4 :]  # after a quarter of the run
+    warm = seen[len(seen) // 2 :]  # before, Python and the allocator still settle
     growth = warm[-1][1] / warm[0][1] - 1
     print(f"{steps} steps: {warm[0]} -> {warm[-1]} (step, bytes, files, programs), {100 * growth:.2f} %")
     assert compiled and warm[-1][3] == warm[0][3]
