@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, batches, data, evaluate, optim, peers, step, teacher
+from cutnmix_jax import backbones, batches, evaluate, optim, peers, step, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState
@@ -66,18 +66,18 @@ class Plan(NamedTuple):
     trained: teacher.Trained | None
 
 
-def plan(config: ConfigDict) -> Plan:
+def plan(config: ConfigDict, num_classes: int) -> Plan:
     """Makes the networks, without a number in them, and checks that the method fits them.
+
+    Args:
+      config: of the run.
+      num_classes: K.
 
     Raises:
       UsageError: it does not, or a network or the teacher's folder is not what it should be.
     """
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
-    names, method, num_classes = (
-        configuration.peer_names(config),
-        configuration.make_method(config),
-        data.num_classes(config.dataset),
-    )
+    names, method = configuration.peer_names(config), configuration.make_method(config)
     trained = None
     if method.teacher.startswith("frozen"):
         with backbones.shapes_only():
@@ -100,7 +100,7 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
       dataset: what it names.
       planned: what `plan` made of `config`, if it was called before.
     """
-    names, networks, sizes, trunk_size, method, trained = planned or plan(config)
+    names, networks, sizes, trunk_size, method, trained = planned or plan(config, dataset.num_classes)
     dataset, held_out = _held_out(dataset, config)
     spec = Spec(dataset.num_classes, sizes, len(dataset.train_labels), trunk_size)
     joined = peers.make([networks[name] for name in names], config.mapping, config.share_trunk)

@@ -38,7 +38,7 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
     )
     return lambda value: (
         ""
-        if math.isfinite(value) and (low < np.float32(value) if above else low <= value) and value <= high
+        if math.isfinite(value) and (low < np.float32(min(value, 1e30)) if above else low <= value) and value <= high
         else f"must be a finite number {bound}"
     )
 

@@ -30,7 +30,7 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
       UserError: of the kind that fits; what was saved before stays.
     """
     # What is wrong with the networks and the folder is said before anything is loaded or a device is touched.
-    planned = plan(config)
+    planned = plan(config, data.num_classes(config.dataset))
     with folder.opened(workdir, config, force) as forced:
         if not forced and (results := metrics.read_results(workdir)):
             console.table(results)

@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -306,17 +306,14 @@ def test_malformed(case, tmp_path, capsys, monkeypatch):
 )
 def test_before_a_device_is_touched_and_within_three_seconds(wrong, tmp_path):
     command = [sys.executable, "-m", "cutnmix_jax.main", QUICK, *wrong, f"--workdir={tmp_path / 'run'}"]
-    seconds = []
-    for _ in range(3):  # beside other tests the first may be slow
-        begun = time.monotonic()
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "no_such_device"}
-        )
-        seconds.append(time.monotonic() - begun)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "JAX" not in done.stderr, done.stderr
-        if seconds[-1] < 3:
-            break
-    assert min(seconds) < 3, seconds
+    # Seconds of work, not of the clock: other tests take their share of that.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "no_such_device"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "JAX" not in done.stderr, done.stderr
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    print(f"{seconds:.2f} s")
+    assert seconds < 3
     assert not (tmp_path / "run").exists()
 
 
