@@ -23,7 +23,8 @@ def open_files():
 
 @pytest.mark.parametrize("steps", [400, pytest.param(5000, marks=pytest.mark.slow)])
 def test_nothing_grows(steps, tmp_path, caplog):
-    run = Made("cutnmix", f"--config.epochs={steps // 4}", "--config.checkpoint.every_steps=2")
+    # Evaluated and saved every 25 steps; Orbax and TensorStore keep 30 to 40 kB of every save.
+    run = Made("cutnmix", "--config.train_examples=400", f"--config.epochs={steps // 25}")
     compiled, seen = [], []
 
     def before(number, *_):
@@ -46,5 +47,7 @@ def test_nothing_grows(steps, tmp_path, caplog):
     growth = warm[-1][1] / warm[0][1] - 1
     print(f"{steps} steps: {warm[0]} -> {warm[-1]} (step, bytes, files, programs), {100 * growth:.2f} %")
     assert compiled and warm[-1][3] == warm[0][3]
-    assert {files for _, _, files, _ in warm[::3]} <= {warm[0][2] + delta for delta in (-3, -2, -1, 0, 1, 2, 3)}
+    # A save in the background holds some; one that is never closed would add up.
+    files, half = [count for _, _, count, _ in seen], len(seen) // 2
+    assert max(files[half:]) <= max(files[:half]) + 6
     assert growth < 0.02
