@@ -45,13 +45,7 @@ def other_fields(cell: Cell) -> list[str]:
         return ["its config.json cannot be read"]
     if (cell.workdir / folder.FORCED).exists():
         return ["its fields were changed by --force"]
-    return configuration.changes(_with_whole_path(held), _with_whole_path(asked))
-
-
-def _with_whole_path(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same folder may have been given as it lies here or from the root."""
-    teacher = fields.get("teacher")
-    return {**fields, "teacher": str(Path(teacher).resolve())} if teacher else fields
+    return configuration.changes(held, asked)
 
 
 def left_out(cells: Sequence[Cell]) -> str:
