@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cutnmix_jax.types import Tree
 # Orbax tells of every save at the level of a warning, and of a failed one with tracebacks besides the exception.
 for _noisy in ("absl", "asyncio"):
     logging.getLogger(_noisy).setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)  # likewise
 
 
 def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
