@@ -72,7 +72,8 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
         for reader in readers:
             reader.start()
         for reader in readers:
-            reader.join()
+            while reader.is_alive():  # a signal that comes just before a wait without end would be heard after it
+                reader.join(0.2)
         codes = {seed: process.wait() for seed, process in processes.items()}
     finally:
         for process in processes.values():  # none goes on unseen if something failed here
