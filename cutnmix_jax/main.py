@@ -39,11 +39,15 @@ def _run(arguments: Sequence[str]) -> None:
     if known.workdir == "":
         raise UsageError("--workdir is empty; leave it out or name a folder")
 
-    if known.seeds is not None:
-        _run_seeds(known, overrides)
-    else:
+    if known.seeds is None:
         with StopRequest() as stop:
             _run_one(known, overrides, stop)
+        return
+    with StopRequest():  # there is nothing to save before they have started
+        commands, workdirs = _commands(known, overrides)
+    from cutnmix_jax import seeds
+
+    seeds.run(commands, workdirs)
 
 
 def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest) -> None:
@@ -70,19 +74,21 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         ) from error
 
 
-def _run_seeds(known: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:
+    """The arguments and the folder of each seed, all of them checked."""
     from cutnmix_jax import config, seeds
 
     if any(override.partition("=")[0] == "--config.seed" for override in overrides):
         raise UsageError("--seeds and --config.seed: leave one of them out")
-    commands, workdirs = {}, {}
+    commands: dict[int, list[str]] = {}
+    workdirs: dict[int, Path] = {}
     for seed in seeds.parse(known.seeds):
         fields = [*overrides, f"--config.seed={seed}"]
         default = config.default_workdir(config.from_flags(known.config, fields))
         workdirs[seed] = Path(known.workdir, default.name) if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
         commands[seed] += ["--force"] * known.force
-    seeds.run(commands, workdirs)
+    return commands, workdirs
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from cutnmix_jax import metrics, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-PASSED_ON = (*signals.SIGNALS, signal.SIGHUP)  # a terminal that is closed tells the parent alone
 
 
 def parse(text: str) -> list[int]:
@@ -54,26 +53,22 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
       StoppedError: they were stopped; the same command continues them.
     """
     processes: dict[int, subprocess.Popen] = {}
-    stopped = False
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        for process in processes.values():
-            if process.poll() is None:
-                process.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    requests: list[int] = []  # only noted by the handler: what it would pass on to may just be starting
+    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in signals.heard()}
     try:
         for seed, arguments in commands.items():
-            if not stopped:
+            if not requests:
                 processes[seed] = start(arguments, subprocess.PIPE)
         readers = [threading.Thread(target=_echo, args=(seed, process)) for seed, process in processes.items()]
         for reader in readers:
             reader.start()
-        for reader in readers:
-            while reader.is_alive():  # a signal that comes just before a wait without end would be heard after it
-                reader.join(0.2)
+        passed_on = 0
+        while any(reader.is_alive() for reader in readers):
+            if len(requests) > passed_on:
+                passed_on = len(requests)
+                for process in processes.values():
+                    process.terminate()
+            time.sleep(0.1)
         codes = {seed: process.wait() for seed, process in processes.items()}
     finally:
         for process in processes.values():  # none goes on unseen if something failed here
@@ -81,7 +76,7 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
             process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    _raise_for(codes, stopped)
+    _raise_for(codes, stopped=bool(requests))
     _show(workdirs)
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 from cutnmix_jax.errors import StoppedError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last one of a terminal that is closed
 AT_ONCE = 130  # exit code after a second signal
 ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may both send the same request
 
@@ -17,7 +17,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
-    """While entered, listens to SIGINT, SIGTERM and SIGUSR1.
+    """While entered, listens to SIGINT, SIGTERM, SIGUSR1 and SIGHUP.
 
     The first one sets `requested` and, as long as there is nothing new to save, ends the process with exit code 75. One
     that comes more than a second later ends it with exit code 130. Both do so whatever the main thread is in, a long
@@ -34,7 +34,7 @@ class StopRequest:
         self._hears = threading.current_thread() is threading.main_thread()  # Python lets no other thread listen
         if not self._hears:
             return self
-        self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._request) for number in heard()}
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -72,6 +72,11 @@ class StopRequest:
             elif now - self._first > ONE_REQUEST_SECONDS:
                 _end("stopped at once; the same command continues from what was saved before", AT_ONCE)
         os.close(pipe)
+
+
+def heard() -> list[signal.Signals]:
+    """The signals to listen to: what `nohup` has turned off stays so."""
+    return [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
 
 
 def ignore() -> None:

@@ -19,7 +19,8 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def signals_as_before():
     """A run that was asked to stop leaves its process deaf, because it is about to end; this one is not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """Several seeds at once are the runs that they are alone."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import chex
 import pytest
 
 from cutnmix_jax import main, seeds
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import StoppedError, UsageError
 from tests.test_run import ROOT, TINY, rows_of, saved_in, start, wait_for
+from tests.test_signals import listens
 
 
 @pytest.mark.parametrize("text", ["", "95,", "95,x", "95,95", "9.5"])
@@ -69,6 +71,33 @@ def test_a_signal_at_the_very_start_and_a_second_one(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
+
+
+def test_a_signal_before_any_of_them_has_started(tmp_path):
+    process = start([*TINY, "--seeds=1,2"], tmp_path)
+    wait_for(lambda: listens(process.pid))
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert out.count("| epoch") == 0
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_while_one_is_starting(which, monkeypatch):
+    """It reaches that one too: those that started before it, and itself."""
+    started = []
+
+    def start(arguments, stdout):
+        process = subprocess.Popen(["sleep", "600"], stdout=stdout, text=True)
+        started.append(process)
+        if len(started) == which:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(seeds, "start", start)
+    with pytest.raises(StoppedError, match="seeds 1"):
+        seeds.run({1: [], 2: []}, {})
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * which
 
 
 def test_one_that_fails_does_not_end_the_others(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import main
+from cutnmix_jax.signals import SIGNALS
 from tests.runs import TEN_EPOCHS, steps_in
 from tests.test_run import ROOT, wait_for
 
@@ -38,10 +39,10 @@ sys.exit(main.main(sys.argv[3:]))
 """
 
 
-def start(tmp_path, *more, hang=0, environment=(), plain=False):
+def start(tmp_path, *more, hang=0, environment=(), plain=False, nohup=False):
     command = ["-m", "cutnmix_jax.main"] if plain else ["-c", SCRIPT, str(tmp_path / "calls"), str(hang)]
     return subprocess.Popen(
-        [sys.executable, *command, *ENDLESS, *more, f"--workdir={tmp_path / 'run'}"],
+        [*["nohup"] * nohup, sys.executable, *command, *ENDLESS, *more, f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,7 +82,7 @@ def test_a_signal_at_a_random_moment(number, tmp_path):
         wait_for(lambda: calls_in(tmp_path) > least)
         time.sleep(chance.uniform(0, 1 if compiling else 0.05))
     begun = calls_in(tmp_path)
-    process.send_signal(chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
+    process.send_signal(chance.choice(SIGNALS))
     code, out, errors = ended(process)
     assert code == 75, errors
     if "stopped and saved" in errors[-1]:
@@ -105,7 +106,7 @@ def test_a_second_signal_ends_within_a_second(number, tmp_path):
         time.sleep(1.2)
         saved = steps_in(tmp_path / "run")
         second = time.monotonic()
-        process.send_signal(chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
+        process.send_signal(chance.choice(SIGNALS))
         assert process.wait(10) == 130
         assert time.monotonic() - second < 1
         assert "stopped at once" in process.stderr.read()
@@ -138,6 +139,16 @@ def test_the_same_request_again_while_it_ends(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 75, seconds
         (tmp_path / "calls").unlink()
+
+
+def test_nohup_is_obeyed(tmp_path):
+    process = start(tmp_path, nohup=True)
+    wait_for(lambda: calls_in(tmp_path) > 20)
+    begun = calls_in(tmp_path)
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: calls_in(tmp_path) > begun + 200)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
 
 
 def test_no_first_signal_is_lost():
@@ -227,12 +238,12 @@ def test_while_the_compiler_has_the_word(tmp_path):
 
 
 def test_the_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     files = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         assert main.main(["--config=configs/quickstart.py", "--config.epochs=0"]) == 2
     wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_stop_in_the_last_step_is_the_end(tmp_path):

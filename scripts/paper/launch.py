@@ -84,7 +84,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         for job in running:
             job.process.send_signal(signal.SIGTERM)
 
-    handlers = {number: signal.signal(number, pass_on) for number in seeds.PASSED_ON}
+    handlers = {number: signal.signal(number, pass_on) for number in signals.heard()}
     try:
         while running or (waiting and not stop):
             while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
