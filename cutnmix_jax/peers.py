@@ -177,11 +177,11 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
 
 
 def _trunk(split: Split, tree: Tree) -> Tree:
-    return {name: leaf for name, leaf in tree.items() if name in split.names}
+    return {name: leaf for name, leaf in tree.items() if name in split.names()}
 
 
 def _tail(split: Split, tree: Tree) -> Tree:
-    return {name: leaf for name, leaf in tree.items() if name not in split.names}
+    return {name: leaf for name, leaf in tree.items() if name not in split.names()}
 
 
 def _stack(trees: Sequence[Tree]) -> Tree:

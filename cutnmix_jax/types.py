@@ -81,13 +81,13 @@ class Split(NamedTuple):
     """A network in two parts; `apply` of the network is its tail after its trunk.
 
     Attributes:
-      names: the trunk's entries at the top of the trees of parameters and of batch statistics.
+      names: tells the trunk's entries at the top of the trees of parameters and of batch statistics; traces it once.
       trunk: as `Backbone.apply`, but returns the feature maps [n, h, w, C] instead of `Outputs`; reads the trunk's
         variables alone, and returns its batch statistics alone.
       tail: as `Backbone.apply`, but takes the feature maps instead of images; the tail's variables alone, likewise.
     """
 
-    names: frozenset[str]
+    names: Callable[[], frozenset[str]]
     trunk: Callable[..., tuple[jax.Array, Tree]]
     tail: Callable[..., tuple[Outputs, Tree]]
 

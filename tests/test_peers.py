@@ -85,7 +85,7 @@ def test_trunk_and_tail_are_the_whole_network(name):
     split = network.split
 
     def part(variables, trunk):
-        return {k: {n: v for n, v in tree.items() if (n in split.names) == trunk} for k, tree in variables.items()}
+        return {k: {n: v for n, v in tree.items() if (n in split.names()) == trunk} for k, tree in variables.items()}
 
     # The shapes and the program: one jaxpr for the whole, and for the two parts one after the other.
     def in_parts(variables, images, train):

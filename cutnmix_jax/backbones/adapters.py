@@ -115,7 +115,10 @@ def split_of(name: str, module: Any) -> Split:
     def trunk_variables(key: jax.Array) -> Tree:
         return module.init({"params": key}, jnp.zeros((1, 32, 32, 3)), **mode(module, train=False), part=TRUNK)
 
-    names = frozenset(jax.eval_shape(trunk_variables, jax.eval_shape(jax.random.key, 0))["params"])
+    @functools.cache
+    def names() -> frozenset[str]:
+        return frozenset(jax.eval_shape(trunk_variables, jax.eval_shape(jax.random.key, 0))["params"])
+
     return Split(names, trunk, tail)
 
 
