@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from cutnmix_jax import config as configuration
 from cutnmix_jax import console, lock, metrics
-from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.errors import CheckpointError, DataError, UsageError
 
 CHECKPOINTS, FORCED = "checkpoints", "forced.json"
+# What of `environment.json` decides about the last bits of the numbers.
+_MADE_WITH = ("versions", "backend", "device", "device_count", "cpu_count", "commit")
 
 
 @contextmanager
@@ -67,6 +69,43 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     if path.exists() and old == new:
         return
     metrics.write_json(path, new)
+
+
+def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> None:
+    """Writes `environment.json`; what a run was made with before it goes on stays there, where it was something else.
+
+    Args:
+      workdir: the folder.
+      made_with: from `metrics.environment`.
+      step: at which the run goes on.
+
+    Raises:
+      DataError: it would go on with other images, or with the same ones in another order.
+      OSError: the file cannot be written.
+    """
+    path = workdir / "environment.json"
+    before = _fields(path) if step else {}
+    if before.get("data_sha256", made_with["data_sha256"]) != made_with["data_sha256"]:
+        raise DataError(
+            f"the images are not those that the run in {workdir} was trained on until step {step}; give it the same "
+            "ones by --config.data_dir, or choose another --workdir"
+        )
+    earlier = before.pop("earlier", [])
+    known = {name: before[name] for name in _MADE_WITH if name in before}
+    if changed := configuration.difference(known, {name: made_with[name] for name in known}, "environment"):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        console.warn(f"from step {step} on this is the same run up to rounding, not bit for bit ({changed[0]}{more})")
+        earlier.append({**before, "until_step": step})
+    metrics.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """What a file of JSON says; nothing where it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def forced(workdir: Path) -> dict[str, Any]:

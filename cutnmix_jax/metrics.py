@@ -19,7 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from cutnmix_jax import __version__, console
+from cutnmix_jax import __version__, console, digests
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.types import Dataset
 
@@ -59,8 +59,8 @@ def config_sha256(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(config_json(config), sort_keys=True).encode()).hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """What the run was made with: command, versions, devices, commit."""
+def environment(dataset: Dataset) -> dict[str, Any]:
+    """What the run was made with: command, versions, devices, commit, data."""
     return {
         "command": sys.argv,
         "versions": versions(),
@@ -70,6 +70,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
+        "data_sha256": digests.of_data(dataset),
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
     }
 

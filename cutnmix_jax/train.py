@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, console, data, folder, loop, metrics, pictures, step, summary
+from cutnmix_jax import batches, console, data, folder, loop, metrics, step, summary
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.program import Program, assemble, plan
 from cutnmix_jax.signals import StopRequest
-from cutnmix_jax.types import Dataset
+from cutnmix_jax.types import Batch, Dataset, Mix
 
 
 def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = False) -> None:
@@ -45,6 +45,8 @@ def go_on(
     config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest, forced: bool
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
+    from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for matplotlib
+
     summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
 
@@ -58,12 +60,12 @@ def go_on(
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
     if forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    folder.claim(workdir, config, begun)
-    files = metrics.Metrics(workdir, int(saved.state.step) // program.steps_per_epoch)
     with _expendable("environment.json"):
-        metrics.write_json(workdir / "environment.json", metrics.environment())
+        folder.note_environment(workdir, metrics.environment(dataset), begun)
+    folder.claim(workdir, config, begun)
+    files = metrics.Metrics(workdir, begun // program.steps_per_epoch)
     with _expendable("samples.png"):
-        _draw_first_batch(workdir / "samples.png", program, dataset)
+        pictures.samples(workdir / "samples.png", *_first_batch(program), dataset)
 
     # The epochs.
     try:
@@ -93,9 +95,8 @@ def _expendable(name: str) -> Iterator[None]:
         console.warn(f"cannot write {name} ({error.strerror})")
 
 
-def _draw_first_batch(path: Path, program: Program, dataset: Dataset) -> None:
-    """Draws the batch of step 0 as training sees it."""
+def _first_batch(program: Program) -> tuple[Batch, Mix]:
+    """The batch of step 0 as training sees it."""
     index = batches.epoch_order(program.key, 0, len(program.train_data.labels))[: program.batch_size]
     batch_key, _ = jax.random.split(step.step_key(program.key, 0))
-    batch, how = jax.jit(program.make_batch)(batch_key, program.train_data, index)
-    pictures.samples(path, batch, how, dataset)
+    return jax.jit(program.make_batch)(batch_key, program.train_data, index)

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, data, loop, main, program
+from cutnmix_jax import backbones, data, loop, main, metrics, program
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 
@@ -323,6 +323,66 @@ def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "diverged at step 2, in epoch 1: loss, " in error and error.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.fixture
+def changed_data(monkeypatch):
+    """Lets every data set that is read from now on be changed."""
+    load = data.load
+
+    def change(how):
+        monkeypatch.setattr(data, "load", lambda *arguments: how(load(*arguments)))
+
+    return change
+
+
+def last_row_first(array):
+    return np.concatenate([array[-1:], array[:-1]])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda read: read._replace(train_images=read.train_images ^ (np.arange(3) == 0).astype(np.uint8)),
+        lambda read: read._replace(
+            train_images=last_row_first(read.train_images), train_labels=last_row_first(read.train_labels)
+        ),
+        lambda read: read._replace(test_labels=last_row_first(read.test_labels)),
+    ],
+    ids=["a bit of each pixel", "another order", "other labels of the test set"],
+)
+def test_a_run_goes_on_with_its_own_images_only(how, finished, tmp_path, changed_data, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".owner.json"}
+    changed_data(how)
+    for force in ([], ["--force", "--config.epochs=4"]):
+        assert main.main([*TINY, *force, f"--workdir={workdir}"]) == 3
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: the images are not those that ") and "until step 12;" in error
+    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".owner.json"}
+    assert after == before
+
+
+def test_what_a_run_was_made_with_before_stays_in_its_folder(finished, tmp_path, monkeypatch, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    file = workdir / "environment.json"
+    began = json.loads(file.read_text())
+    versions = metrics.versions()
+    monkeypatch.setattr(metrics, "versions", lambda: versions | {"jax": "9.9"})
+    for start in range(2):
+        (workdir / "results.json").unlink(missing_ok=True)
+        assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+        warnings = capsys.readouterr().err.splitlines()
+        assert len(warnings) == (start == 0)  # told once, where it changed
+        if warnings:
+            assert "from step 12 on this is the same run up to rounding, not bit for bit" in warnings[0]
+            assert f"(environment.versions.jax: {versions['jax']!r} -> '9.9')" in warnings[0]
+        now = json.loads(file.read_text())
+        assert now["versions"]["jax"] == "9.9" and now["earlier"] == [began | {"until_step": 12}]
+    file.write_text("{")  # done without
+    (workdir / "results.json").unlink()
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+    assert capsys.readouterr().err == "" and "earlier" not in json.loads(file.read_text())
 
 
 def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):
