@@ -7,35 +7,21 @@ the state's nodes, and beside it the SHA-256 of each array: Orbax alone gives ba
 import contextlib
 import errno
 import gc
-import logging
 import shutil
-import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from cutnmix_jax import console, digests
-from cutnmix_jax.errors import CheckpointError, DivergedError, one_line
-from cutnmix_jax.metrics import PATIENCE
+from cutnmix_jax import console, digests, storage
+from cutnmix_jax.errors import CheckpointError, DivergedError
+from cutnmix_jax.metrics import PATIENCE, ROWS
 from cutnmix_jax.types import Tree
 
-# Orbax tells of every save at the level of a warning, and of a failed one with tracebacks besides the exception.
-for _noisy in ("absl", "asyncio"):
-    logging.getLogger(_noisy).setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)  # likewise
-
-
-def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
-        otherwise(told)
-
-
-sys.unraisablehook = _unraisable
+storage.hush()
 
 
 class Checkpoints:
@@ -63,7 +49,7 @@ class Checkpoints:
         """The steps that are saved, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Tree, best: int | None = None) -> None:
+    def save(self, step: int, state: Tree, ranking: Sequence[int] = ()) -> None:
         """Begins to save a state under its step number; returns once it is copied to the host.
 
         The first one of a run is on disk when this returns. Where a later one fails, a warning tells of it and training
@@ -72,14 +58,14 @@ class Checkpoints:
         Args:
           step: of the state; one that is saved already is left alone.
           state: any tree of arrays.
-          best: the step whose checkpoint is kept although it is old.
+          ranking: steps, the best first; the first of them that is saved is kept although it is old.
 
         Raises:
-          CheckpointError: it cannot be written, nor could any before.
+          CheckpointError: it cannot be written, and no other is there.
           DivergedError: the state is not finite.
         """
         if not self.steps():
-            self.finish(step, state, best)
+            self.finish(step, state, ranking)
             return
         failed = None
         try:
@@ -88,20 +74,21 @@ class Checkpoints:
             failed = error
             self._reopen()
         try:
-            self._begin(step, state, best)
+            self._begin(step, state, ranking)
         except DivergedError:
             raise
         except Exception as error:
             failed = failed or error
             self._reopen()
-        if failed and not self.steps():
-            raise CheckpointError(f"cannot save in {self._folder}: {_reason(failed)}; make room and start again")
-        warning = f"({_reason(failed)}); training goes on, {self._left()}" if failed else ""
+        if failed and not self.steps():  # somebody has removed them
+            self.finish(step, state, ranking)
+            return
+        warning = f"({storage.reason(failed)}); training goes on, {self._left()}" if failed else ""
         if warning and warning != self._warned:  # once for as long as it lasts
             console.warn(f"cannot save in {self._folder} {warning}")
         self._warned = warning
 
-    def finish(self, step: int, state: Tree, best: int | None = None) -> None:
+    def finish(self, step: int, state: Tree, ranking: Sequence[int] = ()) -> None:
         """Like `save`, but tries more than once and returns when the state is on disk.
 
         Raises:
@@ -113,27 +100,29 @@ class Checkpoints:
             time.sleep(seconds)
             try:
                 self._manager.wait_until_finished()
-                self._begin(step, state, best)
+                self._begin(step, state, ranking)
                 self._manager.wait_until_finished()
+                if step not in self.steps():  # Orbax takes none that is older than its newest
+                    raise ValueError(f"it holds {self.steps()}")
                 return
             except DivergedError:
                 raise
             except Exception as error:
-                reasons.append(_reason(error))
+                reasons.append(storage.reason(error))
                 self._reopen()
         raise CheckpointError(
             f"cannot save step {step} in {self._folder} ({reasons[0]}); {self._left()}; "
             "make room or let it be written, and give the same command again"
         )
 
-    def _begin(self, step: int, state: Tree, best: int | None) -> None:
+    def _begin(self, step: int, state: Tree, ranking: Sequence[int]) -> None:
         flat = _flat(state)
         told, size = digests.of(step, flat), sum(leaf.nbytes for leaf in flat.values())
         free = shutil.disk_usage(self._folder).free
         if free < size:  # so that a save that cannot succeed does not fill what is left
             raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free")
         assert self._preserve
-        self._preserve.best = best
+        self._preserve.ranking = ranking
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
         self._manager.save(step, args=saved)
 
@@ -173,7 +162,12 @@ class Checkpoints:
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
                 if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
                     raise  # the device is too small; the file is not damaged
-                damaged[step] = _reason(error)
+                if storage.may_be_whole(error):
+                    raise CheckpointError(
+                        f"cannot read the checkpoint of step {step} in {self._folder}: {storage.reason(error)}; let it "
+                        "be read, and give the same command again"
+                    ) from error
+                damaged[step] = storage.reason(error)
                 continue
             for broken, reason in damaged.items():
                 console.warn(
@@ -208,7 +202,7 @@ class Checkpoints:
             return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} cannot be read: {_reason(error)}"
+                f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"
             ) from error
 
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> dict[str, jax.Array]:
@@ -231,9 +225,12 @@ class Checkpoints:
         return flat
 
     def _put_aside(self, step: int) -> Path:
-        target = self._folder.with_name(f"{self._folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = self._folder.resolve()  # it may be a link to another disk, which nothing can be moved away from
+        target = folder.with_name(f"{folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
         target.parent.mkdir(exist_ok=True)
-        (self._folder / str(step)).rename(target)
+        (folder / str(step)).rename(target)
+        with contextlib.suppress(OSError):  # the rows up to it, which who mends it by hand wants back with it
+            shutil.copy(self._folder.with_name(ROWS), target.with_name(f"metrics-{target.name}.jsonl"))
         self._manager.reload()
         return target
 
@@ -242,7 +239,7 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            console.warn(f"cannot save in {self._folder} ({_reason(error)})")
+            console.warn(f"cannot save in {self._folder} ({storage.reason(error)})")
 
 
 class _NewestAndBest:
@@ -250,18 +247,12 @@ class _NewestAndBest:
 
     def __init__(self, newest: int):
         self._newest = newest
-        self.best: int | None = None
+        self.ranking: Sequence[int] = ()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        newest = sorted(info.step for info in checkpoints)[-self._newest :]
-        return [info.step in newest or info.step == self.best for info in checkpoints]
-
-
-def _reason(error: Exception) -> str:
-    text = one_line(error)
-    if "No space left" in text or getattr(error, "errno", 0) == errno.ENOSPC:
-        return "the disk is full"
-    return f"{type(error).__name__}: {text[:120]}"
+        saved = sorted(info.step for info in checkpoints)
+        best = next((step for step in self.ranking if step in saved), None)
+        return [info.step in saved[-self._newest :] or info.step == best for info in checkpoints]
 
 
 def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:

@@ -15,10 +15,12 @@ from cutnmix_jax.schema import OPTIONAL, RANGES, number
 from cutnmix_jax.types import Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
-_FREE_FIELDS = ("config.data_dir", "config.eval_batch_size", "config.checkpoint.")
-# Fields that say which images a step number stands for, and the teacher, which is saved with the state.
+# The data and a teacher are known by what they hold, wherever they lie.
+_FREE_FIELDS = ("config.data_dir", "config.teacher", "config.eval_batch_size", "config.checkpoint.")
+# Fields that say which images a step number stands for, and on which ones a run is tested.
 FIXED_FIELDS = tuple(
-    f"config.{name}" for name in ("dataset", "batch_size", "train_examples", "held_out_examples", "seed", "teacher")
+    f"config.{name}:"
+    for name in ("dataset", "batch_size", "train_examples", "test_examples", "held_out_examples", "seed")
 )
 
 
@@ -58,7 +60,10 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
         raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
     check(config)
     if config.teacher:  # the same folder by another name is the same teacher
-        config.teacher = str(Path(config.teacher).resolve())
+        try:
+            config.teacher = str(Path(config.teacher).resolve())
+        except (OSError, RuntimeError) as error:  # links in a circle
+            raise UsageError(f"config.teacher={config.teacher[:200]}: {one_line(error)}") from error
     return config
 
 

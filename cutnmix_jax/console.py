@@ -1,13 +1,9 @@
 """What a person sees while a run goes on: a summary, progress, a table."""
 
-import contextlib
-import errno
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,53 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a reader that ended, a terminal that was closed
-
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 REFRESH_SECONDS = 0.5
-
-
-@contextlib.contextmanager
-def unbreakable() -> Iterator[None]:
-    """While entered, output that cannot be written is lost, and nothing else: no training ends for want of a reader."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Unbreakable(before[0]), _Unbreakable(before[1])
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = before
-
-
-class _Unbreakable:
-    """A stream that forgets what it cannot write."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._lost(error)
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._lost(error)
-
-    def _lost(self, error: OSError) -> None:
-        # What waits in the buffer would be tried again at the end of the process, and fail it. The file of a full disk
-        # is kept: there may be room again.
-        if error.errno in _GONE:
-            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def summary(lines: Mapping[str, str]) -> None:

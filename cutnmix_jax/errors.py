@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from cutnmix_jax.streams import unbreakable
+
 
 class UserError(Exception):
     """Something the user can mend; its message is one line that says what is wrong and what to do."""
@@ -82,12 +84,19 @@ def one_line(error: BaseException) -> str:
 def exit_code_of(command: Callable[[], None]) -> int:
     """Runs a command and turns what the user can mend into one line on stderr and an exit code.
 
+    A command goes on when nobody reads what it prints.
+
     Args:
       command: called without arguments; its return value is ignored.
 
     Returns:
       0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
     """
+    with unbreakable():
+        return _exit_code_of(command)
+
+
+def _exit_code_of(command: Callable[[], None]) -> int:
     try:
         command()
     except StoppedError as error:  # as asked, and no error

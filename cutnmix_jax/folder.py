@@ -35,6 +35,12 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
       CheckpointError: its `config.json` cannot be read, or its checkpoints are gone.
     """
     try:
+        str(workdir).encode()
+    except UnicodeEncodeError as error:  # TensorStore would refuse it after the first epoch
+        raise UsageError(
+            f"the run's folder {workdir} has a name that is not UTF-8; choose another --workdir"
+        ) from error
+    try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
@@ -49,6 +55,11 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
         yield forced
 
 
+def begun_with(workdir: Path) -> dict[str, Any]:
+    """The fields in `config.json` of a run that has begun."""
+    return json.loads((workdir / "config.json").read_text())
+
+
 def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     """Writes `config.json`, once it is sure that the run can go on with it.
 
@@ -61,11 +72,11 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     """
     path, results = workdir / "config.json", workdir / "results.json"
     new = metrics.config_json(config)
-    old = json.loads(path.read_text()) if path.exists() else new
+    old = begun_with(workdir) if path.exists() else new
     if changed := configuration.changes(old, new) if step else []:
         if results.exists():
             results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
-        metrics.write_json(workdir / FORCED, {**forced(workdir), str(step): changed})
+        metrics.write_json(workdir / FORCED, {"changes": [*forced(workdir), {"step": step, "changed": changed}]})
     if path.exists() and old == new:
         return
     metrics.write_json(path, new)
@@ -76,7 +87,7 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
 
     Args:
       workdir: the folder.
-      made_with: from `metrics.environment`.
+      made_with: from `environment.of_run`.
       step: at which the run goes on.
 
     Raises:
@@ -108,13 +119,10 @@ def _fields(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def forced(workdir: Path) -> dict[str, Any]:
-    """The changes of fields that the run was made to go on with: a step -> what changed there."""
+def forced(workdir: Path) -> list[dict[str, Any]]:
+    """The changes of fields that the run was made to go on with, oldest first: at which `step`, and what `changed`."""
     path = workdir / FORCED
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        return {"unknown": [f"{FORCED} cannot be read"]}
+    return _fields(path).get("changes", [{"changed": [f"{FORCED} cannot be read"]}]) if path.exists() else []
 
 
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
@@ -124,6 +132,10 @@ def _cannot_write(workdir: Path, error: OSError) -> UsageError:
 def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
     """Whether something was saved with other fields; raises UsageError unless the run may go on with these."""
     path, new = workdir / "config.json", metrics.config_json(config)
+    if not path.exists() and _begun(workdir):  # it is written before anything else
+        raise CheckpointError(
+            f"{path} is gone, which says how the run was begun; restore it or choose another --workdir"
+        )
     try:
         old = json.loads(path.read_text()) if path.exists() else new
         if not isinstance(old, dict):
@@ -137,12 +149,12 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
         return False  # nothing was saved, so nothing is lost by beginning again
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
-    if not force or not ours:
-        raise UsageError(f"{what}; choose another --workdir" + (", or --force to go on with these" if ours else ""))
     if fixed := [line for line in changed if line.startswith(configuration.FIXED_FIELDS)]:
         raise UsageError(
             f"{what}, and {fixed[0].partition(':')[0]} cannot change within a run; choose another --workdir"
         )
+    if not force or not ours:
+        raise UsageError(f"{what}; choose another --workdir" + (", or --force to go on with these" if ours else ""))
     console.warn(f"{what}; going on with the new ones, as forced")
     return True
 

@@ -35,6 +35,8 @@ def held(folder: Path) -> Iterator[None]:
             (folder / _OWNER).write_text(json.dumps(owner) + "\n")
         yield
     finally:
+        with suppress(OSError):
+            (folder / _OWNER).unlink()
         lock.release()
 
 
@@ -47,9 +49,23 @@ def wait(folder: Path, seconds: float) -> None:
         pass
 
 
-def _owner(folder: Path) -> str:
+def _alive(process: int) -> bool:
     try:
-        owner = json.loads((folder / _OWNER).read_text())
-        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _owner(folder: Path) -> str:
+    for _ in range(10):  # it may be about to write its name over that of a dead one
+        try:
+            owner = json.loads((folder / _OWNER).read_text())
+            if owner["host"] != platform.node() or _alive(owner["pid"]):
+                return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        time.sleep(0.05)
+    return "another process"

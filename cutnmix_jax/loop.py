@@ -70,15 +70,17 @@ def train(
                 display.epoch_done(row, program.epochs)
                 state = program.calibrate(saved.state) if program.calibrate else saved.state
                 saved, speed = Saved(state, step.zero_totals(program.method, program.spec), jnp.zeros(())), Speed()
-                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.best_step == reached
+                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.ranking[0] == reached
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if last or stopping:
                 files.settle()
-                checkpoints.finish(reached, saved, files.best_step)
+                checkpoints.finish(reached, saved, files.ranking)
             elif due:
+                if not checkpoints.steps():
+                    files.settle()  # there is nothing to fall back on yet
                 if files.written():
-                    checkpoints.save(reached, saved, files.best_step)
+                    checkpoints.save(reached, saved, files.ranking)
                 saved_at = time.monotonic()
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")

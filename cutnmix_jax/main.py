@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutnmix_jax import console, signals
-from cutnmix_jax.errors import CheckpointError, CommandLine, UsageError, exit_code_of
+from cutnmix_jax import signals
+from cutnmix_jax.errors import CheckpointError, CommandLine, UsageError, exit_code_of, one_line
 from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:
@@ -22,8 +22,7 @@ stopped at once by a second one."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    with console.unbreakable():
-        return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -63,9 +62,8 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         workdir = Path(known.workdir) if known.workdir else config.default_workdir(run_config)
         train.run(run_config, workdir, stop, known.force)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read or write {error.filename or 'a file'}: {error.strerror}; what was saved stays"
-        ) from error
+        what = f"{error.filename or 'a file'}: {error.strerror or one_line(error)}"
+        raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

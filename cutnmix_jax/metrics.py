@@ -2,12 +2,8 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +15,14 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from cutnmix_jax import __version__, console, digests
+from cutnmix_jax import console, environment
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.types import Dataset
 
-Row = dict[str, Any]  # one line of metrics.jsonl
+ROWS = "metrics.jsonl"
+Row = dict[str, Any]  # one line of it
 
 PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -59,39 +54,6 @@ def config_sha256(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(config_json(config), sort_keys=True).encode()).hexdigest()
 
 
-def environment(dataset: Dataset) -> dict[str, Any]:
-    """What the run was made with: command, versions, devices, commit, data."""
-    return {
-        "command": sys.argv,
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "device_count": jax.device_count(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "commit": _commit(),
-        "data_sha256": digests.of_data(dataset),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    ours = {"python": platform.python_version(), "cutnmix-jax": __version__}  # a clone need not be installed
-    return ours | {package: importlib.metadata.version(package) for package in _PACKAGES}
-
-
-def _commit() -> str:
-    here = Path(__file__).parent.parent
-    if not (here / ".git").exists():  # installed; a repository further up would be somebody else's
-        return ""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip()
-
-
 class Metrics:
     """`metrics.jsonl` and the TensorBoard events of a run, one row per epoch."""
 
@@ -101,21 +63,16 @@ class Metrics:
         Raises:
           CheckpointError: a row of an epoch that is done is missing.
         """
-        self._path = folder / "metrics.jsonl"
-        self.rows = read_rows(self._path)[:epochs_done]
-        told = [row.get("epoch") for row in self.rows if {"step", "test/accuracy", "seconds"} <= set(row)]
-        if told != list(range(1, epochs_done + 1)):
-            raise CheckpointError(
-                f"{self._path} lacks rows of the {epochs_done} epochs that are saved; restore the file"
-            )
+        self._path = folder / ROWS
+        self.rows = rows_done(self._path, epochs_done)
         self._whole = self._path.exists() and self._path.read_bytes() == _lines(self.rows).encode()
         self.written()
         self._events = _Events(folder / "tensorboard", epochs_done + 1)
 
     @property
-    def best_step(self) -> int | None:
-        """The step after the epoch of the best mean accuracy of the peers, the first of equals."""
-        return best_of(self.rows)["step"] if self.rows else None
+    def ranking(self) -> list[int]:
+        """The step after each epoch, by the mean accuracy of the peers, the best first, the first of equals first."""
+        return [row["step"] for row in sorted(self.rows, key=lambda row: -row["test/accuracy"])]
 
     def append(self, row: Row) -> None:
         """Adds the row of an epoch; one that cannot be written waits, with a warning."""
@@ -139,7 +96,7 @@ class Metrics:
             if self.written():
                 return
         raise CheckpointError(
-            f"cannot write {self._path}; the checkpoints are whole: make room or let it be written, and give the same "
+            f"cannot write {self._path}; what was saved stays: make room or let it be written, and give the same "
             "command again"
         )
 
@@ -236,6 +193,20 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def rows_done(path: Path, epochs_done: int) -> list[Row]:
+    """The rows of the epochs that are done; later ones are left out.
+
+    Raises:
+      CheckpointError: one is missing, or is not a row.
+    """
+    rows = read_rows(path)[:epochs_done]
+    numbers = [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
+    told = [row.get("epoch") for row in numbers if {"step", "test/accuracy", "seconds"} <= set(row)]
+    if told != list(range(1, epochs_done + 1)):
+        raise CheckpointError(f"{path} lacks rows of the {epochs_done} epochs that are saved; restore the file")
+    return rows
+
+
 def read_results(folder: Path) -> dict[str, Any] | None:
     """What `results.json` of a run says; None where there is none, or none that can be read."""
     try:
@@ -259,7 +230,7 @@ def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int,
         "best": _summary(best_of(rows)),
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
-        "versions": versions(),
+        "versions": environment.versions(),
         "config_sha256": config_sha256(config),
     }
 

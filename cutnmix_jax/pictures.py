@@ -63,16 +63,16 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     epochs = [row["epoch"] for row in rows]
     tested = [name for name in rows[0] if name.startswith("test/accuracy_")]
     for i, name in enumerate(tested):
-        values = [100 * row[name] for row in rows]
+        values = [100 * row.get(name, np.nan) for row in rows]
         _line(left, i, epochs, values, name.removeprefix("test/accuracy_").replace("_", " "))
     mean = [100 * row["test/accuracy"] for row in rows]
     left.plot(epochs, mean, label="mean of peers", color="black", linewidth=2.5, alpha=0.45)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy on the test set")
     terms = [name for name in rows[0] if name.startswith("train/") and name not in ("train/accuracy", "train/loss")]
     for i, name in enumerate(terms):
-        _line(right, i, epochs, [row[name] for row in rows], name.removeprefix("train/").replace("_", " "))
+        _line(right, i, epochs, [row.get(name, np.nan) for row in rows], name.removeprefix("train/").replace("_", " "))
     right.set(xlabel="epoch", ylabel="mean over peers and steps", title="Loss terms before weighting")
-    if all(row[name] > 0 for row in rows for name in terms):
+    if all(row.get(name, 1) > 0 for row in rows for name in terms):
         right.set_yscale("log")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -44,6 +44,7 @@ class Program(NamedTuple):
     steps_per_epoch: int
     steps_per_call: int
     batch_size: int
+    trained: teacher.Trained | None
 
 
 class Plan(NamedTuple):
@@ -168,6 +169,7 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
         batch_size=config.batch_size,
+        trained=trained,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, metrics
@@ -22,10 +23,14 @@ class Trained(NamedTuple):
     Attributes:
       backbone: the network.
       load: reads its variables, {'params': tree, 'batch_stats': tree}, from the newest checkpoint.
+      folder: the run's.
+      config_sha256: of the run.
     """
 
     backbone: Backbone
     load: Callable[[], dict[str, Tree]]
+    folder: str
+    config_sha256: str
 
 
 def find(
@@ -46,7 +51,13 @@ def find(
       CheckpointError: from `load`: its checkpoint cannot be read.
     """
     path = Path(folder)
-    if metrics.read_results(path) is None:
+    try:
+        results = metrics.read_results(path)
+    except OSError as error:
+        raise UsageError(
+            f"config.teacher={folder[:200]} cannot be read: {error.strerror}; name a run's folder"
+        ) from error
+    if results is None:
         raise UsageError(f"config.teacher={folder}: no finished run there; train it first")
     try:
         trained = ConfigDict(json.loads((path / "config.json").read_text()))
@@ -74,4 +85,26 @@ def find(
         finally:
             checkpoints.close()
 
-    return Trained(backbone, load)
+    return Trained(backbone, load, folder, str(results.get("config_sha256")))
+
+
+def check(trained: Trained, before: str, teachers: Tree) -> None:
+    """Compares a teacher with the one that a run was taught by so far, where its folder is another.
+
+    Args:
+      trained: from `find`.
+      before: the folder that the run named before.
+      teachers: {'params': (tree,), 'batch_stats': (tree,)} out of the run's state.
+
+    Raises:
+      UsageError: it is another one.
+      CheckpointError: its checkpoint cannot be read.
+    """
+    if trained.folder == before:
+        return
+    now, held = jax.device_get(({name: (tree,) for name, tree in trained.load().items()}, teachers))
+    if not all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(held), strict=True)):
+        raise UsageError(
+            f"config.teacher={trained.folder} is another network than the one in {before}, which the run was begun "
+            "with; choose another --workdir"
+        )

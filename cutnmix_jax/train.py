@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, console, data, folder, loop, metrics, step, summary
+from cutnmix_jax import batches, console, data, environment, folder, loop, metrics, step, summary, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import UsageError, one_line
 from cutnmix_jax.program import Program, assemble, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
@@ -45,8 +45,6 @@ def go_on(
     config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest, forced: bool
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
-    from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for matplotlib
-
     summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
 
@@ -56,15 +54,21 @@ def go_on(
     if saved is None:
         saved = program.init()
     else:
+        if program.trained:
+            teacher.check(program.trained, folder.begun_with(workdir)["teacher"], saved.state.teachers)
         print(f"continued from step {int(saved.state.step)}", flush=True)
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
     if forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
+    done = begun // program.steps_per_epoch
+    metrics.rows_done(workdir / metrics.ROWS, done)  # before the folder is changed
     with _expendable("environment.json"):
-        folder.note_environment(workdir, metrics.environment(dataset), begun)
+        folder.note_environment(workdir, environment.of_run(dataset), begun)
     folder.claim(workdir, config, begun)
-    files = metrics.Metrics(workdir, begun // program.steps_per_epoch)
+    files = metrics.Metrics(workdir, done)
     with _expendable("samples.png"):
+        from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
+
         pictures.samples(workdir / "samples.png", *_first_batch(program), dataset)
 
     # The epochs.
@@ -76,12 +80,16 @@ def go_on(
 
     # The results.
     results = metrics.results(config, configuration.backbone_name(config), dataset, program.spec.num_train, files.rows)
-    title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
-    with _expendable("curves.png"):
-        pictures.curves(workdir / "curves.png", files.rows, title)
+    if program.trained:
+        results["teacher_config_sha256"] = program.trained.config_sha256
     if changes := folder.forced(workdir):
         results["forced"] = changes
     metrics.write_json(workdir / "results.json", results)
+    title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
+    with _expendable("curves.png"):
+        from cutnmix_jax import pictures
+
+        pictures.curves(workdir / "curves.png", files.rows, title)
     console.table(results)
     print(f"run: {workdir}", flush=True)
 
@@ -92,7 +100,7 @@ def _expendable(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        console.warn(f"cannot write {name} ({error.strerror})")
+        console.warn(f"cannot write {name} ({error.strerror or one_line(error)})")
 
 
 def _first_batch(program: Program) -> tuple[Batch, Mix]:

@@ -13,6 +13,7 @@ import pytest
 from configs import common
 from cutnmix_jax import config as configuration
 from cutnmix_jax import main, metrics, schema, train
+from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
 
@@ -124,6 +125,10 @@ WRONG = [
     (["--config=configs/quickstart.py:digits,baseline", "--config.weights.ce=0"], "nothing would be learned"),
     ([QUICK, "--workdir=/proc/nowhere"], "another --workdir"),
     ([QUICK, "--workdir=README.md/x"], "another --workdir"),
+    ([QUICK, "--workdir=runs/\udcff"], "is not UTF-8"),
+    ([row("kd"), "--config.teacher=/etc/passwd"], "cannot be read: Not a directory"),
+    ([row("kd"), f"--config.teacher={'x' * 300}"], "cannot be read: File name too long"),
+    (["--config=configs/resnet32.py:cifar10", "--config.data_dir=~nosuchuser/x"], "name a folder"),
 ]
 
 
@@ -156,6 +161,24 @@ def test_missing_data_is_exit_code_3(tmp_path, capsys, nothing_is_compiled):
     code, errors = run(arguments, tmp_path, capsys)
     assert (code, len(errors)) == (3, 1), errors
     assert "prepare --dataset=cifar10" in errors[0]
+
+
+def test_links_in_a_circle(tmp_path, capsys, nothing_is_compiled):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for arguments in (
+        [row("kd"), f"--config.teacher={tmp_path / 'circle'}"],
+        ["--config=configs/resnet32.py:cifar10", f"--config.data_dir={tmp_path / 'circle'}"],
+        [QUICK, f"--workdir={tmp_path / 'circle'}"],
+    ):
+        code, errors = run(arguments, tmp_path, capsys)
+        assert (code, len(errors)) == (2, 1), errors
+
+
+@pytest.mark.parametrize(("name", "code"), [("n\xe9", 0), ("n\udcff", 2)])
+def test_names_that_the_terminal_cannot_show(name, code, tmp_path):
+    command = [sys.executable, "-m", "cutnmix_jax.main", QUICK, *TEN_EPOCHS, f"--workdir={tmp_path / name}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(code != 0)), done.stderr
 
 
 def test_a_config_file_that_breaks_is_one_line(tmp_path, capsys, nothing_is_compiled):

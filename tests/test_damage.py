@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import tempfile
+from pathlib import Path
 
 import chex
 import jax
@@ -13,7 +15,7 @@ import pytest
 from cutnmix_jax import checkpoint, digests
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, DivergedError
-from tests.runs import assert_same, made, steps_in, stopped_after, whole
+from tests.runs import assert_same, made, rows_in, steps_in, stopped_after, whole
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,40 @@ def test_a_run_goes_on_from_the_one_before(copied, tmp_path, capsys):
     assert made().train(copied) == 24
     assert_same(made(), copied, whole("cutnmix", tmp_path / "whole"))
     assert capsys.readouterr().err.count("\n") == 1
+    # Who can mend it puts it back with its rows.
+    [rows] = (copied / "checkpoints-damaged").glob("metrics-26-*.jsonl")
+    assert rows_in(copied)[:6] == rows_in(whole("cutnmix", tmp_path / "whole"))[:6]
+    assert [json.loads(line)["epoch"] for line in rows.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_on_another_disk(copied, tmp_path):
+    """A link in the place of the checkpoints: nothing can be moved from there to beside it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        if Path(disk).stat().st_dev == copied.stat().st_dev:
+            pytest.skip("no other disk")
+        shutil.move(copied / "checkpoints", f"{disk}/states")
+        (copied / "checkpoints").symlink_to(f"{disk}/states")
+        max(files_of(copied, 26), key=lambda path: path.stat().st_size).write_bytes(b"x")
+        assert made().train(copied) == 24
+        assert_same(made(), copied, whole("cutnmix", tmp_path / "whole"))
+        assert len(list(Path(disk, "states-damaged").glob("26-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), ValueError("PERMISSION_DENIED: x")],
+)
+def test_what_only_cannot_be_read_is_not_moved(error, copied, monkeypatch):
+    def fails(*_):
+        raise error
+
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with monkeypatch.context() as broken:
+        broken.setattr(Checkpoints, "_read_flat", fails)
+        with pytest.raises(CheckpointError, match="cannot read the checkpoint of step 26 .* let it be read"):
+            made().train(copied)
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    assert made().train(copied) == 26
 
 
 def test_nothing_is_touched_where_none_is_whole(copied):

@@ -48,8 +48,10 @@ def fill(number, disk, reference):
     begin = chance.randrange(1, 40)
     end = begin + chance.randrange(1, 12) if number % 2 else None
     left = chance.choice([0, 1, 5000, 20_000, 60_000])
+    trained = []
 
     def before(step, *_):
+        trained.append(step)
         if step == begin:
             with filler.open("wb", buffering=0) as file:
                 try:
@@ -65,6 +67,7 @@ def fill(number, disk, reference):
     except CheckpointError as error:
         print(error)
         saved = steps_in(run)
+        assert saved or trained[-1] == 4  # where nothing could be saved, nothing more is trained
         # What was whole before is whole still.
         rows = rows_in(run) if (run / "metrics.jsonl").exists() else []
         assert rows == rows_in(reference)[: len(rows)] and len(rows) >= (saved[-1] if saved else 0) // 4
@@ -73,6 +76,40 @@ def fill(number, disk, reference):
         assert made().train(run) == (saved[-1] if saved else 0)
     assert_same(made(), run, reference)
     print("as it should be")
+
+
+@pytest.mark.parametrize("what", ["rows", "states"])
+def test_nothing_is_trained_that_cannot_be_saved(what, tmp_path, monkeypatch, capsys):
+    """Without an older checkpoint there is nothing to fall back on."""
+    monkeypatch.setattr(checkpoint, "PATIENCE", (0.0, 0.0))
+    monkeypatch.setattr(metrics, "PATIENCE", (0.0, 0.0))
+    trained = []
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def before(step, *_):
+        trained.append(step)
+        if what == "rows":
+            monkeypatch.setattr(metrics, "_append", full)
+            monkeypatch.setattr(metrics, "_write_whole", full)
+        else:
+            monkeypatch.setattr(checkpoint.Checkpoints, "_begin", full)
+
+    with pytest.raises(CheckpointError, match="what was saved stays|no checkpoint is there"):
+        made().train(tmp_path, program=hooked(made().program, before))
+    assert trained == [1, 2, 3, 4]
+
+
+def test_checkpoints_that_somebody_removes(tmp_path):
+    """What is in memory is saved again."""
+
+    def before(step, *_):
+        if step == 14:
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+
+    made().train(tmp_path / "run", program=hooked(made().program, before))
+    assert_same(made(), tmp_path / "run", whole("cutnmix", tmp_path / "whole"))
 
 
 def test_a_read_only_disk(tmp_path):
@@ -139,7 +176,7 @@ def test_rows_wait_until_they_can_be_written(tmp_path, monkeypatch, capsys):
         files = metrics.Metrics(tmp_path, 1)
         files.append(rows[1])
         assert not files.written()
-        with pytest.raises(CheckpointError, match="the checkpoints are whole: make room"):
+        with pytest.raises(CheckpointError, match="what was saved stays: make room"):
             files.settle()
     assert "No space left on device" in capsys.readouterr().err
     files.append(rows[2])

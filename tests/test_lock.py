@@ -1,5 +1,6 @@
 """Of all who start in one folder at the same time, one trains."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -50,6 +51,18 @@ def test_the_second_is_told_at_once(tmp_path):
         assert time.monotonic() - begun < 10  # before data are loaded or anything is compiled; 3 s where it is quiet
     with lock.held(tmp_path):  # and free again
         pass
+
+
+def test_no_dead_owner_is_named(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with lock.held(tmp_path):
+        owner = json.loads((tmp_path / ".owner.json").read_text())
+        (tmp_path / ".owner.json").write_text(json.dumps(owner | {"pid": dead.pid}))
+        with pytest.raises(UsageError, match="in use by another process"), lock.held(tmp_path):
+            pass
+        assert (tmp_path / ".owner.json").exists()
+    assert not (tmp_path / ".owner.json").exists()
 
 
 def test_in_one_process_too(tmp_path):

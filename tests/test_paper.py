@@ -225,9 +225,17 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     assert arguments != taught.arguments
     save(taught._replace(arguments=arguments), 0.9)
     assert launch.results_of(taught)
+    # All of it moved, or a teacher of the same fields elsewhere; and then another one in its place.
     fields = metrics.config_json(config_of(taught)) | {"teacher": str(other)}
     (taught.workdir / "config.json").write_text(json.dumps(fields))
-    assert launch.other_fields(taught) == [f"config.teacher: {str(other)!r} -> {str(taught.teacher.workdir)!r}"]
+    assert launch.other_fields(taught) == []
+    save(taught.teacher, 0.9)
+    results = json.loads((taught.teacher.workdir / "results.json").read_text()) | {"config_sha256": "of the teacher"}
+    (taught.teacher.workdir / "results.json").write_text(json.dumps(results))
+    assert launch.other_fields(taught) == [f"it was taught by another run than the one in {taught.teacher.workdir}"]
+    results = json.loads((taught.workdir / "results.json").read_text()) | {"teacher_config_sha256": "of the teacher"}
+    (taught.workdir / "results.json").write_text(json.dumps(results))
+    assert launch.other_fields(taught) == []
 
 
 def test_nothing_found_is_an_empty_table(tmp_path):
@@ -430,6 +438,15 @@ def test_stopped_or_killed_cells_save(number, tmp_path):
     # The runs of a killed parent stop and save too.
     wait_for(lambda: all("stopped and saved at step" in log.read_text() for log in logs), 60)
     assert not any((tmp_path / name / "results.json").exists() for name in "ab")
+
+
+@pytest.mark.parametrize("command", ["scripts.paper.reproduce", "scripts.paper.report"])
+def test_a_reader_that_ends(command, tmp_path):
+    arguments = f"{sys.executable} -m {command} table1 --preset=mini --runs={tmp_path}"
+    arguments += " --dry-run" if "reproduce" in command else ""
+    shell = f"{arguments} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_two_runs_in_one_folder(tmp_path):

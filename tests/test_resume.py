@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import main, metrics
+from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
     TEN_EPOCHS,
@@ -88,6 +89,23 @@ def test_the_newest_and_the_best_are_kept(undisturbed, tmp_path):
         run.program = run.program._replace(evaluate=lambda *_, a=accuracy, n=[0]: _counts(a, n))
         run.train(folder)
         assert steps_in(folder) == [8, *[36, 40][-keep:]]
+
+
+def test_the_best_of_what_is_saved_is_kept(tmp_path, monkeypatch):
+    """Where a better one could not be saved, the best one that could."""
+    run = Made("cutnmix", "--config.checkpoint.keep=1")
+    accuracy = iter([0.2, 0.8, 0.3, 0.9, 0.1, 0.1, 0.1, 0.7, 0.1, 0.1])
+    begin = Checkpoints._begin
+
+    def fails_once(self, step, *rest):
+        if step == 16:
+            raise OSError(28, "No space left on device")
+        begin(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "_begin", fails_once)
+    run.program = run.program._replace(evaluate=lambda *_, a=accuracy, n=[0]: _counts(a, n))
+    run.train(tmp_path)
+    assert steps_in(tmp_path) == [8, 40]
 
 
 def _counts(accuracies, calls):

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, data, loop, main, metrics, program
+from cutnmix_jax import backbones, data, environment, loop, main, program
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 
@@ -115,8 +115,8 @@ def test_a_run_leaves_the_promised_files(finished):
     workdir, out, err = finished
     assert err == ""
     names = {path.name for path in workdir.iterdir()}
-    assert {".lock", ".owner.json"} <= names  # who holds the folder
-    assert names - {".lock", ".owner.json"} == {
+    assert names == {
+        ".lock",
         "config.json",
         "environment.json",
         "metrics.jsonl",
@@ -211,8 +211,9 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     assert json.loads((workdir / "results.json").read_text())["epochs"] == 5
     [before] = workdir.glob("results-before-*.json")
     assert before.read_bytes() == (finished[0] / "results.json").read_bytes()
-    assert list(json.loads((workdir / "forced.json").read_text())) == ["12"]
-    assert list(json.loads((workdir / "results.json").read_text())["forced"]) == ["12"]
+    changes = [{"step": 12, "changed": ["config.epochs: 3 -> 5", "config.optimizer.learning_rate: 0.05 -> 0.01"]}]
+    assert json.loads((workdir / "forced.json").read_text()) == {"changes": changes}
+    assert json.loads((workdir / "results.json").read_text())["forced"] == changes
     # Where nothing is left to train, there is nothing to go on with, and results must not claim other fields.
     kept = (workdir / "results.json").read_bytes()
     for field in ("epochs=4", "optimizer.learning_rate=0.02"):
@@ -229,14 +230,57 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     # The new fields are the run's now, and some can never change.
     assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01"]) == 0
     capsys.readouterr()
-    for fixed in ("batch_size=8", "seed=96", "train_examples=32"):
-        assert main.main([*command, f"--config.{fixed}", "--force"]) == 2
-        assert f"config.{fixed.partition('=')[0]} cannot change within a run" in capsys.readouterr().err
+    for fixed in ("batch_size=8", "seed=96", "train_examples=32", "test_examples=20"):
+        for force in (["--force"], []):  # what force cannot do is not offered
+            assert main.main([*command, f"--config.{fixed}", *force]) == 2
+            assert f"config.{fixed.partition('=')[0]} cannot change within a run" in capsys.readouterr().err
     wide = [*command, "--config.backbone.name=tests.tiny:wide", "--force"]
     assert main.main(wide) == 4
     assert "of another program" in capsys.readouterr().err
     assert not (workdir / "checkpoints-damaged").exists()
     assert json.loads((workdir / "config.json").read_text())["backbone"]["name"] == "tests.tiny:Tiny"
+
+
+def test_every_change_by_force_is_kept(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    longer = [*TINY, "--config.epochs=4", f"--workdir={workdir}", "--force"]
+    for rate in ("0.1", "0.2", "0.3"):  # stopped each time before a step is trained
+        arguments = [*longer, f"--config.optimizer.learning_rate={rate}"]
+        script = f"from tests import test_run; test_run.killed({arguments!r})"
+        assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    told = json.loads((workdir / "forced.json").read_text())["changes"]
+    assert [change["step"] for change in told] == [12, 12, 12]
+    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == ["0.05 -> 0.1", "0.1 -> 0.2", "0.2 -> 0.3"]
+
+
+def killed(arguments):
+    """Runs a command and kills this process before its first step."""
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    main.main(arguments)
+
+
+def files_in(workdir):
+    """What every file of a run holds, but for who holds the folder."""
+    files = [path for path in workdir.rglob("*") if path.is_file() and path.name not in (".owner.json", ".lock")]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_what_force_cannot_go_on_with_is_left_alone(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    (workdir / "metrics.jsonl").unlink()
+    shutil.copy(finished[0] / "results.json", workdir)
+    before = files_in(workdir)
+    assert main.main([*TINY, "--config.epochs=5", "--force", f"--workdir={workdir}"]) == 4
+    assert "lacks rows" in capsys.readouterr().err.splitlines()[-1]
+    assert files_in(workdir) == before
+
+
+def test_a_config_json_that_is_gone(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    (workdir / "config.json").unlink()
+    assert main.main([*TINY, "--config.optimizer.learning_rate=0.5", f"--workdir={workdir}"]) == 4
+    [error] = capsys.readouterr().err.splitlines()
+    assert "config.json is gone" in error
 
 
 def test_killed_and_continued_is_bitwise_the_same(finished, tmp_path):
@@ -274,6 +318,31 @@ def test_what_a_method_remembers_survives_a_kill(row, finished, tmp_path):
         "okddip": state.params["method"],
     }[row]  # fmt: skip
     assert all(np.any(leaf) for leaf in jax.tree.leaves(remembered)) and jax.tree.leaves(remembered)
+
+
+def test_a_teacher_may_move(finished, tmp_path, capsys):
+    """It is known by its weights, wherever it lies; no other one can take its place."""
+    teacher, moved, workdir = tmp_path / "teacher", tmp_path / "elsewhere" / "teacher", tmp_path / "run"
+    shutil.copytree(finished[0], teacher)
+    undo = at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main.main([*of_row("kd", teacher), f"--workdir={workdir}"]) == 75
+    finally:
+        undo()
+    moved.parent.mkdir()
+    teacher.rename(moved)
+    assert main.main([*TINY, "--config.seed=96", f"--workdir={tmp_path / 'other'}"]) == 0
+    capsys.readouterr()
+    assert main.main([*of_row("kd", tmp_path / "other"), f"--workdir={workdir}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "other is another network than the one in" in error
+    assert main.main([*of_row("kd", moved), f"--workdir={workdir}"]) == 0
+    assert main.main([*of_row("kd", finished[0]), f"--workdir={tmp_path / 'whole'}"]) == 0
+    chex.assert_trees_all_equal(
+        saved_in(workdir, of_row("kd", moved)), saved_in(tmp_path / "whole", of_row("kd", finished[0]))
+    )
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["teacher_config_sha256"] == json.loads((moved / "results.json").read_text())["config_sha256"]
 
 
 def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, capsys):
@@ -353,22 +422,21 @@ def last_row_first(array):
 )
 def test_a_run_goes_on_with_its_own_images_only(how, finished, tmp_path, changed_data, capsys):
     workdir = copy_of(finished[0], tmp_path)
-    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".owner.json"}
     changed_data(how)
+    before = files_in(workdir)
     for force in ([], ["--force", "--config.epochs=4"]):
         assert main.main([*TINY, *force, f"--workdir={workdir}"]) == 3
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: the images are not those that ") and "until step 12;" in error
-    after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".owner.json"}
-    assert after == before
+    assert files_in(workdir) == before
 
 
 def test_what_a_run_was_made_with_before_stays_in_its_folder(finished, tmp_path, monkeypatch, capsys):
     workdir = copy_of(finished[0], tmp_path)
     file = workdir / "environment.json"
     began = json.loads(file.read_text())
-    versions = metrics.versions()
-    monkeypatch.setattr(metrics, "versions", lambda: versions | {"jax": "9.9"})
+    versions = environment.versions()
+    monkeypatch.setattr(environment, "versions", lambda: versions | {"jax": "9.9"})
     for start in range(2):
         (workdir / "results.json").unlink(missing_ok=True)
         assert main.main([*TINY, f"--workdir={workdir}"]) == 0
@@ -390,6 +458,24 @@ def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):
     (workdir / "metrics.jsonl").write_text("")
     assert main.main([*TINY, f"--workdir={workdir}"]) == 4
     assert "metrics.jsonl lacks rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("old", "new"), [('"train/dml": ', '"train/dml": null, "was": '), ('"step": ', '"stop": ')])
+def test_a_row_that_is_none_any_more(old, new, finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    first, second, third = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("\n".join([first, second.replace(old, new), third, ""]))
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
+    [error] = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl lacks rows" in error
+
+
+def test_a_number_that_lost_its_name_costs_no_results(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    first, second, third = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("\n".join([first, second.replace("train/dml", "train/dmm"), third, ""]))
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+    assert capsys.readouterr().err == "" and (workdir / "results.json").exists()
 
 
 def copy_of(finished, tmp_path):
@@ -453,6 +539,25 @@ def test_something_in_the_way_is_one_line(name, tmp_path, capsys):
     assert main.main([*TINY, f"--workdir={tmp_path}"]) in ((0,) if expendable else (2, 4))
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and (name if expendable else str(tmp_path)) in errors[0]
+
+
+def test_pictures_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    """Matplotlib wants a folder that it can write in, and not to be imported without one."""
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "cutnmix_jax.pictures":
+                raise OSError("Matplotlib requires access to a writable cache directory")
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "cutnmix_jax.pictures", raising=False)
+    monkeypatch.delattr("cutnmix_jax.pictures", raising=False)
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 0
+    told = "(Matplotlib requires access to a writable cache directory)"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: cannot write {name} {told}" for name in ("samples.png", "curves.png")
+    ]
 
 
 def test_steps_per_call_and_mapping_reach_the_same_place(finished, tmp_path, monkeypatch):

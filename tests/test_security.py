@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import main
+from cutnmix_jax import main, metrics
 from tests.runs import TEN_EPOCHS, assert_same, made, whole
 from tests.test_run import ROOT
 
@@ -50,6 +50,7 @@ def test_files_of_a_run_s_folder_are_data(tmp_path):
     """Modules, pickles and settings beside a run's own files are not looked at."""
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(whole("cutnmix", tmp_path / "whole"), folder)
+    metrics.write_json(folder / "config.json", metrics.config_json(made().config))
     code = f"open({str(marker)!r}, 'w')"
     for name in ("sitecustomize.py", "conftest.py", "jax.py", "cutnmix_jax.py", "config.py", "configs/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)

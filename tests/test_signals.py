@@ -226,6 +226,20 @@ def test_output_to_a_full_device(tmp_path):
     assert (tmp_path / "results.json").exists()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed, tmp_path):
+    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, f"--workdir={tmp_path / 'run'}"]
+    run = ["bash", "-c", f'exec "$@" {closed}', "-", sys.executable, "-m", "cutnmix_jax.main", *command]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+    run[-2:] = ["--config.epochs=1000000", f"--workdir={tmp_path / 'other'}"]
+    process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: steps_in(tmp_path / "other"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+
+
 def test_while_the_compiler_has_the_word(tmp_path):
     process = start(tmp_path, "--config.backbone.name=resnet110", environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
     wait_for(lambda: calls_in(tmp_path) > 0)

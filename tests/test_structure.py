@@ -11,9 +11,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import the rooms on the lines above its own, and its own files.
 FLOORS = [
-    {"types", "errors"},
+    {"types", "streams"},
+    {"errors"},
     {"console"},
-    {"losses", "augment", "optim", "data", "pictures", "signals", "device", "lock", "digests"},
+    {"losses", "augment", "optim", "data", "pictures", "signals", "device", "lock", "digests", "storage"},
+    {"environment"},
     {"metrics"},
     {"checkpoint"},
     {"backbones"},

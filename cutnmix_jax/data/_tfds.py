@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutnmix_jax.data import _cache
-from cutnmix_jax.errors import DataError
+from cutnmix_jax.errors import DataError, UsageError
 from cutnmix_jax.types import Dataset
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -92,7 +92,11 @@ def load(source: Source, data_dir: str) -> Dataset:
 
 def root(data_dir: str) -> Path:
     """The tfds data folder: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().resolve()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return Path(folder).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a user that is not known, links in a circle
+        raise UsageError(f"data_dir={folder}: {' '.join(str(error).split())}; name a folder") from error
 
 
 def find(source: Source, data_dir: str) -> Path | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, batches, config, losses, metrics, optim, peers, program
+from cutnmix_jax import backbones, batches, config, environment, losses, optim, peers, program
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.types import Dataset, Tree
 from scripts.benchmark import flops, worker
@@ -117,7 +117,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
         "gflop_per_step": flops.count(traced.jaxpr) / 1e9,
         "kernels_per_step": kernels(compiled.as_text()),
         "device": jax.devices()[0].device_kind,
-        "versions": metrics.versions(),
+        "versions": environment.versions(),
     }
     # Whole calls are done; of a last one that does more, its share is counted.
     return found, lambda steps: worker.timed(call, steps) * steps / (math.ceil(steps / per_call) * per_call), after

@@ -45,7 +45,13 @@ def other_fields(cell: Cell) -> list[str]:
         return ["its config.json cannot be read"]
     if (cell.workdir / folder.FORCED).exists():
         return ["its fields were changed by --force"]
-    return configuration.changes(held, asked)
+    changed = configuration.changes(held, asked)
+    results = metrics.read_results(cell.workdir)
+    if cell.teacher and results:
+        teacher = metrics.read_results(cell.teacher.workdir) or {}
+        if results.get("teacher_config_sha256") != teacher.get("config_sha256"):
+            changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
+    return changed
 
 
 def left_out(cells: Sequence[Cell]) -> str:

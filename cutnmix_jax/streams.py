@@ -1,0 +1,68 @@
+"""Standard output and error that no run can end for."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a reader that ended, a terminal that was closed
+
+
+@contextlib.contextmanager
+def unbreakable() -> Iterator[None]:
+    """While entered, output that cannot be written is lost, and nothing else: no training ends for want of a reader."""
+    _open_closed()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Unbreakable(before[0]), _Unbreakable(before[1])
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _open_closed() -> None:
+    """Opens nothing in the place of what was closed by `>&-`; or a file of the run would be standard error."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: PTH123, SIM115
+
+
+class _Unbreakable:
+    """A stream that forgets what it cannot write."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):  # a name that its encoding lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._lost(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        # What waits in the buffer would be tried again at the end of the process, and fail it. The file of a full disk
+        # is kept: there may be room again.
+        if error.errno in _GONE:
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
