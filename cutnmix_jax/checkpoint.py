@@ -165,7 +165,7 @@ class Checkpoints:
                 if storage.may_be_whole(error):
                     raise CheckpointError(
                         f"cannot read the checkpoint of step {step} in {self._folder}: {storage.reason(error)}; let it "
-                        "be read, and give the same command again"
+                        "be read or move it away, and give the same command again"
                     ) from error
                 damaged[step] = storage.reason(error)
                 continue

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook)
 
 def may_be_whole(error: Exception) -> bool:
     """Whether a file could not be read for want of rights or of a disk that answers, whatever is in it."""
-    return getattr(error, "errno", 0) in _NOT_DAMAGE or "PERMISSION_DENIED" in str(error)  # as TensorStore says it
+    return any(os.strerror(number) in str(error) for number in _NOT_DAMAGE)  # TensorStore gives the text alone
 
 
 def reason(error: Exception) -> str:

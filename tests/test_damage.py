@@ -132,7 +132,13 @@ def test_on_another_disk(copied, tmp_path):
 
 @pytest.mark.parametrize(
     "error",
-    [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), ValueError("PERMISSION_DENIED: x")],
+    [
+        PermissionError(13, "Permission denied"),
+        OSError(5, "Input/output error"),
+        ValueError(
+            'PERMISSION_DENIED: Error opening "zarr": Failed to open "d/64": Permission denied [spec={}]'
+        ),
+    ],
 )
 def test_what_only_cannot_be_read_is_not_moved(error, copied, monkeypatch):
     def fails(*_):
