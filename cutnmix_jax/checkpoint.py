@@ -225,10 +225,9 @@ class Checkpoints:
         return flat
 
     def _put_aside(self, step: int) -> Path:
-        folder = self._folder.resolve()  # it may be a link to another disk, which nothing can be moved away from
-        target = folder.with_name(f"{folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
+        target = self._folder.with_name(f"{self._folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
         target.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(target)
+        shutil.move(self._folder / str(step), target)  # may be on another disk, by a link or a mount
         with contextlib.suppress(OSError):  # the rows up to it, which who mends it by hand wants back with it
             shutil.copy(self._folder.with_name(ROWS), target.with_name(f"metrics-{target.name}.jsonl"))
         self._manager.reload()

@@ -16,7 +16,7 @@ from cutnmix_jax.types import Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 # The data and a teacher are known by what they hold, wherever they lie.
-_FREE_FIELDS = ("config.data_dir", "config.teacher", "config.eval_batch_size", "config.checkpoint.")
+_FREE_FIELDS = ("config.data_dir:", "config.teacher:", "config.eval_batch_size:", "config.checkpoint.")
 # Fields that say which images a step number stands for, and on which ones a run is tested.
 FIXED_FIELDS = tuple(
     f"config.{name}:"
@@ -59,11 +59,13 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     if "method" in config_flags.get_override_values(values["config"]):
         raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
     check(config)
-    if config.teacher:  # the same folder by another name is the same teacher
+    for field in ("teacher", "data_dir"):
         try:
-            config.teacher = str(Path(config.teacher).resolve())
-        except (OSError, RuntimeError) as error:  # links in a circle
-            raise UsageError(f"config.teacher={config.teacher[:200]}: {one_line(error)}") from error
+            found = Path(config[field]).expanduser().resolve()
+        except (OSError, RuntimeError) as error:  # links in a circle, a user that is not known
+            raise UsageError(f"config.{field}={config[field][:200]}: {one_line(error)}") from error
+        if config.teacher and field == "teacher":  # the same folder by another name is the same teacher
+            config.teacher = str(found)
     return config
 
 

@@ -1,5 +1,7 @@
 """Settings of JAX that hold for the whole process."""
 
+import contextlib
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -44,27 +46,28 @@ def _mend_cache(folder: Path) -> None:
     otherwise = warnings.showwarning
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        if "persistent compilation cache entry" not in str(message):
+        told = re.search(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'", str(message))
+        if not told:
             otherwise(message, *where, **more)
-        elif "Error reading" in str(message):
-            removed = [path for path in folder.glob("*-cache") if _is_cut(path)]
-            for path in removed:
-                path.unlink(missing_ok=True)
-            console.warn(f"removed {len(removed)} damaged compiled programs from {folder}; they are compiled again")
-        else:  # a full disk: the next start compiles once more
-            console.warn(f"cannot keep a compiled program in {folder} ({str(message)[-100:]})")
+            return
+        console.warn(f"trouble with {told[1]} the compiled program {told[2]} in {folder}; it is compiled anew")
+        if told[1] == "reading":
+            for path in folder.glob(f"{told[2]}-*-cache"):
+                with contextlib.suppress(OSError):  # another user's, or removed by another run
+                    if not _is_whole(path):
+                        path.unlink()
 
     warnings.showwarning = show
-    warnings.filterwarnings("always", ".* persistent compilation cache entry", UserWarning)
+    warnings.filterwarnings("always", "Error .* persistent compilation cache entry", UserWarning)
 
 
-def _is_cut(path: Path) -> bool:
-    """Whether a file of the cache does not hold what was written; JAX may compress by other means, which pass here."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file of the cache holds what was written; never where JAX has used another compression than zlib's."""
     content, reader = path.read_bytes(), zlib.decompressobj()
     if content[:1] != b"\x78":  # with which all that zlib writes begins
-        return not content
+        return False
     try:
         reader.decompress(content)
     except zlib.error:
-        return True
-    return not reader.eof
+        return False
+    return reader.eof

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from cutnmix_jax.errors import DivergedError
-from cutnmix_jax.types import Dataset
+from cutnmix_jax.types import Dataset, Tree
 
 Digests = dict[str, Any]  # `step`, `arrays`: name -> "type[shape] sha256", and `all`, the SHA-256 of both
 
@@ -33,6 +33,16 @@ def of(step: int, arrays: Mapping[str, jax.Array]) -> Digests:
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
         told[name] = f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
     return {"step": step, "arrays": told, "all": _all(step, told)}
+
+
+def of_tree(tree: Tree) -> str:
+    """The SHA-256 of the names, types, shapes and values of all arrays of a tree, a network's for instance."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
 
 
 def of_data(dataset: Dataset) -> str:

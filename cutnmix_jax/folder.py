@@ -35,7 +35,7 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
       CheckpointError: its `config.json` cannot be read, or its checkpoints are gone.
     """
     try:
-        str(workdir).encode()
+        str(workdir.absolute()).encode()
     except UnicodeEncodeError as error:  # TensorStore would refuse it after the first epoch
         raise UsageError(
             f"the run's folder {workdir} has a name that is not UTF-8; choose another --workdir"
@@ -55,11 +55,6 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
         yield forced
 
 
-def begun_with(workdir: Path) -> dict[str, Any]:
-    """The fields in `config.json` of a run that has begun."""
-    return json.loads((workdir / "config.json").read_text())
-
-
 def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     """Writes `config.json`, once it is sure that the run can go on with it.
 
@@ -72,7 +67,7 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     """
     path, results = workdir / "config.json", workdir / "results.json"
     new = metrics.config_json(config)
-    old = begun_with(workdir) if path.exists() else new
+    old = json.loads(path.read_text()) if path.exists() else new
     if changed := configuration.changes(old, new) if step else []:
         if results.exists():
             results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
@@ -80,6 +75,26 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
     if path.exists() and old == new:
         return
     metrics.write_json(path, new)
+
+
+def check_images(workdir: Path, sha256: str) -> None:
+    """Raises DataError where a run would go on with other images, or with the same ones in another order.
+
+    Args:
+      workdir: the folder.
+      sha256: `digests.of_data` of the images.
+    """
+    if not _saved(workdir):
+        return
+    path = workdir / "environment.json"
+    before = _fields(path).get("data_sha256")
+    if before is None:
+        console.warn(f"{path} does not tell which images the run was begun with; they may be others now")
+    elif before != sha256:
+        raise DataError(
+            f"the images are not those that the run in {workdir} was begun with; give it the same ones by "
+            "--config.data_dir, or choose another --workdir"
+        )
 
 
 def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> None:
@@ -91,16 +106,10 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
       step: at which the run goes on.
 
     Raises:
-      DataError: it would go on with other images, or with the same ones in another order.
       OSError: the file cannot be written.
     """
     path = workdir / "environment.json"
     before = _fields(path) if step else {}
-    if before.get("data_sha256", made_with["data_sha256"]) != made_with["data_sha256"]:
-        raise DataError(
-            f"the images are not those that the run in {workdir} was trained on until step {step}; give it the same "
-            "ones by --config.data_dir, or choose another --workdir"
-        )
     earlier = before.pop("earlier", [])
     known = {name: before[name] for name in _MADE_WITH if name in before}
     if changed := configuration.difference(known, {name: made_with[name] for name in known}, "environment"):
@@ -159,16 +168,21 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
     return True
 
 
+def _saved(workdir: Path) -> bool:
+    """Whether there are checkpoints, whole or not."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def _begun(workdir: Path) -> bool:
-    saved = workdir / CHECKPOINTS
-    return (saved.is_dir() and any(saved.iterdir())) or bool(metrics.read_rows(workdir / "metrics.jsonl"))
+    return _saved(workdir) or bool(metrics.read_rows(workdir / "metrics.jsonl"))
 
 
 def _check_checkpoints(workdir: Path) -> None:
     """Raises CheckpointError where a run has rows that no kill can explain, and no checkpoint: it would begin again."""
     rows = len(metrics.read_rows(workdir / "metrics.jsonl"))
     # The first epoch is the best so far, and so is saved; and the first checkpoint is on disk before the second epoch.
-    if rows > 1 and not any(path.name.isdigit() for path in (workdir / CHECKPOINTS).iterdir()):
+    if rows > 1 and not _saved(workdir):
         raise CheckpointError(
             f"{workdir} has rows of {rows} epochs and no checkpoint; restore {workdir / CHECKPOINTS}, or choose "
             "another --workdir"

@@ -35,7 +35,7 @@ def train(
     checkpoints: Checkpoints,
     files: metrics.Metrics,
     stop: StopRequest,
-) -> None:
+) -> Saved:
     """Trains what is left of a run.
 
     Args:
@@ -45,6 +45,9 @@ def train(
       checkpoints: where to save.
       files: where the rows go.
       stop: says when to stop.
+
+    Returns:
+      What was saved last.
 
     Raises:
       StoppedError: it was told to stop, and has saved.
@@ -84,6 +87,7 @@ def train(
                 saved_at = time.monotonic()
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
+    return saved
 
 
 def _minutes(config: ConfigDict) -> float:

@@ -22,6 +22,7 @@ def unbreakable() -> Iterator[None]:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+            stream.as_before()
         sys.stdout, sys.stderr = before
 
 
@@ -41,8 +42,16 @@ class _Unbreakable:
 
     def __init__(self, stream: Any):
         self._stream = stream
-        if hasattr(stream, "reconfigure"):  # a name that its encoding lacks is written as an escape
-            stream.reconfigure(errors="backslashreplace")
+        self._errors = getattr(stream, "errors", None)
+        self._set_errors("backslashreplace")  # a name that its encoding lacks is written as an escape
+
+    def _set_errors(self, errors: str | None) -> None:
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors=errors)
+
+    def as_before(self) -> None:
+        """Gives the stream back."""
+        self._set_errors(self._errors)
 
     def write(self, text: str) -> int:
         try:

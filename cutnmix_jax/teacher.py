@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, metrics
+from cutnmix_jax import backbones, digests, metrics
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
@@ -24,13 +23,11 @@ class Trained(NamedTuple):
       backbone: the network.
       load: reads its variables, {'params': tree, 'batch_stats': tree}, from the newest checkpoint.
       folder: the run's.
-      config_sha256: of the run.
     """
 
     backbone: Backbone
     load: Callable[[], dict[str, Tree]]
     folder: str
-    config_sha256: str
 
 
 def find(
@@ -85,26 +82,30 @@ def find(
         finally:
             checkpoints.close()
 
-    return Trained(backbone, load, folder, str(results.get("config_sha256")))
+    return Trained(backbone, load, folder)
 
 
-def check(trained: Trained, before: str, teachers: Tree) -> None:
-    """Compares a teacher with the one that a run was taught by so far, where its folder is another.
+def digest(networks: Tree) -> str:
+    """The SHA-256 of the first of some networks, {'params': (tree, ...), 'batch_stats': (tree, ...)}.
+
+    Of the peers at the end of a run it is `weights_sha256` in the results, and `teacher_sha256` in those of a student.
+    """
+    return digests.of_tree({name: trees[0] for name, trees in networks.items()})
+
+
+def check(trained: Trained, taught_by: str) -> None:
+    """Compares a teacher with the one that a run was taught by so far.
 
     Args:
       trained: from `find`.
-      before: the folder that the run named before.
-      teachers: {'params': (tree,), 'batch_stats': (tree,)} out of the run's state.
+      taught_by: `digests.of_tree` of that one's variables.
 
     Raises:
       UsageError: it is another one.
       CheckpointError: its checkpoint cannot be read.
     """
-    if trained.folder == before:
-        return
-    now, held = jax.device_get(({name: (tree,) for name, tree in trained.load().items()}, teachers))
-    if not all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(held), strict=True)):
+    if digests.of_tree(trained.load()) != taught_by:
         raise UsageError(
-            f"config.teacher={trained.folder} is another network than the one in {before}, which the run was begun "
-            "with; choose another --workdir"
+            f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
+            "choose another --workdir"
         )

@@ -33,6 +33,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
     planned = plan(config, data.num_classes(config.dataset))
     with folder.opened(workdir, config, force) as forced:
         if not forced and (results := metrics.read_results(workdir)):
+            if planned.trained and "teacher_sha256" in results:
+                teacher.check(planned.trained, results["teacher_sha256"])
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return
@@ -49,13 +51,15 @@ def go_on(
     print("compiling; what is compiled is kept for the next start", flush=True)
 
     # What was saved, if anything.
+    made_with = environment.of_run(dataset)
+    folder.check_images(workdir, made_with["data_sha256"])
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, config.checkpoint.keep)
     saved = checkpoints.restore(program.shapes())
     if saved is None:
         saved = program.init()
     else:
         if program.trained:
-            teacher.check(program.trained, folder.begun_with(workdir)["teacher"], saved.state.teachers)
+            teacher.check(program.trained, teacher.digest(saved.state.teachers))
         print(f"continued from step {int(saved.state.step)}", flush=True)
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
     if forced and begun >= total:
@@ -63,7 +67,7 @@ def go_on(
     done = begun // program.steps_per_epoch
     metrics.rows_done(workdir / metrics.ROWS, done)  # before the folder is changed
     with _expendable("environment.json"):
-        folder.note_environment(workdir, environment.of_run(dataset), begun)
+        folder.note_environment(workdir, made_with, begun)
     folder.claim(workdir, config, begun)
     files = metrics.Metrics(workdir, done)
     with _expendable("samples.png"):
@@ -73,15 +77,16 @@ def go_on(
 
     # The epochs.
     try:
-        loop.train(program, saved, config, checkpoints, files, stop)
+        state = loop.train(program, saved, config, checkpoints, files, stop).state
     finally:
         files.close()
         checkpoints.close()
 
     # The results.
     results = metrics.results(config, configuration.backbone_name(config), dataset, program.spec.num_train, files.rows)
+    results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if program.trained:
-        results["teacher_config_sha256"] = program.trained.config_sha256
+        results["teacher_sha256"] = teacher.digest(state.teachers)
     if changes := folder.forced(workdir):
         results["forced"] = changes
     metrics.write_json(workdir / "results.json", results)

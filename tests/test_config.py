@@ -128,7 +128,7 @@ WRONG = [
     ([QUICK, "--workdir=runs/\udcff"], "is not UTF-8"),
     ([row("kd"), "--config.teacher=/etc/passwd"], "cannot be read: Not a directory"),
     ([row("kd"), f"--config.teacher={'x' * 300}"], "cannot be read: File name too long"),
-    (["--config=configs/resnet32.py:cifar10", "--config.data_dir=~nosuchuser/x"], "name a folder"),
+    (["--config=configs/resnet32.py:cifar10", "--config.data_dir=~nosuchuser/x"], "config.data_dir=~nosuchuser/x: "),
 ]
 
 

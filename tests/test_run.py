@@ -335,14 +335,21 @@ def test_a_teacher_may_move(finished, tmp_path, capsys):
     capsys.readouterr()
     assert main.main([*of_row("kd", tmp_path / "other"), f"--workdir={workdir}"]) == 2
     [error] = capsys.readouterr().err.splitlines()
-    assert "other is another network than the one in" in error
+    assert "other is another network than the one that the run was taught by" in error
+    # Nor where it has taken the folder of the one before.
+    (tmp_path / "other").rename(teacher)
+    assert main.main([*of_row("kd", teacher), f"--workdir={workdir}"]) == 2
     assert main.main([*of_row("kd", moved), f"--workdir={workdir}"]) == 0
+    assert main.main([*of_row("kd", teacher), f"--workdir={workdir}"]) == 2  # finished, but not with this one
+    assert "is another network" in capsys.readouterr().err
+    assert main.main([*of_row("kd", finished[0]), f"--workdir={workdir}"]) == 0  # a copy
     assert main.main([*of_row("kd", finished[0]), f"--workdir={tmp_path / 'whole'}"]) == 0
     chex.assert_trees_all_equal(
         saved_in(workdir, of_row("kd", moved)), saved_in(tmp_path / "whole", of_row("kd", finished[0]))
     )
     results = json.loads((workdir / "results.json").read_text())
-    assert results["teacher_config_sha256"] == json.loads((moved / "results.json").read_text())["config_sha256"]
+    taught_by = json.loads((moved / "results.json").read_text())["weights_sha256"]
+    assert results["teacher_sha256"] == taught_by != results["weights_sha256"]
 
 
 def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, capsys):
@@ -427,7 +434,7 @@ def test_a_run_goes_on_with_its_own_images_only(how, finished, tmp_path, changed
     for force in ([], ["--force", "--config.epochs=4"]):
         assert main.main([*TINY, *force, f"--workdir={workdir}"]) == 3
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: the images are not those that ") and "until step 12;" in error
+        assert error.startswith("error: the images are not those that ") and str(workdir) in error
     assert files_in(workdir) == before
 
 
@@ -447,10 +454,11 @@ def test_what_a_run_was_made_with_before_stays_in_its_folder(finished, tmp_path,
             assert f"(environment.versions.jax: {versions['jax']!r} -> '9.9')" in warnings[0]
         now = json.loads(file.read_text())
         assert now["versions"]["jax"] == "9.9" and now["earlier"] == [began | {"until_step": 12}]
-    file.write_text("{")  # done without
+    file.write_text("{")  # done without, but not without a word
     (workdir / "results.json").unlink()
     assert main.main([*TINY, f"--workdir={workdir}"]) == 0
-    assert capsys.readouterr().err == "" and "earlier" not in json.loads(file.read_text())
+    assert "does not tell which images the run was begun with" in capsys.readouterr().err
+    assert "earlier" not in json.loads(file.read_text())
 
 
 def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):

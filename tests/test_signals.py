@@ -235,9 +235,12 @@ def test_streams_that_are_closed(closed, tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
     run[-2:] = ["--config.epochs=1000000", f"--workdir={tmp_path / 'other'}"]
     process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: steps_in(tmp_path / "other"))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    try:
+        wait_for(lambda: steps_in(tmp_path / "other"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    finally:
+        process.kill()
 
 
 def test_while_the_compiler_has_the_word(tmp_path):

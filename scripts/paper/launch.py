@@ -49,7 +49,7 @@ def other_fields(cell: Cell) -> list[str]:
     results = metrics.read_results(cell.workdir)
     if cell.teacher and results:
         teacher = metrics.read_results(cell.teacher.workdir) or {}
-        if results.get("teacher_config_sha256") != teacher.get("config_sha256"):
+        if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held["teacher"]):
             changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
     return changed
 
