@@ -88,7 +88,7 @@ def test_a_signal_while_one_is_starting(which, monkeypatch):
     started = []
 
     def start(arguments, stdout):
-        process = subprocess.Popen(["sleep", "600"], stdout=stdout, text=True)
+        process = subprocess.Popen(["sleep", "20"], stdout=stdout, text=True)
         started.append(process)
         if len(started) == which:
             os.kill(os.getpid(), signal.SIGTERM)
