@@ -102,13 +102,17 @@ def test_nothing_is_trained_that_cannot_be_saved(what, tmp_path, monkeypatch, ca
 
 
 def test_checkpoints_that_somebody_removes(tmp_path):
-    """What is in memory is saved again."""
+    """What is in memory is saved again, by the next save already."""
+    saved = []
 
     def before(step, *_):
         if step == 14:
             (tmp_path / "run" / "checkpoints").rename(tmp_path / "removed")  # at once, while a save may be going on
+        if step == 17:
+            saved.extend(steps_in(tmp_path / "run"))
 
     made().train(tmp_path / "run", program=hooked(made().program, before))
+    assert saved == [16]
     assert_same(made(), tmp_path / "run", whole("cutnmix", tmp_path / "whole"))
 
 
