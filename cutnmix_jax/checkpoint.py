@@ -64,26 +64,25 @@ class Checkpoints:
           CheckpointError: it cannot be written, and no other is there.
           DivergedError: the state is not finite.
         """
-        if not self.steps():
-            self.finish(step, state, ranking)
-            return
         failed = None
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # of the save before, which went on in the background
             failed = error
             self._reopen()
+        left = self._left()
         try:
-            self._begin(step, state, ranking)
+            if self.steps():
+                self._begin(step, state, ranking)
         except DivergedError:
             raise
         except Exception as error:
             failed = failed or error
             self._reopen()
-        if failed and not self.steps():  # somebody has removed them
+        if not self.steps():  # the first one, or somebody has removed them
             self.finish(step, state, ranking)
             return
-        warning = f"({storage.reason(failed)}); training goes on, {self._left()}" if failed else ""
+        warning = f"({storage.reason(failed)}); training goes on, {left}" if failed else ""
         if warning and warning != self._warned:  # once for as long as it lasts
             console.warn(f"cannot save in {self._folder} {warning}")
         self._warned = warning
