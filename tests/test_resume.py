@@ -193,7 +193,7 @@ def test_killed_at_a_random_moment(number, references, tmp_path):
         process.wait(chance.uniform(0.4, 1) * seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait() in (-signal.SIGKILL, 0)  # it may have ended in this very moment
     print(f"killed with {steps_in(tmp_path)} saved")
     assert main.main(command_of(row, tmp_path)) == 0
     run = made(row)
