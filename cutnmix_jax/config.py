@@ -59,14 +59,17 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     if "method" in config_flags.get_override_values(values["config"]):
         raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
     check(config)
-    for field in ("teacher", "data_dir"):
-        try:
-            found = Path(config[field]).expanduser().resolve()
-        except (OSError, RuntimeError) as error:  # links in a circle, a user that is not known
-            raise UsageError(f"config.{field}={config[field][:200]}: {one_line(error)}") from error
-        if config.teacher and field == "teacher":  # the same folder by another name is the same teacher
-            config.teacher = str(found)
+    _resolved(config, "data_dir")  # as it is written in `config.json`, but told here if it is no folder's name
+    if config.teacher:  # the same folder by another name is the same teacher
+        config.teacher = _resolved(config, "teacher")
     return config
+
+
+def _resolved(config: ConfigDict, field: str) -> str:
+    try:
+        return str(Path(config[field]).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # links in a circle, a user that is not known
+        raise UsageError(f"config.{field}={config[field][:200]}: {one_line(error)}") from error
 
 
 def _is_file(path: Path) -> bool:

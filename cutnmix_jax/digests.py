@@ -47,11 +47,7 @@ def of_tree(tree: Tree) -> str:
 
 def of_data(dataset: Dataset) -> str:
     """The SHA-256 of all images and labels in their order; a tenth of a second for CIFAR."""
-    sha = hashlib.sha256()
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
-        sha.update(f"{array.dtype}{list(array.shape)}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()
+    return of_tree((dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels))
 
 
 def check(told: Digests) -> None:
