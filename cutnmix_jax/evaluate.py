@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.batches import Data
+from cutnmix_jax.compiler import compiled
 from cutnmix_jax.peers import Peers, Teachers
 from cutnmix_jax.step import NO_TEACHERS
 from cutnmix_jax.types import Dataset, Method, TrainState
@@ -43,7 +44,7 @@ def make_evaluator(
         labels = data.labels[rows]
         return {name: jnp.sum((score.argmax(-1) == labels) & valid) for name, score in scores.items()}
 
-    return jax.jit(count)
+    return compiled(count)
 
 
 def make_calibrator(
@@ -62,9 +63,9 @@ def make_calibrator(
       `calibrate(state) -> state`, which changes `method_state` alone.
     """
     assert method.calibrate
-    finish = jax.jit(method.calibrate)
+    finish = compiled(method.calibrate)
 
-    @jax.jit
+    @compiled
     def say(state: TrainState, start: jax.Array) -> jax.Array:
         rows = jnp.minimum(start + jnp.arange(batch_size), len(held_out.labels) - 1)
         images = normalised(held_out.images[rows], dataset)

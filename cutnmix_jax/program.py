@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, batches, evaluate, optim, peers, step, teacher
+from cutnmix_jax import backbones, batches, compiler, evaluate, optim, peers, step, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Backbone, Dataset, Method, Spec, Totals, TrainState
@@ -100,7 +100,11 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
       config: of the run.
       dataset: what it names.
       planned: what `plan` made of `config`, if it was called before.
+
+    Raises:
+      UsageError: from `plan`; or JAX computes wrong numbers here.
     """
+    compiler.check()
     names, networks, sizes, trunk_size, method, trained = planned or plan(config, dataset.num_classes)
     dataset, held_out = _held_out(dataset, config)
     spec = Spec(dataset.num_classes, sizes, len(dataset.train_labels), trunk_size)
@@ -124,18 +128,11 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
         state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
         return Saved(state, step.zero_totals(method, spec), jnp.zeros(()))
 
-    def init() -> Saved:
-        saved = jax.jit(fresh)()
-        if trained is None:
-            return saved
-        variables = {name: (tree,) for name, tree in trained.load().items()}
-        return saved._replace(state=saved.state._replace(teachers=variables))
-
     train_data = batches.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     return Program(
         spec=spec,
         method=method,
-        init=init,
+        init=functools.partial(_first, fresh, trained),
         shapes=functools.partial(jax.eval_shape, fresh),
         make_batch=make_batch,
         train=step.make_trainer(
@@ -171,6 +168,15 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
         batch_size=config.batch_size,
         trained=trained,
     )
+
+
+def _first(fresh: Callable[[], Saved], trained: teacher.Trained | None) -> Saved:
+    """The state of step 0, with the teacher's own weights where there is a trained one."""
+    saved = compiler.compiled(fresh, once=True)()
+    if trained is None:
+        return saved
+    variables = {name: (tree,) for name, tree in trained.load().items()}
+    return saved._replace(state=saved.state._replace(teachers=variables))
 
 
 def _held_out(dataset: Dataset, config: ConfigDict) -> tuple[Dataset, batches.Data | None]:

@@ -13,6 +13,7 @@ import optax
 
 from cutnmix_jax import optim
 from cutnmix_jax.batches import INIT, STEP, BatchMaker, Data
+from cutnmix_jax.compiler import compiled
 from cutnmix_jax.peers import Peers, Teachers, no_teachers
 from cutnmix_jax.types import (
     NEVER,
@@ -153,7 +154,7 @@ def make_trainer(
             lambda state, totals: one_step(state, totals, data, order, learning_rate, key), state, totals, count
         )
 
-    return jax.jit(train, donate_argnums=0)
+    return compiled(train, donate=0)
 
 
 def repeat(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from cutnmix_jax import batches, console, data, environment, folder, loop, metrics, step, summary, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.errors import UsageError, one_line
 from cutnmix_jax.program import Program, assemble, plan
@@ -112,4 +113,4 @@ def _first_batch(program: Program) -> tuple[Batch, Mix]:
     """The batch of step 0 as training sees it."""
     index = batches.epoch_order(program.key, 0, len(program.train_data.labels))[: program.batch_size]
     batch_key, _ = jax.random.split(step.step_key(program.key, 0))
-    return jax.jit(program.make_batch)(batch_key, program.train_data, index)
+    return compiled(program.make_batch, once=True)(batch_key, program.train_data, index)

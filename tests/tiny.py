@@ -10,12 +10,13 @@ class Tiny(nn.Module):
 
     num_classes: int
     width: int = 6
+    use_bias: bool = True  # of the convolution
 
     @nn.compact
     def __call__(self, images, train, part="whole"):
         x = images
         if part != "tail":
-            x = nn.Conv(self.width, (3, 3), strides=4)(x)
+            x = nn.Conv(self.width, (3, 3), strides=4, use_bias=self.use_bias)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         if part == "trunk":
             return x
@@ -26,6 +27,11 @@ class Tiny(nn.Module):
 def wide(num_classes):
     """The same with other shapes, a second architecture."""
     return Tiny(num_classes, width=9)
+
+
+def unbiased(num_classes):
+    """The same without a bias before BatchNorm, so that no array's gradient is nothing but rounding."""
+    return Tiny(num_classes, use_bias=False)
 
 
 class TinyNNX(nnx.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import backbones, batches, config, environment, losses, optim, peers, program
+from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.types import Dataset, Tree
 from scripts.benchmark import flops, worker
@@ -45,7 +46,7 @@ def bare(run_config: Any, num_classes: int) -> tuple[Any, Tree, tuple, int]:
     optimizer = optim.sgd(0.9, 5e-4, True)
     images = jax.random.normal(jax.random.key(1), (len(names), run_config.batch_size, 32, 32, 3))
     targets = jax.nn.one_hot(jnp.arange(run_config.batch_size) % num_classes, num_classes)
-    params, stats = jax.jit(joined.init)(jax.random.key(0))
+    params, stats = compiled(joined.init, once=True)(jax.random.key(0))
 
     def one(params: Tree, stats: Tree, opt_state: Tree, images: jax.Array, targets: jax.Array) -> Tree:
         def loss(params: Tree) -> tuple[jax.Array, Tree]:
@@ -57,7 +58,7 @@ def bare(run_config: Any, num_classes: int) -> tuple[Any, Tree, tuple, int]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optim.apply(params, updates, jnp.float32(0.01)), new, opt_state
 
-    return jax.jit(one, donate_argnums=(0, 1, 2)), (params, stats, optimizer.init(params)), (images, targets), 1
+    return compiled(one, donate=(0, 1, 2)), (params, stats, optimizer.init(params)), (images, targets), 1
 
 
 def kernels(hlo: str) -> int | None:

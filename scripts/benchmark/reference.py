@@ -12,6 +12,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, batches, config, optim, peers, step
+from cutnmix_jax.compiler import compiled
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Batch, Mix, Spec
 
@@ -86,7 +87,9 @@ def write(path: Path, run_config: ConfigDict, steps: int, classes: int, share: f
     )
     data = batches.Data(jnp.asarray(images), jnp.zeros(steps * n, jnp.int32))
     key = jax.random.key(run_config.seed)
-    start = jax.jit(lambda: step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec))
+    start = compiled(
+        lambda: step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec), once=True
+    )
     zero, order = step.zero_totals(method, spec), jnp.arange(steps * n)
     moved, totals = train(start(), zero, data, order, jnp.float32(1.0), 1, key)  # away by (1 + momentum) gradients
     state = start()

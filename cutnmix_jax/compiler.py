@@ -1,0 +1,70 @@
+"""How this program has JAX compile, the one place that calls `jax.jit`; and whether what comes out is right."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax.errors import UsageError
+
+# For a CPU, XLA hands sums to a library, YNNPACK, with which jaxlib 0.10.2 and 0.11.0 compute wrong numbers without a
+# word (jax issues 39103, 39257 and 40412). The empty value hands nothing to it. A GPU does not look at it.
+_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+# With all its effort JAX 0.12 compiles the first weights of a ResNet-32 for 43 s, with the least for 2 s.
+_LEAST_EFFORT = {"xla_backend_optimization_level": 0}
+
+
+def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | tuple[int, ...] = ()) -> Any:
+    """`jax.jit` with options that give right numbers on every version of JAX that is supported.
+
+    Args:
+      function: pure, of arrays.
+      once: whether it runs only once, so that on a CPU compiling it is what takes the time.
+      donate: the arguments whose memory it may take over.
+
+    Returns:
+      the compiled function. JAX allows options on the outermost program alone, so it cannot be called in another one.
+    """
+    effort = _LEAST_EFFORT if once and jax.default_backend() == "cpu" else {}
+    return jax.jit(function, donate_argnums=donate, compiler_options=_OPTIONS | effort)
+
+
+@functools.cache
+def check() -> None:
+    """Compiles sums that releases of JAX have got wrong, and compares them with numpy's; once a process.
+
+    Raises:
+      UsageError: they are wrong, so nothing that is trained could be trusted.
+    """
+    arguments, expected = _example()
+    for found, right in zip(compiled(_sums)(*arguments), expected, strict=True):
+        if worst := np.max(np.abs(np.asarray(found, np.float64) - right)):
+            raise UsageError(
+                f"JAX {jax.__version__} computes wrong numbers on this {jax.devices()[0].device_kind} (a sum is off by "
+                f"{worst:.3g}); install another release of jax and jaxlib"
+            )
+
+
+def _sums(
+    rows: jax.Array, ones: jax.Array, left: jax.Array, right: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the issues named above, and 39336 for a GPU, are about."""
+    squares = jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(rows)
+    return squares, jnp.sum(jnp.broadcast_to(ones, (2, 1024, 1024))), 3 * (left @ right + bias)
+
+
+def _example() -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """The arguments of `_sums`, of sizes at which wrong numbers were seen, and what numpy makes of them in float64.
+
+    All are small whole numbers, so that every sum is exact in any order and precision.
+    """
+    rng = np.random.default_rng(0)
+    shapes = (33_000, 3), (32, 15), (15, 100), (100,)  # over 32,768 rows
+    rows, left, right, bias = (rng.integers(0, 4, shape).astype(np.float64) for shape in shapes)
+    arguments = rows, np.ones((1024, 1)), left, right, bias
+    expected = np.sum(rows**2, axis=1), np.array(2.0 * 1024 * 1024), 3 * (left @ right + bias)
+    return tuple(argument.astype(np.float32) for argument in arguments), expected

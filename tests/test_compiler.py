@@ -1,0 +1,121 @@
+"""What the compiler makes of a whole training step, against the same step done op by op."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from cutnmix_jax import backbones, batches, compiler, methods, optim, peers, step
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.methods import kdcl
+from cutnmix_jax.types import Dataset, Spec
+from tests.runs import leaves
+
+K = 100
+BATCH = {1: 400, 2: 256, 3: 128}  # J -> n, so that J n K is above 32,768, where a release of JAX went wrong
+NOISE = 3e-7  # of each pixel, a few units in the last place
+KEY = jax.random.key(95)
+CASES = {row: dict(common.ROWS[row]["loss"]) for row in common.ROWS}
+CASES |= {f"kdcl {target}": CASES["kdcl"] | {"target": target} for target in kdcl.TARGETS if target != "mean"}
+
+
+@functools.cache
+def noise_for_images():
+    """A data set of noise, the size of one batch of the largest kind."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (max(BATCH.values()), 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, K, len(pixels)).astype(np.int32)
+    third = np.full(3, 1 / 3, np.float32)
+    names = tuple(map(str, range(K)))
+    dataset = Dataset("noise", pixels, labels, pixels[:2], labels[:2], names, third, third, True)
+    return dataset, batches.with_classes(batches.Data(jnp.array(pixels), jnp.array(labels)), K)
+
+
+@functools.cache
+def step_of(case):
+    """The state before a step, and the step itself."""
+    fields = common.ROWS[case.split()[0]]
+    num_peers, options = fields["num_peers"], dict(CASES[case])
+    method = methods.load(options.pop("name"), **options)
+    network = backbones.load("tests.tiny:unbiased", K)
+    joined = peers.make([network] * num_peers, "unroll", fields["share_trunk"])
+    taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
+    teachers = taught_by.get(method.teacher) or peers.frozen_teacher(network, num_peers)
+    dataset, _ = noise_for_images()
+    make_batch = batches.make_batch_maker(
+        dataset,
+        num_peers=num_peers,
+        views=fields["views"],
+        mix={"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "shared"},
+        views_per_peer=method.views,
+        same_class=method.same_class,
+    )
+
+    optimizer, spec = optim.sgd(0.9, 0.0, True), Spec(K, (6,) * num_peers, len(dataset.train_labels), 6)
+    trainer = step.make_trainer(
+        peers=joined,
+        method=method,
+        weights=fields["weights"],
+        optimizer=optimizer,
+        make_batch=make_batch,
+        batch_size=BATCH[num_peers],
+        steps_per_epoch=1,
+        epochs=3,
+        loop=False,
+        same_images=fields["views"] == "shared" and fields["mix"] != "cutnmix",
+        teachers=teachers,
+    )
+    state = step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
+    return state, step.zero_totals(method, spec), trainer
+
+
+def terms_and_gradients(case, noise=0):
+    """Of one step: each metric, and the optimizer's memory, which is the gradient after a first step without decay."""
+    state, totals, trainer = step_of(case)
+    _, data = noise_for_images()
+    moved = np.random.default_rng(noise).normal(1, NOISE if noise else 0, data.images.shape)
+    data = data._replace(images=jnp.float32(data.images * moved))
+    state = jax.tree.map(jnp.array, state)  # the step takes over its memory
+    after, sums = trainer(state, totals, data, jnp.arange(len(data.labels)), jnp.float32(0.05), 1, KEY)
+    return jax.device_get(sums.sums), jax.device_get(after.opt_state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_compiled_step_is_the_same_step_op_by_op(case):
+    compiled_terms, compiled_gradients = terms_and_gradients(case)
+    with jax.disable_jit():
+        terms, gradients = terms_and_gradients(case)
+    for name, value in terms.items():
+        np.testing.assert_allclose(compiled_terms[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
+    disturbed = [leaves(terms_and_gradients(case, noise)[1]) for noise in (1, 2, 3)]
+    found, expected = leaves(compiled_gradients), leaves(gradients)
+    whole = max(np.abs(leaf).max() for leaf in expected.values())
+    for name, leaf in expected.items():
+        by_noise = max(np.abs(other[name] - found[name]).max() for other in disturbed)
+        # The noise; or, of sums of 25,600 numbers, the order in which they are added up.
+        most = max(2 * by_noise, 3e-5 * np.abs(leaf).max(), 1e-6 * whole)
+        assert np.abs(found[name] - leaf).max() <= most, name
+
+
+def test_a_compiler_that_gives_wrong_numbers_is_refused(monkeypatch):
+    compiler.check.__wrapped__()  # this one gives the right ones
+    right = compiler.compiled
+
+    def wrong(function):
+        return lambda *arguments: [
+            found.at[...].add(number == 1) for number, found in enumerate(right(function)(*arguments))
+        ]
+
+    monkeypatch.setattr(compiler, "compiled", wrong)
+    with pytest.raises(UsageError, match="wrong numbers on this cpu .a sum is off by 1.; install another release"):
+        compiler.check.__wrapped__()
+
+
+def test_the_expected_sums_are_right():
+    arguments, expected = compiler._example()
+    with jax.disable_jit():
+        for found, right in zip(compiler._sums(*arguments), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
