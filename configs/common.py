@@ -133,7 +133,9 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
                 "kind": row["mix"],  # none, mixup, cutmix (one box for all peers) or cutnmix (a box per peer)
                 "prob": 1.0,  # Eq. 5, 6 and Algorithm 1 mix every batch (CutMix's own CIFAR scripts: 0.5)
                 "alpha": 1.0,  # Beta(1, 1), section 1 and Eq. 7
-                "box": "shared",  # how to read Eq. 7: shared, inside, wrap, raw or own; see augment.cutnmix_boxes
+                # How to read Eq. 7: cutmix (each box by CutMix's own law, section 2.2), uniform, inside, wrap, raw or
+                # own; see augment.cutnmix_boxes.
+                "box": "cutmix",
             },
             "epochs": 240,  # section 3.1
             "batch_size": 64,  # the paper is silent; 64 in SSKD [26], whose recipe it follows, and in its code lineage

@@ -7,7 +7,7 @@ import pytest
 
 from cutnmix_jax import augment
 
-EXACT = ("shared", "inside", "wrap")  # the readings under which Eq. 7 holds for the pixels
+EXACT = ("cutmix", "uniform", "inside", "wrap")  # the readings under which Eq. 7 holds for the pixels
 KEYS = jax.random.split(jax.random.key(0), 20_000)
 
 
@@ -16,17 +16,36 @@ def boxes_of(reading, num_peers=2, alpha=1.0, keys=KEYS):
     return map(np.asarray, draw(keys))
 
 
-def official_cutmix_areas(count, rng):
-    """Pasted areas in pixels, drawn with numpy as CutMix's rand_bbox describes; lambda there is the kept share."""
-    areas, touching = [], 0
-    for kept in rng.uniform(size=count):
-        side = int(32 * np.sqrt(1.0 - kept))
-        cx, cy = rng.integers(32), rng.integers(32)
-        x1, x2 = np.clip([cx - side // 2, cx + side // 2], 0, 32)
-        y1, y2 = np.clip([cy - side // 2, cy + side // 2], 0, 32)
-        areas.append((x2 - x1) * (y2 - y1))
-        touching += x1 == 0 or y1 == 0 or x2 == 32 or y2 == 32
-    return np.array(areas), touching / count
+def cutmix_law():
+    """Every box of CutMix's rand_bbox with its probability, counted: [32**3, 4] (top, left, height, width) and [32**3].
+
+    side = int(32 sqrt(ratio)) of a uniform ratio is s with probability ((s + 1)^2 - s^2) / 1024; each of the two
+    coordinates of the centre is one of 32.
+    """
+    boxes, chances = [], []
+    for side in range(32):
+        low = [max(c - side // 2, 0) for c in range(32)]
+        high = [min(c + side // 2, 32) for c in range(32)]
+        for y in range(32):
+            for x in range(32):
+                boxes.append((low[y], low[x], high[y] - low[y], high[x] - low[x]))
+                chances.append((2 * side + 1) / 1024 / 1024)
+    return np.array(boxes), np.array(chances)
+
+
+def in_words(boxes):
+    """What a law of boxes can be told by: each a number per box."""
+    top, left, height, width = np.moveaxis(boxes, -1, 0)
+    return {
+        "top": top,
+        "left": left,
+        "height": height,
+        "width": width,
+        "area": height * width,
+        "height, then top": 100 * height + top,
+        "height, then width": 100 * height + width,
+        "top, then left": 100 * top + left,
+    }
 
 
 def masks_of(boxes):
@@ -78,7 +97,7 @@ def test_equation_7_holds_for_pixels(reading, num_peers):
     np.testing.assert_array_equal(counts / 1024, amounts)  # lambda is the partner's share of the pixels
 
 
-@pytest.mark.parametrize("reading", ["shared", "inside"])
+@pytest.mark.parametrize("reading", ["uniform", "inside"])
 def test_boxes_lie_inside_everywhere_and_differ_between_peers(reading):
     boxes, _ = boxes_of(reading)
     assert (boxes >= 0).all()
@@ -89,18 +108,58 @@ def test_boxes_lie_inside_everywhere_and_differ_between_peers(reading):
     np.testing.assert_allclose(np.bincount(sized[:, 0, 0], minlength=23) / len(sized), 1 / 23, atol=0.04)
 
 
-def test_shared_sizes_and_single_peers_follow_cutmix_law():
-    areas, touching = official_cutmix_areas(40_000, np.random.default_rng(0))
-    grid = np.arange(0, 1025, 8)
-    expected = np.searchsorted(np.sort(areas), grid, side="right") / len(areas)
-    for num_peers in (1, 2):
-        boxes, amounts = boxes_of("shared", num_peers)
-        found = np.searchsorted(np.sort(amounts[:, 0] * 1024), grid, side="right") / len(KEYS)
-        assert np.abs(found - expected).max() < 0.02  # Kolmogorov-Smirnov: 1 in 10,000 exceeds 0.019
-        assert abs(amounts.mean() - areas.mean() / 1024) < 0.005
-    one, _ = boxes_of("shared", 1)
-    edges = (one[:, 0, :2] == 0) | (one[:, 0, :2] + one[:, 0, 2:] == 32)
-    assert abs(edges.any(axis=1).mean() - touching) < 0.015  # one peer's box is clipped, not moved inside
+@pytest.mark.parametrize("num_peers", [1, 2, 3])
+def test_every_peer_s_box_follows_cutmix_s_law(num_peers):
+    """200,000 draws against the law itself; by chance one in 100,000 Kolmogorov-Smirnov distances is above .0052."""
+    draws = 200_000
+    boxes, amounts = boxes_of("cutmix", num_peers, keys=jax.random.split(jax.random.key(1), draws))
+    np.testing.assert_array_equal(boxes[..., 2:], boxes[:, :1, 2:].repeat(num_peers, 1))
+    np.testing.assert_array_equal(boxes[..., 2] * boxes[..., 3] / 1024, amounts)  # Eq. 7 in every draw
+    law, chances = cutmix_law()
+    expected = in_words(law)
+    for j in range(num_peers):
+        for name, found in in_words(boxes[:, j]).items():
+            order = np.argsort(expected[name], kind="stable")
+            values, last = np.unique(expected[name][order][::-1], return_index=True)
+            below = np.cumsum(chances[order])[len(order) - 1 - last]
+            share = np.searchsorted(np.sort(found), values, side="right") / draws
+            assert np.abs(share - below).max() < 0.0052, f"peer {j}: {name}"
+
+
+def coverage_of(reading):
+    """How often a peer's box covers the middle, covers a corner and touches a border."""
+    boxes, _ = boxes_of(reading, keys=KEYS)
+    top, left, height, width = np.moveaxis(boxes, -1, 0)
+    middle = (top <= 16) & (top + height > 16) & (left <= 16) & (left + width > 16)
+    corner = (top == 0) & (left == 0) & (height > 0) & (width > 0)
+    border = (top == 0) | (left == 0) | (top + height == 32) | (left + width == 32)
+    return middle.mean(), corner.mean(), border.mean()
+
+
+def test_what_boxes_cover():
+    """A law that the middle, the corners and the borders tell apart from boxes placed uniformly inside."""
+    law, chances = cutmix_law()
+    top, left, height, width = law.T
+    middle = (top <= 16) & (top + height > 16) & (left <= 16) & (left + width > 16)
+    corner = (top == 0) & (left == 0) & (height > 0) & (width > 0)
+    border = (top == 0) | (left == 0) | (top + height == 32) | (left + width == 32)
+    expected = [chances[where].sum() for where in (middle, corner, border)]
+    reaches = [(2 * s + 1, s // 2) for s in range(32)]  # 2 r of 32 rows have a centre whose box covers the middle one
+    np.testing.assert_allclose(expected[0], sum(chance * (2 * r / 32) ** 2 for chance, r in reaches) / 1024)
+    np.testing.assert_allclose(expected[1:], [0.135, 0.833], atol=1e-3)
+    np.testing.assert_allclose(coverage_of("cutmix"), expected, atol=0.01)
+    np.testing.assert_allclose(coverage_of("uniform"), [0.682, 0.007, 0.278], atol=0.01)
+
+
+def test_peers_draw_their_boxes_apart():
+    """Given the height a top is one of few, so that two peers agree now and then, and no more often than by chance."""
+    boxes, _ = boxes_of("cutmix", keys=KEYS)
+    free = (boxes[:, 0, 2] == 8) & (boxes[:, 0, 3] == 8)
+    tops = boxes[free][:, :, 0]
+    assert abs((tops[:, 0] == tops[:, 1]).mean() - np.mean(tops[:, 0] == np.roll(tops[:, 1], 1))) < 0.1
+    uncut = ((boxes[:, 0, :2] > 0) & (boxes[:, 0, :2] + boxes[:, 0, 2:] < 32)).all(axis=1)
+    assert (boxes[uncut, 0, :2] != boxes[uncut, 1, :2]).any(axis=1).mean() > 0.9
+    assert 0.125 < (boxes[:, 0] == boxes[:, 1]).all(axis=1).mean() < 0.145
 
 
 def test_cutmix_box_hand_values():
@@ -166,7 +225,7 @@ def test_cutnmix_pastes_each_peers_own_view_of_the_partner(reading):
 
 
 def test_plain_cutmix_gives_all_peers_one_box():
-    options = {"kind": "cutmix", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    options = {"kind": "cutmix", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     for seed in range(5):
         _, how = augment.mix(jax.random.key(seed), jnp.array(labelled_pixels(3)), **options)
         assert len(np.unique(how.boxes, axis=0)) == 1
@@ -176,7 +235,7 @@ def test_plain_cutmix_gives_all_peers_one_box():
 
 def test_mixup_against_numpy():
     images = np.random.default_rng(0).uniform(size=(2, 6, 32, 32, 3)).astype(np.float32)
-    options = {"kind": "mixup", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    options = {"kind": "mixup", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     mixed, how = augment.mix(jax.random.key(1), jnp.array(images), **options)
     share = float(how.amount[0])
     assert 0 < share < 1

@@ -49,7 +49,7 @@ def step_of(case):
         dataset,
         num_peers=num_peers,
         views=fields["views"],
-        mix={"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "shared"},
+        mix={"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "cutmix"},
         views_per_peer=method.views,
         same_class=method.same_class,
     )

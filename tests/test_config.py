@@ -214,7 +214,7 @@ def test_the_papers_recipe():
     assert (config.epochs, config.batch_size, config.seed, config.num_peers) == (240, 64, 95, 2)
     assert (config.optimizer.learning_rate, config.optimizer.milestones) == (0.05, (150, 180, 210))
     assert (config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.9, 5e-4, True)
-    assert (config.loss.temperature, config.mix.prob, config.mix.alpha, config.mix.box) == (3.0, 1.0, 1.0, "shared")
+    assert (config.loss.temperature, config.mix.prob, config.mix.alpha, config.mix.box) == (3.0, 1.0, 1.0, "cutmix")
     weights = config.weights
     assert (weights.ce, weights.dml, weights.mmd, weights.pt) == (1.0, 0.6, 0.3, 0.1)
 

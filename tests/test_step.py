@@ -66,7 +66,7 @@ def build(row, *, loop=False, batch_size=10, num_peers=None, backbone=None):
     taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
     teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
     optimizer = optim.sgd(0.9, 5e-4, True)
-    mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     make_batch = batches.make_batch_maker(
         DATASET,
         num_peers=num_peers,
@@ -207,7 +207,7 @@ def test_epochs_are_permutations_that_differ():
 
 def test_batches_are_a_function_of_seed_and_step():
     make_batch = batches.make_batch_maker(
-        DATASET, num_peers=2, views="per_peer", mix={"kind": "cutnmix", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+        DATASET, num_peers=2, views="per_peer", mix={"kind": "cutnmix", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     )
     rows = jnp.arange(8)
     one, how = make_batch(step.step_key(KEY, 3), TRAIN, rows)
@@ -221,7 +221,7 @@ def test_batches_are_a_function_of_seed_and_step():
 
 @pytest.mark.parametrize("views", batches.VIEWS)
 def test_each_peer_has_its_own_view_or_all_share_one(views):
-    mix = {"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+    mix = {"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     make_batch = batches.make_batch_maker(DATASET, num_peers=2, views=views, mix=mix)
     batch, _ = make_batch(KEY, TRAIN, jnp.arange(20))
     unlike = np.any(np.asarray(batch.images[0] != batch.images[1]), axis=(1, 2, 3)).mean()
@@ -230,7 +230,7 @@ def test_each_peer_has_its_own_view_or_all_share_one(views):
 
 def test_batches_without_mixing_are_normalised_crops():
     make_batch = batches.make_batch_maker(
-        DATASET, num_peers=2, views="shared", mix={"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "shared"}
+        DATASET, num_peers=2, views="shared", mix={"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     )
     batch, _ = make_batch(KEY, TRAIN, jnp.arange(5))
     np.testing.assert_array_equal(batch.images[0], batch.images[1])

@@ -114,7 +114,11 @@ def mixed(
     results = []
     for x in views:
         if mix["kind"] == "cutnmix" and len(views) > 1:
-            low = torch.floor(torch.rand(2, device=device) * (size - shape + 1))
+            # CutMix's law given the shape: a side that was cut lies at either border, one that was not anywhere. A side
+            # of `half` comes from a centre of 0 alone.
+            free = torch.floor(torch.rand(2, device=device) * (size - shape + 1))
+            far = (torch.rand(2, device=device) < 0.5) & (shape > half)
+            low = torch.where(shape < 2 * half, (size - shape) * far, free)
         inside = [(along >= low[axis]) & (along < low[axis] + shape[axis]) for axis in range(2)]
         results.append((torch.where(inside[0][:, None] & inside[1], x[partner], x) - MEAN) / STD)
     return results, amount * own[partner] + (1 - amount) * own
@@ -140,7 +144,8 @@ def mixed_on_host(
     results = []
     for x in views:
         if spec["mix"]["kind"] == "cutnmix" and len(views) > 1:
-            low = [int(torch.randint(0, size - length + 1, ())) for length in shape]
+            fits = [[c for c in range(size) if min(c + half, size) - max(c - half, 0) == length] for length in shape]
+            low = [max(centres[int(torch.randint(0, len(centres), ()))] - half, 0) for centres in fits]
         box = (slice(low[0], low[0] + shape[0]), slice(low[1], low[1] + shape[1]))
         other = x[partner]
         x[:, :, box[0], box[1]] = other[:, :, box[0], box[1]]

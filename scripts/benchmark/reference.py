@@ -25,8 +25,8 @@ def description(run_config: ConfigDict, classes: int) -> dict[str, Any]:
     Raises:
       UsageError: the PyTorch program cannot do it.
     """
-    if run_config.mix.box != "shared":
-        raise UsageError(f"config.mix.box={run_config.mix.box}: the PyTorch program has only shared")
+    if run_config.mix.box != "cutmix":
+        raise UsageError(f"config.mix.box={run_config.mix.box}: the PyTorch program has only cutmix")
     return {
         "networks": config.peer_names(run_config),
         "classes": classes,

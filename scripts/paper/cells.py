@@ -69,7 +69,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, object]]] = {
     "cutnmix": ("cutnmix", {}),
     **{f"{row} prob 0.5": (row, {"mix.prob": 0.5}) for row in ("cutnmix", "cutmix", "dml_cutmix")},
     **{f"{row} prob 1": (row, {}) for row in ("cutmix", "dml_cutmix")},
-    **{f"box {box}": ("cutnmix", {"mix.box": box}) for box in ("inside", "wrap", "raw", "own")},
+    **{f"box {box}": ("cutnmix", {"mix.box": box}) for box in ("uniform", "inside", "wrap", "raw", "own")},
     "MMD alone": ("cutnmix", {"weights.dml": 0.0, "weights.pt": 0.0}),
     "PT alone": ("cutnmix", {"weights.dml": 0.0, "weights.mmd": 0.0}),
     "no distillation": ("cutnmix", {"weights.dml": 0.0, "weights.mmd": 0.0, "weights.pt": 0.0}),
