@@ -63,10 +63,21 @@ class Display:
         """Whether it is time to show something again."""
         return time.monotonic() - self._shown > (REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS)
 
-    def started(self, step: int) -> None:
-        """Begins to measure the speed at this step, once what compiles has compiled."""
+    def started(self, step: int, compiling: float, since_start: float) -> None:
+        """Begins to measure the speed at this step, and says how long it took to get there.
+
+        Args:
+          step: that is done, the first of this start.
+          compiling: seconds since the compiler was first asked.
+          since_start: seconds since the command was given.
+        """
         if not self._compiled:
             self._compiled, self._first, self._started = True, step, time.monotonic()
+            self._console.print(
+                f"compiled in {compiling:.1f} s; trained the first step {since_start:.1f} s after the start",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def update(self, epoch: int, epochs: int, step: int, averages: Mapping[str, float]) -> None:
         """Shows where training stands: the 0-based epoch, steps done in all, and means over the epoch so far."""

@@ -21,6 +21,13 @@ from cutnmix_jax.types import NEVER, Totals
 STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see late that something diverged
 
 
+class Began(NamedTuple):
+    """When this start of a run began, and when it began to compile; of `time.monotonic()`."""
+
+    start: float
+    compiling: float
+
+
 class Speed(NamedTuple):
     """Images per second of an epoch, without the first call, which may compile, where there are others."""
 
@@ -35,6 +42,7 @@ def train(
     checkpoints: Checkpoints,
     files: metrics.Metrics,
     stop: StopRequest,
+    began: Began | None = None,
 ) -> Saved:
     """Trains what is left of a run.
 
@@ -45,6 +53,7 @@ def train(
       checkpoints: where to save.
       files: where the rows go.
       stop: says when to stop.
+      began: when; now, where nothing is said.
 
     Returns:
       What was saved last.
@@ -57,11 +66,14 @@ def train(
     total = program.epochs * program.steps_per_epoch
     reached = int(saved.state.step)
     saved_at, speed = time.monotonic(), Speed()
+    began = began or Began(saved_at, saved_at)
+    earlier = float(saved.wall_seconds)
     with console.Display(total, reached, program.batch_size) as display:
         while reached < total:
             epoch = reached // program.steps_per_epoch
             until = _next_save(config, reached, (epoch + 1) * program.steps_per_epoch)
-            saved, speed = _train_until(program, saved, until, saved_at + 60 * _minutes(config), speed, display, stop)
+            deadline = saved_at + 60 * _minutes(config)
+            saved, speed = _train_until(program, saved, until, deadline, speed, display, stop, began)
             reached = int(saved.state.step)
             _check_finite(saved.totals, program)
             stop.defer()
@@ -72,10 +84,12 @@ def train(
                 files.append(row)
                 display.epoch_done(row, program.epochs)
                 state = program.calibrate(saved.state) if program.calibrate else saved.state
-                saved, speed = Saved(state, step.zero_totals(program.method, program.spec), jnp.zeros(())), Speed()
+                totals, speed = step.zero_totals(program.method, program.spec), Speed()
+                saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
                 due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.ranking[0] == reached
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
+            saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
             if last or stopping:
                 files.settle()
                 checkpoints.finish(reached, saved, files.ranking)
@@ -113,13 +127,14 @@ def _train_until(
     speed: Speed,
     display: console.Display,
     stop: StopRequest,
+    began: Began,
 ) -> tuple[Saved, Speed]:
     """Trains to a step of the epoch, or to the end of the call in which the deadline passes or a stop is requested.
 
     Returns:
       What to save, and the epoch's speed so far.
     """
-    state, totals, seconds = saved
+    state, totals, seconds, _ = saved
     begun = timed = time.monotonic()
     reached = start = first = int(state.step)
     epoch = start // program.steps_per_epoch
@@ -137,7 +152,7 @@ def _train_until(
         if reached - count == start and reached < until:
             jax.block_until_ready(totals)
             timed, first = time.monotonic(), reached
-            display.started(reached)
+            display.started(reached, timed - began.compiling, timed - began.start)
             stop.defer()
         # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
         if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
@@ -151,7 +166,7 @@ def _train_until(
     jax.block_until_ready(totals)
     now = time.monotonic()
     speed = Speed(speed.images + (reached - first) * program.batch_size, speed.seconds + now - timed)
-    return Saved(state, totals, seconds + (now - begun)), speed
+    return saved._replace(state=state, totals=totals, seconds=seconds + (now - begun)), speed
 
 
 def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:

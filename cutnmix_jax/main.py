@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,11 @@ stopped at once by a second one."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+    start = time.monotonic()
+    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments, start))
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str], start: float) -> None:
     parser = CommandLine("cutnmix_jax.main", "Train peer networks together, by a row of the paper's tables.", _EPILOG)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
@@ -40,7 +42,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     if known.seeds is None:
         with StopRequest() as stop:
-            _run_one(known, overrides, stop)
+            _run_one(known, overrides, stop, start)
         return
     with StopRequest():  # there is nothing to save before they have started
         commands, workdirs = _commands(known, overrides)
@@ -49,7 +51,7 @@ def _run(arguments: Sequence[str]) -> None:
     seeds.run(commands, workdirs)
 
 
-def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest) -> None:
+def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest, start: float) -> None:
     from cutnmix_jax import config  # after the arguments are read and signals are heard, because it takes a second
 
     run_config = config.from_flags(known.config, overrides)
@@ -60,7 +62,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
 
     try:
         workdir = Path(known.workdir) if known.workdir else config.default_workdir(run_config)
-        train.run(run_config, workdir, stop, known.force)
+        train.run(run_config, workdir, stop, known.force, start)
     except OSError as error:
         what = f"{error.filename or 'a file'}: {error.strerror or one_line(error)}"
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error

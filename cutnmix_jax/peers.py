@@ -56,7 +56,14 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
     split = backbones[0].split if share_trunk else None
 
     def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
-        variables = [backbone.init(jax.random.fold_in(key, j)) for j, backbone in enumerate(backbones)]
+        keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
+        variables: list[dict[str, Tree]] = [{}] * len(backbones)
+        for backbone in dict.fromkeys(backbones):
+            places = [j for j, other in enumerate(backbones) if other == backbone]
+            # Mapped, a kind of network is compiled once, however many there are; the numbers are those of single calls.
+            many = jax.vmap(backbone.init)(jnp.stack([keys[j] for j in places]))
+            for j, own in zip(places, _unstack(many, len(places)), strict=True):
+                variables[j] = own
         if split:
             variables[1:] = [{name: _tail(split, tree) for name, tree in own.items()} for own in variables[1:]]
         return tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)

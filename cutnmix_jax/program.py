@@ -23,6 +23,7 @@ class Saved(NamedTuple):
     state: TrainState
     totals: Totals
     seconds: jax.Array  # that the unfinished epoch has taken so far
+    wall_seconds: jax.Array  # that all starts together have taken up to this save, whatever they did
 
 
 class Program(NamedTuple):
@@ -126,7 +127,7 @@ def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) 
 
     def fresh() -> Saved:
         state = step.init_state(key, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
-        return Saved(state, step.zero_totals(method, spec), jnp.zeros(()))
+        return Saved(state, step.zero_totals(method, spec), jnp.zeros(()), jnp.zeros(()))
 
     train_data = batches.Data(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
     return Program(

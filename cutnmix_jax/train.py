@@ -1,5 +1,6 @@
 """A run, from its configuration to its results; `run` reads from top to bottom."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 
-def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = False) -> None:
+def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = False, start: float | None = None) -> None:
     """Trains, or goes on with, a run and writes its folder.
 
     Args:
@@ -26,10 +27,12 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
       workdir: the run's folder; made if it is not there.
       stop: says when to stop.
       force: go on with a run although its fields have changed.
+      start: `time.monotonic()` when the command was given; now, where nothing is said.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
     """
+    start = time.monotonic() if start is None else start
     # What is wrong with the networks and the folder is said before anything is loaded or a device is touched.
     planned = plan(config, data.num_classes(config.dataset))
     with folder.opened(workdir, config, force) as forced:
@@ -41,15 +44,22 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
             return
         dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
         set_up_jax(config.precision)
-        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced)
+        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
 
 
 def go_on(
-    config: ConfigDict, workdir: Path, dataset: Dataset, program: Program, stop: StopRequest, forced: bool
+    config: ConfigDict,
+    workdir: Path,
+    dataset: Dataset,
+    program: Program,
+    stop: StopRequest,
+    forced: bool,
+    start: float,
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
     print("compiling; what is compiled is kept for the next start", flush=True)
+    began = loop.Began(start, time.monotonic())
 
     # What was saved, if anything.
     made_with = environment.of_run(dataset)
@@ -78,13 +88,14 @@ def go_on(
 
     # The epochs.
     try:
-        state = loop.train(program, saved, config, checkpoints, files, stop).state
+        state = loop.train(program, saved, config, checkpoints, files, stop, began).state
     finally:
         files.close()
         checkpoints.close()
 
     # The results.
     results = metrics.results(config, configuration.backbone_name(config), dataset, program.spec.num_train, files.rows)
+    results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if program.trained:
         results["teacher_sha256"] = teacher.digest(state.teachers)

@@ -64,7 +64,7 @@ class Made:
         reader.close()
         if step is not None:
             shutil.rmtree(alone)
-        return jax.device_get(saved._replace(seconds=0))
+        return jax.device_get(saved._replace(seconds=0, wall_seconds=0))
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, data, environment, loop, main, program
+from cutnmix_jax import backbones, data, environment, loop, main, program, train
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.errors import StoppedError
+from tests.runs import Stop
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -56,7 +59,7 @@ def saved_in(workdir, arguments):
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     saved = checkpoints.restore(like)
     checkpoints.close()
-    return saved._replace(seconds=0)
+    return saved._replace(seconds=0, wall_seconds=0)
 
 
 def start(arguments, workdir):
@@ -177,6 +180,28 @@ def test_results_are_those_of_the_rows(finished):
     assert results["backbone"] == "tests.tiny.Tiny"
     assert len(results["config_sha256"]) == 64
     assert results["seconds"] == pytest.approx(sum(row["seconds"] for row in rows))
+    assert results["seconds"] < results["wall_seconds"] < results["seconds"] + 100
+
+
+class AfterACall(Stop):
+    """A request to stop that comes with the first call."""
+
+    def defer(self):
+        self.requested = True
+
+
+def test_wall_seconds_are_those_of_all_starts(tmp_path, capsys):
+    """Two starts, each made to look as if it was given 1,000 seconds ago."""
+    config = configuration.from_flags(TINY[0].removeprefix("--config="), TINY[1:])
+    with pytest.raises(StoppedError):
+        train.run(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
+    assert "s after the start" in capsys.readouterr().out
+    train.run(config, tmp_path, Stop(), start=time.monotonic() - 1000)
+    assert 2000 < json.loads((tmp_path / "results.json").read_text())["wall_seconds"] < 2200
+    told = re.search(
+        r"compiled in ([\d.]+) s; trained the first step ([\d.]+) s after the start", capsys.readouterr().out
+    )
+    assert 0 < float(told[1]) < 1000 < float(told[2]) < 1200
 
 
 def test_the_same_command_after_the_end_trains_nothing(finished, monkeypatch, capsys):
