@@ -35,6 +35,12 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
+def test_the_order_is_told_as_it_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text().replace("\n", " ")
+    told = text.partition("holds them to it: ")[2].partition(".")[0]
+    assert [set(floor.strip("` ").split(", ")) for floor in told.split(" - ")] == FLOORS
+
+
 def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
