@@ -11,8 +11,8 @@ from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError, UserError, nearest, one_line
-from cutnmix_jax.schema import OPTIONAL, RANGES, number
-from cutnmix_jax.types import Method
+from cutnmix_jax.schema import OPTIONAL, RANGES, WEIGHT
+from cutnmix_jax.types import NEVER, Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 # The data and a teacher are known by what they hold, wherever they lie.
@@ -95,7 +95,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config.{name}={value!r}: {wrong}")
     _check_sizes(config)
     for name, weight in config.weights.items():
-        if wrong := number(0)(weight):
+        if wrong := WEIGHT(weight):
             raise UsageError(f"config.weights.{name}={weight!r}: {wrong}")
     names = peer_names(config)
     if config.mapping == "vmap" and len(set(names)) > 1:
@@ -113,7 +113,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_sizes(config: ConfigDict) -> None:
-    """Raises UsageError where the data set has too few images."""
+    """Raises UsageError where the data set has too few images or classes, or too many of them for the other fields."""
     sizes = data.counts(config.dataset)
     for field, split in (("train_examples", "train"), ("test_examples", "test")):
         if (wanted := config[field]) > sizes[split]:
@@ -124,6 +124,14 @@ def _check_sizes(config: ConfigDict) -> None:
     images = config.train_examples or sizes["train"]
     if config.batch_size > images:
         raise UsageError(f"config.batch_size={config.batch_size} is more than the {images} images")
+    if config.epochs * (images // config.batch_size) >= NEVER:
+        raise UsageError(f"config.epochs={config.epochs}: more steps than an int32 can count; give fewer")
+    classes = data.num_classes(config.dataset)
+    if (correct := config.loss.get("correct")) is not None and correct < 1 / classes:
+        raise UsageError(
+            f"config.loss.correct={correct}: with less than 1 / {classes} the teacher denies the image's class; "
+            f"give {1 / classes:g} to 1"
+        )
     if config.held_out_examples > images - config.batch_size:
         raise UsageError(
             f"config.held_out_examples={config.held_out_examples} leaves no batch of the {images} training images"

@@ -1,14 +1,13 @@
 """What each field of a configuration may be: the one schema of types and ranges.
 
 Types are known to ml_collections from the defaults in `configs/common.py`; ranges stand here, relations between fields
-in `config.check`.
+in `config.check`. What a range lets in makes terms and gradients that are finite in float32 in the first step; that it
+learns well is not said.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
@@ -31,16 +30,16 @@ def whole(low: int, high: int = 2**31 - 1) -> Check:
     return check
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
-    """A finite number from `low` (or, with `above`, greater than it, in float32 too) to `high`."""
-    bound = (f"greater than {low:g}" if above else f"at least {low:g}") + (
-        f", at most {high:g}" if high < math.inf else ""
-    )
-    return lambda value: (
-        ""
-        if math.isfinite(value) and (low < np.float32(min(value, 1e30)) if above else low <= value) and value <= high
-        else f"must be a finite number {bound}"
-    )
+def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Check:
+    """A finite number from `low` to `high`, or also 0."""
+    bound = ("0, or " if or_zero else "") + f"at least {low:g}" + (f", at most {high:g}" if high < math.inf else "")
+
+    def check(value: Any) -> str:
+        if math.isfinite(value) and (low <= value <= high or (or_zero and value == 0)):
+            return ""
+        return f"must be a finite number, {bound}"
+
+    return check
 
 
 def present(value: Any) -> str:
@@ -55,7 +54,7 @@ def one_of(valid: Sequence[str]) -> Check:
 
 def increasing_epochs(value: Any) -> str:
     """Milestones: increasing whole numbers from 1 on; none at all is a constant learning rate."""
-    whole_numbers = all(isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 1 for epoch in value)
+    whole_numbers = all(type(epoch) is int and 1 <= epoch < 2**31 for epoch in value)
     if whole_numbers and list(value) == sorted(set(value)):
         return ""
     return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
@@ -76,30 +75,36 @@ RANGES: dict[str, Check] = {
     "mapping": one_of(peers.MAPPINGS),
     "precision": one_of(PRECISIONS),
     "loss.name": lambda value: one_of(methods.names())(value),
-    "loss.temperature": number(0, above=True),
+    # Below, softmax is an argmax and the term's gradient, tau (p - q), is nothing; above, tau^2 KL is what it tends to,
+    # half the variance of the difference of the logits.
+    "loss.temperature": number(1e-3, 1e6),
     "loss.target": lambda value: one_of(kdcl.TARGETS)(value),
     "loss.last_share": number(0, 1),
-    "loss.correct": number(0, 1, above=True),
+    "loss.correct": number(0, 1),  # and no less than 1 / K, in `config.check`
     "loss.rampup_epochs": whole(1),
     "teacher": present,
     "share_trunk": present,
     "views": one_of(batches.VIEWS),
     "mix.kind": one_of(augment.MIX_KINDS),
     "mix.prob": number(0, 1),
-    "mix.alpha": number(0, above=True),
+    # At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
+    "mix.alpha": number(1e-3, 1e6),
     "mix.box": one_of(augment.BOX_READINGS),
-    "epochs": whole(1),
+    "epochs": whole(1),  # and no more than steps can be counted, in `config.check`
     "batch_size": whole(2),  # BatchNorm has no deviation over one image
-    "optimizer.learning_rate": number(0, 1e6, above=True),
+    # Less than 1e-12 changes no digit of a float32 weight; with more than 1e6 they overflow in a few steps.
+    "optimizer.learning_rate": number(1e-12, 1e6),
     "optimizer.milestones": increasing_epochs,
-    "optimizer.decay": number(0, 1, above=True),
-    "optimizer.momentum": number(0, 0.9999),
-    "optimizer.weight_decay": number(0),
-    "eval_batch_size": whole(1),
+    "optimizer.decay": number(1e-6, 1),  # less ends the training, which `epochs` is for
+    "optimizer.momentum": number(0, 0.9999),  # gradients count 1 / (1 - momentum) times: 10,000 at most
+    "optimizer.weight_decay": number(1e-12, 1, or_zero=True),  # at 1 a weight counts as much as its gradient
+    "eval_batch_size": whole(1, 10_000),  # the largest test set; more images at once would only take memory
     "steps_per_call": whole(0),
     "checkpoint.every_epochs": whole(1),
     "checkpoint.every_steps": whole(0),
     "checkpoint.every_minutes": number(0),
     "checkpoint.keep": whole(1),
 }
+# Of each loss term: what float32 cannot tell from 0 would learn nothing, and what is larger overflows.
+WEIGHT = number(1e-12, 1e6, or_zero=True)
 OPTIONAL = ("temperature", "target", "last_share", "correct", "rampup_epochs")  # of loss, where the method has it

@@ -210,8 +210,8 @@ class Method(NamedTuple):
       unmixed: whether it is defined for images that are not mixed alone.
       same_images: whether all networks must see the same images.
       needs_trunk: whether the networks must share a trunk.
-      teacher: `frozen`, a trained network that `config.teacher` names; `mean`, a running mean of the parameters of
-        every peer; or empty.
+      teacher: `frozen`, a trained network that `config.teacher` names; `frozen_self`, one of the peers' architecture;
+        `mean`, a running mean of the parameters of every peer; or empty.
       leaders: how many of the networks, the last ones, are heads of evaluation and not peers.
       calibrate: `calibrate(state, logits, labels) -> state` after each epoch, with what the peers say, [J, M, K], of M
         images that are not trained on and their labels [M]; None where the method needs no such images.

@@ -269,3 +269,12 @@ def test_kdcl_s_general_weights_minimise_the_squared_error():
     taught = sum(w * array64(out.logits) for w, out in zip(weights, outputs, strict=True))
     np.testing.assert_allclose(terms["kd"], [kl64(out.logits, taught, 4) for out in outputs], rtol=1e-4)
     np.testing.assert_allclose(after["weights"], weights, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-3, 1, 60, 1e4])
+def test_kdcl_s_general_weights_where_peers_agree(scale):
+    """From undecided to surely right, where no error is left to weigh them by, and surely wrong."""
+    labels = jnp.arange(20) % K
+    for sign in (1, -1):
+        logits = jnp.tile(sign * scale * jax.nn.one_hot(labels, K), (3, 1, 1))
+        np.testing.assert_allclose(kdcl_module.general(logits, labels), [1 / 3] * 3, rtol=1e-2)

@@ -44,7 +44,8 @@ WRONG = [
     ([QUICK, "stray"], "cannot read 'stray'"),
     ([QUICK, "--config.method=dml"], "FILE:dataset,method"),
     ([QUICK, "--config.loss.name=dmll"], "config.loss.name"),
-    ([QUICK, "--config.loss.temperature=0"], "greater than 0"),
+    ([QUICK, "--config.loss.temperature=0"], "at least 0.001, at most 1e+06"),
+    ([QUICK, "--config.loss.temperature=1e20"], "at least 0.001, at most 1e+06"),
     ([QUICK, "--config.loss.temperature=nan"], "finite"),
     ([QUICK, "--config.epochs=abc"], "config.epochs=abc: must be a whole number"),
     ([QUICK, "--config.epochs=1.5"], "whole number"),
@@ -60,9 +61,9 @@ WRONG = [
     ([QUICK, "--config.test_examples=298"], "297"),
     ([QUICK, "--config.optimizer.learning_rate=nan"], "finite"),
     ([QUICK, "--config.optimizer.learning_rate=inf"], "finite"),
-    ([QUICK, "--config.optimizer.learning_rate=0"], "greater than 0"),
+    ([QUICK, "--config.optimizer.learning_rate=0"], "at least 1e-12"),
     ([QUICK, "--config.optimizer.learning_rate=fast"], "must be a number"),
-    ([QUICK, "--config.optimizer.weight_decay=-1e-4"], "at least 0"),
+    ([QUICK, "--config.optimizer.weight_decay=-1e-4"], "0, or at least 1e-12, at most 1"),
     ([QUICK, "--config.optimizer.momentum=1.5"], "at most 0.9999"),
     ([QUICK, "--config.optimizer.nesterov=maybe"], "true or false"),
     ([QUICK, "--config.optimizer.milestones=(180,150)"], "increasing"),
@@ -70,16 +71,19 @@ WRONG = [
     ([QUICK, "--config.optimizer.milestones=(1.5,2)"], "increasing"),
     ([QUICK, "--config.optimizer.milestones=(0,2)"], "increasing"),
     ([QUICK, "--config.optimizer.milestones=soon"], "increasing"),
-    ([QUICK, "--config.optimizer.decay=0"], "greater than 0"),
+    ([QUICK, "--config.optimizer.milestones=(1000000000000000000000,)"], "increasing"),
+    ([QUICK, "--config.optimizer.decay=0"], "at least 1e-06"),
     ([QUICK, "--config.mix.prob=1.2"], "at most 1"),
-    ([QUICK, "--config.mix.alpha=0"], "greater than 0"),
+    ([QUICK, "--config.mix.alpha=0"], "at least 0.001"),
+    ([QUICK, "--config.mix.alpha=1e-38"], "at least 0.001"),
     ([QUICK, "--config.mix.kind=cutnmx"], "did you mean 'cutnmix'"),
     ([QUICK, "--config.mix.box=insid"], "did you mean 'inside'"),
     ([QUICK, "--config.mix=3"], "config.mix"),
     ([QUICK, "--config.views=each"], "per_peer, shared"),
     ([QUICK, "--config.mapping=pmap"], "did you mean 'vmap'"),
     ([QUICK, "--config.precision=float16"], "did you mean 'bfloat16'"),
-    ([QUICK, "--config.weights.dml=-1"], "at least 0"),
+    ([QUICK, "--config.weights.dml=-1"], "0, or at least 1e-12, at most 1e+06"),
+    ([QUICK, "--config.weights.dml=1e30"], "0, or at least 1e-12, at most 1e+06"),
     ([QUICK, "--config.weights.dml=nan"], "finite"),
     ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
     ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: a single peer has no such loss term"),
@@ -120,6 +124,9 @@ WRONG = [
     ([QUICK, "--config.backbone=foo"], "field by field"),
     ([QUICK, "--config.backbone.name=../x:y"], "no backbone '../x:y'"),
     ([QUICK, "--config.epochs=10000000000"], "at most 2147483647"),
+    ([QUICK, "--config.epochs=2147483647"], "more steps than an int32 can count"),
+    ([QUICK, "--config.eval_batch_size=2147483647"], "of at most 10000"),
+    ([row("tf_kd_reg"), "--config.loss.correct=0.09"], "give 0.1 to 1"),
     ([QUICK, "--config.optimizer.learning_rate=1e39"], "at most 1e+06"),
     ([QUICK, "--config.optimizer.momentum=1"], "at most 0.9999"),
     (["--config=configs/quickstart.py:digits,baseline", "--config.weights.ce=0"], "nothing would be learned"),
@@ -266,7 +273,9 @@ def test_help_is_not_an_error(capsys):
 
 def test_checks_know_their_bounds():
     assert schema.whole(0, 5)(5) == "" and schema.whole(0, 5)(6)
-    assert schema.number(0, 1)(1.0) == "" and schema.number(0, 1, above=True)(0.0)
+    assert (
+        schema.number(0, 1)(1.0) == "" and schema.number(0.5, 1)(0.0) and schema.number(0.5, 1, or_zero=True)(0) == ""
+    )
     assert schema.number(0)(math.inf) and schema.number(0)(math.nan)
 
 

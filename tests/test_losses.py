@@ -1,5 +1,8 @@
 """Loss terms against hand values, float64 numpy, limits and numerical gradients."""
 
+import decimal
+from decimal import Decimal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -84,6 +87,92 @@ def test_kl_at_high_temperature_is_half_the_variance_of_the_difference():
     # tau^2 KL -> 1/2 Var_c(z_student - z_teacher) as tau -> infinity (Hinton et al. 2015, section 2.1)
     limit = 0.5 * (STUDENT - TEACHER).var(axis=-1)
     np.testing.assert_allclose(losses.tempered_kl(jnp.array(STUDENT), jnp.array(TEACHER), 100.0), limit, rtol=0.05)
+
+
+TEMPERATURES = [1e-3, 0.1, 1.0, 3.0, 20.0, 1e3, 1e6]  # from one end of the accepted range to the other
+
+
+def exact_kl(student, teacher, tau):
+    """tau^2 KL and its gradients tau (p - q) and -tau q (log p - log q + KL), with sixty digits."""
+    with decimal.localcontext() as context:
+        context.prec, context.Emin = 60, decimal.MIN_EMIN
+        tau = Decimal(tau)
+        scaled = [[Decimal(float(z)) / tau for z in logits] for logits in (student, teacher)]
+        p, q = ([(z - max(row)).exp() for z in row] for row in scaled)
+        p, q = ([x / sum(row) for x in row] for row in (p, q))
+        r = [x.ln() - y.ln() for x, y in zip(p, q, strict=True)]
+        kl = -sum(x * y for x, y in zip(q, r, strict=True))
+        to_student = [float(tau * (x - y)) for x, y in zip(p, q, strict=True)]
+        to_teacher = [float(-tau * x * (y + kl)) for x, y in zip(q, r, strict=True)]
+        return float(tau * tau * kl), np.array(to_student), np.array(to_teacher)
+
+
+def kl_and_slopes(student, teacher, temperature):
+    """For each row its divergence [n], and the gradients of both arguments [n, K]."""
+    return jax.vmap(jax.value_and_grad(losses.tempered_kl, (0, 1)), (0, 0, None))(student, teacher, temperature)
+
+
+@pytest.mark.parametrize("close", [1, 1e-3, 1e-6])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_kl_and_its_gradients_over_the_whole_range(temperature, close):
+    """Logits from nearly equal to nearly one-hot, a student far from its teacher and all but equal to it."""
+    rng = np.random.default_rng(int(1e3 * temperature))
+    spread = np.array([1e-3, 1, 10, 100, 1e4])[:, None]
+    teacher = np.float32(spread * rng.normal(size=(5, 12)))
+    student = np.float32(teacher + close * spread * rng.normal(size=(5, 12)))
+
+    for run in (kl_and_slopes, jax.jit(kl_and_slopes, static_argnums=2)):
+        value, gradients = run(student, teacher, temperature)
+        for i in range(5):
+            expected = exact_kl(student[i], teacher[i], temperature)
+            np.testing.assert_allclose(value[i], expected[0], rtol=1e-5, atol=1e-30)
+            for found, wanted in zip(gradients, expected[1:], strict=True):
+                np.testing.assert_allclose(found[i], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max() + 1e-30)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_kl_is_never_negative_and_nothing_is_nan(temperature):
+    rng = np.random.default_rng(1)
+    logits = np.float32(rng.normal(size=(2, 400, 100)) * 10.0 ** rng.uniform(-6, 6, (1, 400, 1)))
+    logits[1, :200] = np.nextafter(logits[0, :200], np.float32(np.inf))  # the closest that two can be
+    logits[:, -2:, 0] = [[1e30, -1e30], [-1e30, -1e30]]
+    value, slopes = jax.jit(kl_and_slopes, static_argnums=2)(*logits, temperature)
+    assert np.isfinite(value).all() and np.all(value >= 0)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_kl_of_equals_has_no_gradient(temperature):
+    for logits in (jnp.array(STUDENT), jnp.zeros((2, 4)), jnp.array([[1e4, 0.0, -1e4]])):
+        value, slopes = jax.jit(kl_and_slopes, static_argnums=2)(logits, logits, temperature)
+        assert not np.any(value) and not any(np.any(slope) for slope in slopes)
+
+
+def test_kl_limits_at_the_ends_of_the_range():
+    # (1 / 2K) sum_c (dz_c - mean dz)^2, and its gradient, at a high temperature
+    difference = STUDENT - TEACHER
+    centred = difference - difference.mean(axis=-1, keepdims=True)
+    found, (slope, _) = kl_and_slopes(jnp.array(STUDENT), jnp.array(TEACHER), 1e6)
+    np.testing.assert_allclose(found, (centred**2).sum(axis=-1) / 14, rtol=2e-5)
+    np.testing.assert_allclose(slope, centred / 7, rtol=1e-4, atol=2e-5)
+    # At a low one: tau times how far the student's logit of the teacher's class is below its highest
+    rows = np.arange(5)
+    behind = STUDENT.max(axis=-1) - STUDENT[rows, TEACHER.argmax(axis=-1)]
+    found = losses.tempered_kl(jnp.array(STUDENT), jnp.array(TEACHER), 1e-3)
+    np.testing.assert_allclose(found, 1e-3 * behind, rtol=1e-5, atol=1e-9)
+
+
+def test_kl_in_every_mode_of_differentiation():
+    s, t = jnp.array(STUDENT[0]), jnp.array(TEACHER[0])
+
+    def kl(s, t):
+        return losses.tempered_kl(s, t, 3.0)
+
+    for argument in (0, 1):
+        forward, backward = (jax.jit(of(kl, argument))(s, t) for of in (jax.jacfwd, jax.jacrev))
+        np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-7)
+    p = softmax64(STUDENT[0] / 3)
+    np.testing.assert_allclose(jax.jit(jax.hessian(kl))(s, t), np.diag(p) - np.outer(p, p), atol=1e-6)
 
 
 def test_kl_gradient_against_its_formula():

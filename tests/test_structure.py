@@ -14,6 +14,7 @@ FLOORS = [
     {"types", "streams"},
     {"errors"},
     {"console"},
+    {"cache"},
     {"losses", "augment", "optim", "data", "pictures", "signals", "device", "compiler", "lock", "digests", "storage"},
     {"environment"},
     {"metrics"},
@@ -33,6 +34,12 @@ FLOORS = [
     {"main"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_the_order_is_told_as_it_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text().replace("\n", " ")
+    told = text.partition("holds them to it: ")[2].partition(".")[0]
+    assert [set(floor.strip("` ").split(", ")) for floor in told.split(" - ")] == FLOORS
 
 
 def room_of(path):

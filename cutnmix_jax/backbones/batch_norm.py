@@ -69,6 +69,8 @@ batch_norm.defvjp(_forward, _backward)
 class BatchNorm(nn.Module):
     """Batch norm in training, with the parameters, statistics and name of Flax's, which serves evaluation.
 
+    As Flax's it keeps the mean of the biased variances; PyTorch keeps n / (n - 1) times them, of n numbers a channel.
+
     Attributes:
       momentum: how much of the old statistics stays.
       epsilon: added to the variance.

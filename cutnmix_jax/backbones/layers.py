@@ -93,7 +93,10 @@ def shapes_only() -> Iterator[None]:
 
 
 def norm(x: jax.Array, train: bool, dtype: Any, name: str | None = None) -> jax.Array:
-    """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5."""
+    """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5.
+
+    Its running variance is the biased one, unlike PyTorch's.
+    """
     if train:
         return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype, name=name)(x)

@@ -5,40 +5,41 @@ Beside the records would be simpler, but those are often shared and read-only.
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import platformdirs
+
+from cutnmix_jax import cache, console
 
 Arrays = dict[str, np.ndarray]
-_LOG = logging.getLogger(__name__)
 
 
-def folder() -> Path:
-    """Where the cache lies; it need not exist."""
-    return Path(platformdirs.user_cache_dir("cutnmix_jax")) / "data"
+def folder() -> Path | None:
+    """Where the cache lies, which need not exist; None where there can be none."""
+    kept = cache.folder()
+    return kept and kept / "data"
 
 
-def file_for(name: str, records: Path) -> Path:
-    """The cache file that belongs to a folder of records as it is now.
+def file_for(name: str, records: Path) -> Path | None:
+    """The cache file that belongs to a folder of records as it is now; None where there can be none.
 
     The name holds a hash of the folder, so that an older cache of it can be found and removed, and a hash of the names,
     sizes and modification times of all its files, so that it is never used after one of them changed.
     """
     stats = [(path.name, path.stat()) for path in sorted(records.iterdir())]
     state = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    return folder() / f"{name}-{_hash(str(records.resolve()))}-{_hash(json.dumps(state))}.npz"
+    kept = folder()
+    return kept and kept / f"{name}-{_hash(str(records.resolve()))}-{_hash(json.dumps(state))}.npz"
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(file: Path, problem: Callable[[Arrays], str]) -> Arrays | None:
+def read(file: Path | None, problem: Callable[[Arrays], str]) -> Arrays | None:
     """Reads cached arrays.
 
     Args:
@@ -49,6 +50,8 @@ def read(file: Path, problem: Callable[[Arrays], str]) -> Arrays | None:
     Returns:
       The arrays, or None if there is no cache or it is damaged.
     """
+    if file is None:
+        return None
     try:
         with np.load(file, allow_pickle=False) as members:
             arrays = {key: members[key] for key in members.files}
@@ -58,13 +61,15 @@ def read(file: Path, problem: Callable[[Arrays], str]) -> Arrays | None:
     except Exception as error:  # a damaged file can make NumPy raise nearly anything, MemoryError included
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
-        _LOG.warning("the cache %s is damaged and will be made again (%s)", file, " ".join(wrong.split()))
+        console.warn(f"the cache {file} is damaged and will be made again ({' '.join(wrong.split())})")
         return None
     return arrays
 
 
-def write(file: Path, arrays: Arrays) -> None:
+def write(file: Path | None, arrays: Arrays) -> None:
     """Writes arrays under a temporary name, moves them into place and removes older caches of the same records."""
+    if file is None:
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
@@ -78,4 +83,4 @@ def write(file: Path, arrays: Arrays) -> None:
             if older != file:
                 older.unlink(missing_ok=True)
     except OSError as error:
-        _LOG.warning("no cache in %s (%s): the records will be decoded in each run", file.parent, error)
+        console.warn(f"no cache in {file.parent} ({error.strerror or error}): the records are decoded in each run")

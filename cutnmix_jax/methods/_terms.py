@@ -1,4 +1,8 @@
-"""Loss terms that several methods share; each gives one value per peer, and a peer's value moves that peer alone."""
+"""Loss terms that several methods share, and what their own parts are made of.
+
+A term has one value per peer. `from_others`, and what is made of it, stops the gradient at the other peers; at the
+targets of `distilled` and `from_all_but` the caller does.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,7 +73,10 @@ def peer_teacher_init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
 
 
 def linear(key: jax.Array, inputs: int, outputs: int) -> Tree:
-    """Kernel [inputs, outputs] and bias [outputs], both uniform in +-1/sqrt(inputs): PyTorch's default."""
+    """Kernel [inputs, outputs] and bias [outputs], both uniform in +-1/sqrt(inputs): PyTorch's default.
+
+    The gate and the attention of the lineage's VGG networks start from N(0, .01) instead, as every linear layer there.
+    """
     bound = inputs**-0.5
     kernel_key, bias_key = jax.random.split(key)
     kernel = jax.random.uniform(kernel_key, (inputs, outputs), minval=-bound, maxval=bound)

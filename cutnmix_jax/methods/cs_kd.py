@@ -7,7 +7,7 @@ from cutnmix_jax.types import Batch, Method, Outputs, Terms
 
 
 def make(temperature: float) -> Method:
-    """L^j = CE(z(x), y) + lambda KL_tau(z(x') || z(x)), x' another image of the same class that is not trained on.
+    """L^j = CE(z(x), y) + lambda KL_tau(z(x') || z(x)), x' an image drawn from the same class, which is not trained on.
 
     As released, x' goes through the network in training mode after x, without a gradient: its batch has batch
     statistics of its own, and the running ones see both.

@@ -7,6 +7,8 @@ from cutnmix_jax.types import Batch, Method, Outputs, Terms
 def make(temperature: float) -> Method:
     """L^j = L_CE^j + alpha L_DML^j, every peer on the same images.
 
+    Of more than two peers each learns from every other one, and the terms' mean counts (Eq. 4).
+
     Args:
       temperature: tau. The original has 1; the paper's Eq. 4 and its code lineage have a tau, 3 there.
     """

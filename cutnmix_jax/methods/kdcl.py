@@ -59,8 +59,9 @@ def general(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     errors = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])
     products = jnp.einsum("imk,jmk->ij", errors, errors) / len(labels)
-    # Peers that agree in everything would make it singular.
-    steady = products + 1e-4 * jnp.trace(products) * jnp.eye(len(logits))
+    size = jnp.trace(products)
+    # Peers that agree in everything would make it singular, and nothing is left of it where all are surely right.
+    steady = products / jnp.where(size > 0, size, 1) + 1e-4 * jnp.eye(len(logits))
     raw = jnp.linalg.solve(steady, jnp.ones(len(logits)))
     return raw / raw.sum()
 

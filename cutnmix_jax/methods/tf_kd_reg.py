@@ -9,7 +9,7 @@ def make(correct: float, temperature: float) -> Method:
 
     u is the virtual teacher: `correct` on the class, the rest shared by the others. As released, the softmax is taken
     of these probabilities, so that the teacher is nearly uniform, and the student has a temperature of 1. The released
-    code divides the KL by K and multiplies it by 100 with K = 100; here it is a plain sum over the classes.
+    code takes the mean over the K classes, times 100; here it is the sum, which is the same with 100 classes.
 
     Args:
       correct: u of the image's class; 0.99 in the original.
