@@ -21,8 +21,6 @@ from cutnmix_jax.errors import CheckpointError, DivergedError
 from cutnmix_jax.metrics import PATIENCE, ROWS
 from cutnmix_jax.types import Tree
 
-storage.hush()
-
 
 class Checkpoints:
     """The checkpoints of one run, newest last."""

@@ -1,24 +1,27 @@
-"""Settings of JAX that hold for the whole process."""
+"""Settings of JAX that hold while a run goes on."""
 
 import contextlib
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import platformdirs
+from jax.experimental.compilation_cache import compilation_cache
 
-from cutnmix_jax import console
+from cutnmix_jax import cache, console
 from cutnmix_jax.errors import UsageError, one_line
 
 # XLA's names for how 32-bit products are made; a CPU has one way only.
 _PRODUCTS = {"tf32": "tensorfloat32", "float32": "highest", "bfloat16": "default"}
+_CACHE, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
-def set_up_jax(precision: str) -> None:
-    """Chooses the precision of products and keeps compiled programs for the next start.
+@contextlib.contextmanager
+def set_up_jax(precision: str) -> Iterator[None]:
+    """While entered, chooses the precision of products and keeps compiled programs for the next start.
 
     Args:
       precision: `tf32`, `float32` or `bfloat16`.
@@ -30,12 +33,35 @@ def set_up_jax(precision: str) -> None:
         jax.devices()
     except RuntimeError as error:
         raise UsageError(f"JAX finds no device: {one_line(error)[:200]}; see JAX_PLATFORMS") from error
-    jax.config.update("jax_default_matmul_precision", _PRODUCTS[precision])
-    if jax.config.values["jax_compilation_cache_dir"] is None:  # not chosen by JAX_COMPILATION_CACHE_DIR
-        folder = Path(platformdirs.user_cache_dir("cutnmix_jax"), "compiled")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _mend_cache(Path(jax.config.values["jax_compilation_cache_dir"]))
+    with jax.default_matmul_precision(_PRODUCTS[precision]), _programs_kept():
+        yield
+
+
+@contextlib.contextmanager
+def _programs_kept() -> Iterator[None]:
+    chosen = jax.config.values[_CACHE]  # JAX_COMPILATION_CACHE_DIR
+    if chosen is None:
+        kept = cache.folder()
+        settings = {_CACHE: str(kept / "compiled"), _SHORTEST: 0.5} if kept else {}
+    else:  # an address is no folder
+        settings = {} if "://" in chosen or cache.usable(Path(chosen), "programs are compiled") else {_CACHE: None}
+    before = {name: jax.config.values[name] for name in settings}
+    _change(settings)
+    folder = jax.config.values[_CACHE]
+    with warnings.catch_warnings():
+        if folder:
+            _mend_cache(Path(folder))
+        try:
+            yield
+        finally:
+            _change(before)
+
+
+def _change(settings: dict[str, Any]) -> None:
+    if settings:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX looks at its settings once
 
 
 def _mend_cache(folder: Path) -> None:
@@ -43,22 +69,31 @@ def _mend_cache(folder: Path) -> None:
 
     JAX alone compiles such a program again at every start, and never writes it again because its file is there.
     """
-    otherwise = warnings.showwarning
+    otherwise, full = warnings.showwarning, False
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        nonlocal full
         told = re.search(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'", str(message))
         if not told:
             otherwise(message, *where, **more)
-            return
-        console.warn(f"trouble with {told[1]} the compiled program {told[2]} in {folder}; it is compiled anew")
-        if told[1] == "reading":
+        elif told[1] == "reading":
+            console.warn(f"trouble with reading the compiled program {told[2]} in {folder}; it is compiled anew")
             for path in folder.glob(f"{told[2]}-*-cache"):
                 with contextlib.suppress(OSError):  # another user's, or removed by another run
                     if not _is_whole(path):
                         path.unlink()
+        elif not full:  # a disk that is full for one program is full for the next
+            full = True
+            console.warn(
+                f"cannot keep compiled programs in {folder} ({_why(message)}); they are compiled in each start"
+            )
 
     warnings.showwarning = show
     warnings.filterwarnings("always", "Error .* persistent compilation cache entry", UserWarning)
+
+
+def _why(message: Warning | str) -> str:
+    return one_line(Exception(str(message).rpartition(": ")[2]))[:120]
 
 
 def _is_whole(path: Path) -> bool:

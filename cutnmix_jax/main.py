@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutnmix_jax import signals
-from cutnmix_jax.errors import CheckpointError, CommandLine, UsageError, exit_code_of, one_line
+from cutnmix_jax import signals, storage
+from cutnmix_jax.errors import CheckpointError, CommandLine, StoppedError, UsageError, exit_code_of, one_line
 from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:
@@ -21,13 +21,21 @@ Exit codes: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 diverged, 
 stopped at once by a second one."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: of the command line; those of this process where there are none.
+      own_process: whether the process ends with the command, so that a signal may end it.
+
+    Returns:
+      the exit code.
+    """
     start = time.monotonic()
-    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments, start))
+    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments, own_process, start))
 
 
-def _run(arguments: Sequence[str], start: float) -> None:
+def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     parser = CommandLine("cutnmix_jax.main", "Train peer networks together, by a row of the paper's tables.", _EPILOG)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
@@ -41,11 +49,13 @@ def _run(arguments: Sequence[str], start: float) -> None:
         raise UsageError("--workdir is empty; leave it out or name a folder")
 
     if known.seeds is None:
-        with StopRequest() as stop:
+        with StopRequest(own_process) as stop:
             _run_one(known, overrides, stop, start)
         return
-    with StopRequest():  # there is nothing to save before they have started
+    with StopRequest(own_process) as stop:  # there is nothing to save before they have started
         commands, workdirs = _commands(known, overrides)
+    if stop.requested:
+        raise StoppedError("stopped before anything was trained; the same command begins again")
     from cutnmix_jax import seeds
 
     seeds.run(commands, workdirs)
@@ -92,6 +102,7 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
 
 
 if __name__ == "__main__":
-    code = main()
+    storage.hush()  # to the end: what a failed save leaves behind is told when Python takes itself apart
+    code = main(own_process=True)
     signals.ignore()
     sys.exit(code)

@@ -13,20 +13,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the 
 AT_ONCE = 130  # exit code after a second signal
 ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may both send the same request
 
+_STOPPING = b"stopping: the step in progress is finished and saved; once more to end at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
     """While entered, listens to SIGINT, SIGTERM, SIGUSR1 and SIGHUP.
 
-    The first one sets `requested` and, as long as there is nothing new to save, ends the process with exit code 75. One
-    that comes more than a second later ends it with exit code 130. Both do so whatever the main thread is in, a long
-    compilation for instance: a thread reads the signals from Python's wake-up pipe. What is on disk is always whole, so
-    ending so is as harmless as a SIGKILL.
+    The first one sets `requested`. One that comes more than a second later is for whoever listened before: Ctrl-C then
+    is a KeyboardInterrupt as ever.
+
+    With `own_process`, of a command that is all that its process does, the first one ends the process with exit code 75
+    as long as there is nothing new to save, and the later one with 130. Both do so whatever the main thread is in, a
+    long compilation for instance: a thread reads the signals from Python's wake-up pipe. What is on disk is always
+    whole, so ending so is as harmless as a SIGKILL.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_process: bool = False) -> None:
         self.requested = False
+        self._own_process = own_process
         self._deferred = False
         self._first: float | None = None
 
@@ -35,6 +40,8 @@ class StopRequest:
         if not self._hears:
             return self
         self._before = {number: signal.signal(number, self._request) for number in heard()}
+        if not self._own_process:
+            return self
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -46,7 +53,9 @@ class StopRequest:
             return
         for number, handler in self._before.items():
             # Asked once, the process is about to end: the same request, passed on by somebody, must not change how.
-            signal.signal(number, signal.SIG_IGN if self.requested else handler)
+            signal.signal(number, signal.SIG_IGN if self.requested and self._own_process else handler)
+        if not self._own_process:
+            return
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._write)  # ends the thread, which closes the other end
 
@@ -56,6 +65,15 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        if self._own_process:  # the thread does the rest
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            _tell(_STOPPING)
+        elif now - self._first > ONE_REQUEST_SECONDS:
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     def _watch(self, pipe: int) -> None:
         while numbers := os.read(pipe, 64):
@@ -68,7 +86,7 @@ class StopRequest:
                     _end(
                         "stopped before anything new was trained; the same command begins again", StoppedError.exit_code
                     )
-                _tell(b"stopping: the step in progress is finished and saved; once more to end at once\n")
+                _tell(_STOPPING)
             elif now - self._first > ONE_REQUEST_SECONDS:
                 _end("stopped at once; the same command continues from what was saved before", AT_ONCE)
         os.close(pipe)

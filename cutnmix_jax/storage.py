@@ -1,11 +1,12 @@
-"""What Orbax and TensorStore say of a disk that fails: in a few words, and nothing beside the exception."""
+"""What libraries say of a disk that fails: in a few words, and nothing beside the exception."""
 
+import contextlib
 import errno
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cutnmix_jax.errors import one_line
@@ -13,17 +14,41 @@ from cutnmix_jax.errors import one_line
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
-def hush() -> None:
-    """Silences what they print: every save at the level of a warning, a failed one with tracebacks besides."""
-    for noisy in ("absl", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+def hush() -> Callable[[], None]:
+    """Silences what they print; returns what undoes that.
+
+    Orbax and TensorStore tell of every save as a warning and of a failed one with tracebacks, Matplotlib of a cache
+    folder that it cannot write in.
+    """
+    loggers = [logging.getLogger(noisy) for noisy in ("absl", "asyncio", "matplotlib")]
+    levels, otherwise, filters = [logger.level for logger in loggers], sys.unraisablehook, warnings.catch_warnings()
+
+    def unraisable(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
+            otherwise(told)
+
+    def undo() -> None:
+        filters.__exit__(None, None, None)
+        sys.unraisablehook = otherwise
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    filters.__enter__()
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = unraisable
+    return undo
 
 
-def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
-    if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
-        otherwise(told)
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Silent while entered."""
+    undo = hush()
+    try:
+        yield
+    finally:
+        undo()
 
 
 def may_be_whole(error: Exception) -> bool:

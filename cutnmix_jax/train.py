@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, console, data, environment, folder, loop, metrics, step, summary, teacher
+from cutnmix_jax import batches, console, data, environment, folder, loop, metrics, step, storage, summary, teacher
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.compiler import compiled
@@ -19,23 +19,25 @@ from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 
-def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = False, start: float | None = None) -> None:
-    """Trains, or goes on with, a run and writes its folder.
+def run(
+    config: ConfigDict, workdir: Path, stop: StopRequest | None = None, force: bool = False, start: float | None = None
+) -> None:
+    """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
     Args:
       config: checked, from `config.from_flags`.
       workdir: the run's folder; made if it is not there.
-      stop: says when to stop.
+      stop: says when to stop; never, where there is none.
       force: go on with a run although its fields have changed.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
     """
-    start = time.monotonic() if start is None else start
+    stop, start = stop or StopRequest(), time.monotonic() if start is None else start
     # What is wrong with the networks and the folder is said before anything is loaded or a device is touched.
     planned = plan(config, data.num_classes(config.dataset))
-    with folder.opened(workdir, config, force) as forced:
+    with storage.hushed(), folder.opened(workdir, config, force) as forced:
         if not forced and (results := metrics.read_results(workdir)):
             if planned.trained and "teacher_sha256" in results:
                 teacher.check(planned.trained, results["teacher_sha256"])
@@ -43,8 +45,8 @@ def run(config: ConfigDict, workdir: Path, stop: StopRequest, force: bool = Fals
             print(f"finished before: {workdir}", flush=True)
             return
         dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
-        set_up_jax(config.precision)
-        go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
+        with set_up_jax(config.precision):
+            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
 
 
 def go_on(
@@ -58,7 +60,8 @@ def go_on(
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
-    print("compiling; what is compiled is kept for the next start", flush=True)
+    kept = jax.config.values["jax_compilation_cache_dir"]
+    print("compiling" + ("; what is compiled is kept for the next start" if kept else ""), flush=True)
     began = loop.Began(start, time.monotonic())
 
     # What was saved, if anything.

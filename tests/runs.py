@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import data, loop, metrics, program
+from cutnmix_jax import data, loop, metrics, program, storage
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
 
@@ -48,7 +48,8 @@ class Made:
         begun = int(saved.state.step)
         files = metrics.Metrics(workdir, begun // program.steps_per_epoch)
         try:
-            loop.train(program, saved, config, checkpoints, files, stop)
+            with storage.hushed():
+                loop.train(program, saved, config, checkpoints, files, stop)
         finally:
             files.close()
             checkpoints.close()

@@ -334,7 +334,7 @@ def test_another_folder_has_another_cache(ready, decodings, own_cache, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "flips"])
-def test_damaged_cache_is_made_again(ready, own_cache, damage, caplog):
+def test_damaged_cache_is_made_again(ready, own_cache, damage, capsys):
     name, _, data_dir = ready
     good = data.load(name, data_dir)
     (file,) = own_cache.iterdir()
@@ -345,7 +345,7 @@ def test_damaged_cache_is_made_again(ready, own_cache, damage, caplog):
         bad[place] ^= 1 << (place % 8)
         file.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"hello"}.get(damage, bytes(bad)))
         assert same(data.load(name, data_dir), good)
-    assert "will be made again" in caplog.text
+    assert "will be made again" in capsys.readouterr().err
 
 
 def test_cache_never_unpickles(ready, own_cache):
@@ -356,12 +356,12 @@ def test_cache_never_unpickles(ready, own_cache):
     assert same(data.load(name, data_dir), good)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(ready, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_is_done_without(ready, tmp_path, monkeypatch, capsys):
     name, _, data_dir = ready
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(_cache, "folder", lambda: tmp_path / "a file")
     assert len(data.load(name, data_dir).train_labels) == COUNTS[name]["train"]
-    assert "no cache in" in caplog.text
+    assert "no cache in" in capsys.readouterr().err
 
 
 # What can be wrong.

@@ -11,8 +11,7 @@ from tests.test_run import ROOT
 CODE = """
 import jax, jax.numpy as jnp
 from cutnmix_jax import console, device
-device.set_up_jax("float32")
-print(float(jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.arange(9.0).reshape(3, 3))))
+with device.set_up_jax("float32"): print(float(jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.arange(9.0).reshape(3, 3))))
 """
 
 

@@ -14,11 +14,11 @@ from cutnmix_jax.errors import CheckpointError
 from tests.runs import TEN_EPOCHS, assert_same, hooked, made, rows_in, steps_in, whole
 from tests.test_run import ROOT
 
-MOUNT = "mount -t tmpfs -o size=3m,mode=777 none {0} && exec {1} -c 'from tests import test_disk as t; t.{2}'"
+MOUNT = "mount -t tmpfs -o size=3m,mode=777 none {0} && exec {1} -c 'from tests import {3} as t; t.{2}'"
 
 
-def mounted(folder, call):
-    """Runs a function of this file where `folder` is a small disk; skips where that needs more rights."""
+def mounted(folder, call, file="test_disk"):
+    """Runs a function of a file of tests where `folder` is a small disk; skips where that needs more rights."""
     folder.mkdir()
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if (
@@ -27,7 +27,11 @@ def mounted(folder, call):
     ):
         pytest.skip("no right to mount a tmpfs")
     done = subprocess.run(
-        [*unshare, MOUNT.format(folder, sys.executable, call)], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*unshare, MOUNT.format(folder, sys.executable, call, file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0 and done.stdout.endswith("as it should be\n"), done.stdout + done.stderr
     return done.stderr.splitlines()

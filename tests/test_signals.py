@@ -35,7 +35,7 @@ def made(**parts):
         return trainer(*arguments)
     return train
 program.step.make_trainer = made
-sys.exit(main.main(sys.argv[3:]))
+sys.exit(main.main(sys.argv[3:], own_process=True))
 """
 
 
@@ -155,8 +155,8 @@ def test_no_first_signal_is_lost():
     """Heard before there is something to save, and looked at after."""
     code = (
         "import os, signal, time\nfrom cutnmix_jax.signals import StopRequest\n"
-        "with StopRequest() as stop:\n    os.kill(os.getpid(), signal.SIGTERM); stop.defer(); assert stop.requested\n"
-        "    print('heard', flush=True)\n"
+        "with StopRequest(own_process=True) as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); stop.defer(); assert stop.requested; print('heard', flush=True)\n"
     )
     for _ in range(10):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,0 +1,106 @@
+"""The program as a part of another one: what it leaves behind in the process, and what it does with its signals."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+import sklearn  # noqa: F401  whose import sets variables of its own
+
+from cutnmix_jax import config as configuration
+from cutnmix_jax import main, train
+from cutnmix_jax.errors import StoppedError
+from cutnmix_jax.signals import SIGNALS, StopRequest
+from tests.test_run import ROOT, TINY, rows_of
+
+
+def state_of_process():
+    """What belongs to the program around this one."""
+    return {
+        "loggers": {
+            name: logging.getLogger(name).level for name in ("", "absl", "asyncio", "jax", "orbax", "matplotlib")
+        },
+        "handlers": list(logging.getLogger().handlers),
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "hooks": (sys.unraisablehook, sys.excepthook, threading.excepthook),
+        "streams": (sys.stdin, sys.stdout, sys.stderr),
+        "signals": {number: signal.getsignal(number) for number in SIGNALS},
+        "environment": dict(os.environ),
+        "place": (Path.cwd(), list(sys.path)),
+        "jax": {name: value for name, value in jax.config.values.items() if "absl" not in name},
+        "threads": sorted(thread.name for thread in threading.enumerate() if "TestReader" in thread.name),
+    }
+
+
+def config_of(*more):
+    return configuration.from_flags(TINY[0].removeprefix("--config="), [*TINY[1:], *more])
+
+
+def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Also without a cache of its own for compiled programs, where the program chooses one."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        warm = state_of_process()
+        train.run(config_of("--config.precision=float32"), tmp_path / "run")
+        assert state_of_process() == warm
+        assert main.main([*TINY, f"--workdir={tmp_path / 'command'}"]) == 0
+        assert state_of_process() == warm
+        assert main.main([*TINY, "--config.epochs=0"]) == 2
+        assert state_of_process() == warm
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_importing_it_changes_nothing():
+    code = """
+import importlib, json, logging, pkgutil, signal, sys, warnings
+import jax, orbax.checkpoint, flax, ml_collections, absl.logging, tensorboardX, matplotlib.figure, rich  # theirs
+def state():
+    levels = [logging.getLogger(name).level for name in ("", "absl", "asyncio", "jax", "orbax")]
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]
+    return [levels, list(warnings.filters), sys.unraisablehook, sys.excepthook, signals, dict(jax.config.values)]
+before = state()
+import cutnmix_jax
+for module in pkgutil.walk_packages(cutnmix_jax.__path__, "cutnmix_jax."):
+    if "__main__" not in module.name:
+        importlib.import_module(module.name)
+names = ("loggers", "warnings", "unraisable", "excepthook", "signals", "jax")
+print([name for name, one, other in zip(names, before, state()) if one != other])
+from jax._src import xla_bridge
+print(xla_bridge._backends)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "{}"], done.stdout
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd):
+    """Sent while it compiles: here it ends no process, but the run stops as soon as it can, and goes on later."""
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError), StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        train.run(config_of(), tmp_path / "run", stop)
+    assert signal.getsignal(number) == before
+    assert "stopping: the step in progress is finished and saved" in capfd.readouterr().err
+    train.run(config_of(), tmp_path / "run")
+    assert len(rows_of(tmp_path / "run")) == 3
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
+
+
+def test_a_second_signal_is_the_caller_s(monkeypatch):
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # within a second: passed on twice by somebody
+        time.sleep(1.1)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
