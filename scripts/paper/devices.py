@@ -5,7 +5,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
-from cutnmix_jax.errors import UsageError, one_line
+from cutnmix_jax.errors import UsageError
 
 
 class Gpu(NamedTuple):
@@ -55,12 +55,13 @@ def _listed(text: str) -> list[Gpu]:
     """All there are, by `nvidia-smi -L`, which CUDA_VISIBLE_DEVICES does not change."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace", timeout=60)
-        said = one_line(ValueError(done.stdout + done.stderr))[:200]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(
-            f"--devices={text}: nvidia-smi cannot be asked what GPUs there are ({one_line(error)})"
-        ) from error
-    lines = re.findall(r"^(?:GPU (\d+)|\s+MIG ).*\(UUID: ((?:GPU|MIG)-[^)]+)\)", done.stdout, re.MULTILINE)
-    if done.returncode or not lines:
-        raise UsageError(f"--devices={text}: there is no GPU here; leave it out (nvidia-smi: {said or 'nothing'})")
+        said, code = done.stdout, done.returncode
+        why = " ".join((done.stdout + done.stderr).split())[:200] or "it lists none"
+    except OSError as error:
+        said, code, why = "", 1, f"cannot be run, {error.strerror}"
+    except subprocess.TimeoutExpired:
+        said, code, why = "", 1, "no answer within a minute"
+    lines = re.findall(r"^(?:GPU (\d+)|\s+MIG ).*\(UUID: ((?:GPU|MIG)-[^)]+)\)", said, re.MULTILINE)
+    if code or not lines:
+        raise UsageError(f"--devices={text}: no GPU is known here; leave it out (nvidia-smi: {why})")
     return [Gpu(number, uuid) for number, uuid in lines]
