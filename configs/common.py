@@ -111,7 +111,7 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
     row = ROWS[method]
     return ConfigDict(
         {
-            "dataset": dataset,  # digits, cifar10 or cifar100
+            "dataset": dataset,  # a file of cutnmix_jax/data
             "data_dir": "",  # where tfds keeps its data; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
             "train_examples": 0,  # use only the first N, for a small run on real data; 0: all
             "test_examples": 0,  # likewise

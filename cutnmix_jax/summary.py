@@ -32,7 +32,7 @@ def show(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) 
             "networks": _networks(config, program),
             "method": f"{config.method}: {weights}; views {config.views}, mix {config.mix.kind}",
             "recipe": f"{steps}, learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
-            "device": f"{_device(config)}, {_plural(program.steps_per_call, 'step')} per call",
+            "device": f"{_device(config)}, {_plural(program.steps_per_call, 'step')} per call{_idle()}",
             "run": str(workdir),
         }
     )
@@ -56,6 +56,15 @@ def _device(config: ConfigDict) -> str:
     if device.platform != "cpu":
         return f"{device.device_kind}, {config.precision}"
     return "cpu, bfloat16" if config.precision == "bfloat16" else "cpu, float32"
+
+
+def _idle() -> str:
+    """What is said of the devices that the run does not use: it has one, whatever their number."""
+    more = jax.device_count() - 1
+    if not more:
+        return ""
+    choose = "" if jax.default_backend() == "cpu" else " (CUDA_VISIBLE_DEVICES chooses which is used)"
+    return f"; {_plural(more, 'further device')} stay{'s' if more == 1 else ''} idle{choose}"
 
 
 def _plural(count: int, thing: str) -> str:

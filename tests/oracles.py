@@ -32,16 +32,19 @@ def batch_of(num_peers, seed=1):
     return Batch(jnp.zeros((num_peers, N, 32, 32, 3)), targets, labels, jnp.arange(N)[::-1] + 2, teachers)
 
 
-def made(row, num_peers, outputs, **options):
+def method_of(row, **options):
     options = common.ROWS[row]["loss"] | options
-    method = methods.load(options.pop("name"), **options)
+    return methods.load(options.pop("name"), **options)
+
+
+def made(row, num_peers, outputs, **options):
+    method = method_of(row, **options)
     spec = Spec(K, tuple(out.features.shape[-1] for out in outputs), N + 2, C)
     return method, *method.init(jax.random.key(0), spec)
 
 
 def views_of(row):
-    options = dict(common.ROWS[row]["loss"])
-    return methods.load(options.pop("name"), **options).views
+    return method_of(row).views
 
 
 def log_softmax64(logits):

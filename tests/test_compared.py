@@ -9,7 +9,7 @@ from configs import common
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl as kdcl_module
 from cutnmix_jax.types import Outputs, Spec
-from tests.oracles import CLOCK, C, K, N, batch_of, ce64, kl64, log_softmax64, made, mmd64, outputs_of, views_of
+from tests.oracles import CLOCK, C, K, N, batch_of, ce64, kl64, log_softmax64, made, method_of, mmd64, outputs_of
 from tests.test_methods import PAPER
 
 RAMP = np.exp(-5 * (1 - 1 / 80) ** 2)  # CLOCK stands in epoch 1
@@ -139,8 +139,8 @@ def test_every_row_has_an_oracle():
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
 @pytest.mark.parametrize("row", ORACLES)
 def test_terms_against_numpy(row, num_peers):
-    outputs, batch = outputs_of(num_peers, views=views_of(row)), batch_of(num_peers)
-    if num_peers < common.ROWS[row]["num_peers"] and row in ("kdcl", "one", "okddip", "pcl"):
+    outputs, batch = outputs_of(num_peers, views=method_of(row).views), batch_of(num_peers)
+    if num_peers < method_of(row).min_peers:
         pytest.skip(f"{row} has no meaning for {num_peers}")
     method, params, state = made(row, num_peers, outputs)
     params = jax.tree.map(lambda leaf: leaf + 0.3, params)  # so that scales of 1 and offsets of 0 are not all there is

@@ -1,7 +1,9 @@
 """The data room: real digits, and CIFAR from tiny archives that are made here in the official binary layout."""
 
+import ast
 import hashlib
 import http.server
+import inspect
 import io
 import json
 import os
@@ -30,6 +32,7 @@ from cutnmix_jax.types import Dataset
 MODULES = {"cifar10": cifar10, "cifar100": cifar100}
 COUNTS = {"cifar10": {"train": 20, "test": 10}, "cifar100": {"train": 200, "test": 100}}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+PREPARED = os.environ.get("TFDS_DATA_DIR", "")  # of whoever runs the tests
 
 
 class Fake(NamedTuple):
@@ -139,14 +142,16 @@ def expected_digest(fake: Fake) -> str:
 
 
 def test_names_are_the_modules_that_load():
-    assert data.names() == ["cifar10", "cifar100", "digits"]
+    files = {path.stem: ast.parse(path.read_text()) for path in Path(data.__file__).parent.glob("[!_]*.py")}
+    with_load = [name for name, tree in files.items() if "load" in [getattr(node, "name", "") for node in tree.body]]
+    assert data.names() == sorted(with_load) and {"cifar10", "cifar100", "digits"} <= set(with_load)
 
 
 @pytest.mark.parametrize("name", ["cifar1000", "Digits", "prepare", "_tfds", "os", "../digits", ""])
 def test_unknown_name_says_what_there_is(name):
-    with pytest.raises(UsageError, match="cifar10, cifar100, digits") as error:
+    with pytest.raises(UsageError) as error:
         data.load(name)
-    assert repr(name) in one_line(error)
+    assert repr(name) in one_line(error) and one_line(error).endswith(f"there are: {', '.join(data.names())}")
 
 
 def test_unknown_name_suggests_the_nearest():
@@ -167,6 +172,47 @@ def test_subsets_are_the_first_examples():
 def test_impossible_subsets_are_usage_errors(wanted):
     with pytest.raises(UsageError, match=f"{next(iter(wanted))}=.*0 for all"):
         data.load("digits", **wanted)
+
+
+# What holds for every data set; a new file is tested here as soon as it is there.
+
+
+def check_contract(read: Dataset, name: str, counts: dict[str, int], num_classes: int) -> None:
+    """What `types.Dataset` and `data.load` promise of what was read."""
+    assert read.name == name and read.num_classes == num_classes
+    assert len(set(read.class_names)) == num_classes and {type(text) for text in read.class_names} == {str}
+    for split in ("train", "test"):
+        images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
+        assert images.shape == (counts[split], 32, 32, 3) and images.dtype == np.uint8
+        assert labels.shape == (counts[split],) and labels.dtype == np.int32
+        assert labels.min() >= 0 and labels.max() < num_classes
+    assert set(read.train_labels) == set(range(num_classes))
+    # In no order, so that the first N are a fair sample: 20 images for each class hardly miss half of the classes.
+    first = read.train_labels[: min(20 * num_classes, counts["train"] // 2)]
+    assert len(set(first)) > num_classes / 2
+    for numbers in (read.mean, read.std):
+        assert numbers.shape == (3,) and numbers.dtype == np.float32 and (numbers > 0).all() and (numbers < 1).all()
+    assert type(read.flip) is bool
+
+
+@pytest.mark.parametrize("name", data.names())
+def test_every_data_set_says_what_it_has(name):
+    module = data.find(name)
+    assert set(data.counts(name)) == {"train", "test"} and min(data.counts(name).values()) > 0
+    assert data.num_classes(name) > 1
+    assert inspect.getdoc(module) and inspect.getdoc(module.load)
+    [argument] = inspect.signature(module.load).parameters.values()
+    assert (argument.name, argument.default) == ("data_dir", "")
+
+
+@pytest.mark.parametrize("name", sorted(set(data.names()) - set(MODULES)))  # CIFAR below, from archives made here
+def test_every_data_set_is_what_it_says(name):
+    try:
+        read = data.load(name, PREPARED)
+    except DataError as error:
+        pytest.skip(f"{error}; TFDS_DATA_DIR says where it was prepared")
+    check_contract(read, name, data.counts(name), data.num_classes(name))
+    assert same(data.load(name, PREPARED), read)
 
 
 # Digits.
@@ -225,8 +271,8 @@ def test_prepared_arrays_are_the_archive_bit_for_bit(ready):
         assert images.dtype == np.uint8 and labels.dtype == np.int32
         assert np.array_equal(images, fake.images[split][place]) and np.array_equal(labels, fake.labels[split][place])
     assert read.class_names == names == tuple(f"label {index}" for index in range(read.num_classes))
-    assert read.mean.shape == read.std.shape == (3,) and read.mean.dtype == np.float32
-    assert read.name == name and read.flip is True
+    check_contract(read, name, COUNTS[name], MODULES[name].NUM_CLASSES)
+    assert read.flip is True
 
 
 def test_the_official_builder_reads_what_was_prepared_in_the_same_order(ready):

@@ -1,12 +1,14 @@
-"""Compiled programs that are kept from start to start."""
+"""Compiled programs that are kept from start to start, and devices that are not used."""
 
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from tests.test_run import ROOT
+from cutnmix_jax import summary
+from tests.test_run import ONE_STEP, ROOT, TINY
 
 CODE = """
 import jax, jax.numpy as jnp
@@ -52,3 +54,20 @@ def test_what_cannot_be_read_or_removed_ends_nothing(tmp_path):
         path.mkdir()  # not even by root
     again, errors = start(tmp_path)
     assert again == said and errors.count("\n") == errors.count("warning: trouble with ") > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 step per call"), (4, "1 step per call; 3 further devices stay idle")]
+)
+def test_devices_that_stay_idle_are_told(count, said, tmp_path):
+    command = [sys.executable, "-m", "cutnmix_jax.main", *TINY, *ONE_STEP, f"--workdir={tmp_path / 'run'}"]
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"device    cpu, float32, {said}\n" in done.stdout
+
+
+def test_which_gpu_is_used_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert summary._idle() == "; 1 further device stays idle (CUDA_VISIBLE_DEVICES chooses which is used)"

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import common
 from cutnmix_jax import config as configuration
 from cutnmix_jax import metrics, seeds
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
-from scripts.paper import launch, options, report, reproduce
+from scripts.paper import figures, launch, options, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
 from tests.test_run import TINY, wait_for
 
@@ -157,12 +158,12 @@ def test_a_table_from_runs(tmp_path):
     last = text.split("## CIFAR-100, best epoch")[0]
     # means and n - 1 deviations by hand: 70, 71, 72 -> 71 +- 1; 73, 75 -> 74 +- sqrt 2
     assert "| Baseline | _71.00 ± 1.00_<br>paper 71.71 ± 0.24, -0.71 | 50.00 ± 0.00 |" in last
-    assert "| DML | **74.00 ± 1.41**<br>paper 72.66 ± 0.03, +1.34 | —<br>paper 72.36 ± 0.05 |" in last
-    assert "| OKDDip | 62.00<br>paper 72.34 ± 0.06, -10.34 |" in last  # its leader, of one seed
+    assert "| DML | **74.00 ± 1.41** (n = 2)<br>paper 72.66 ± 0.03, +1.34 | —<br>paper 72.36 ± 0.05 |" in last
+    assert "| OKDDip | 62.00 (n = 1)<br>paper 72.34 ± 0.06, -10.34 |" in last  # its leader, of one seed
     assert "| CutnMix, full | —<br>paper 73.84 ± 0.25 |" in last
     assert "n = 1 or 2 or 3" in last and "4 of 8 cells have no finished run" in last and "epochs 8" in last
     assert "| Baseline | 80.00 ± 0.00 | 80.00 ± 0.00 |" in text
-    assert "| OKDDip | 64.00 | — |" in text  # its leader's own best epoch, not the peers'
+    assert "| OKDDip | 64.00 (n = 1) | — |" in text  # its leader's own best epoch, not the peers'
     with (tmp_path / "out" / "table1.csv").open() as file:
         lines = {(row["method"], row["backbone"]): row for row in csv.DictReader(file)}
     dml = lines["dml", "resnet32"]
@@ -171,9 +172,70 @@ def test_a_table_from_runs(tmp_path):
     assert lines["cutnmix", "resnet32"]["last_mean"] == ""
     tex = (tmp_path / "out" / "table1.tex").read_text()
     assert r"Baseline & $\underline{71.00 \pm 1.00}$ & $50.00 \pm 0.00$ \\" in tex
-    assert r"DML & $\mathbf{74.00 \pm 1.41}$ & --- \\" in tex
+    assert r"DML & $\mathbf{74.00 \pm 1.41}$ ($n$ = 2) & --- \\" in tex
     assert len(set(re.findall(r"&", tex.splitlines()[-4]))) == 1
     assert (tmp_path / "out" / "table1.png").stat().st_size > 10_000
+
+
+def tables_of(folder, values, **choice):
+    """Markdown, LaTeX and pictures of a column with these accuracies of each row's seeds."""
+    choice = Choice("table1", ("cifar100",), ("resnet32",), tuple(values), epochs=8, runs=folder, **choice)
+    for cell in cells_of(choice):
+        if cell.seed - 95 < len(values[cell.variant]):
+            save(cell, values[cell.variant][cell.seed - 95])
+    report.write(choice, folder / "out")
+    return (folder / "out" / "table1.md").read_text(), (folder / "out" / "table1.tex").read_text()
+
+
+def test_a_single_seed_has_no_winner(tmp_path):
+    text, tex = tables_of(tmp_path, {"baseline": (0.70,), "dml": (0.75,), "cutmix": (0.72,)})
+    assert "| DML | 75.00<br>" in text and "| CutMix | 72.00<br>" in text
+    assert "No best one is marked: there are no two to compare of two seeds or more." in text
+    assert "No best one is marked" in tex
+    for mark in ("**", "_7", "mathbf", "underline", "_second"):
+        assert mark not in text + tex
+
+
+def test_only_cells_of_two_seeds_or_more_are_compared(tmp_path):
+    """The best number is one of a single seed, and another such one is as good as the second best."""
+    values = {
+        "baseline": (0.70, 0.71),
+        "dml": (0.75,),
+        "cutmix": (0.73, 0.74, 0.72),
+        "cs_kd": (0.71,),
+        "ddgsd": (0.705,),
+    }
+    text, tex = tables_of(tmp_path, values)
+    assert "| Baseline | _70.50 ± 0.71_ (n = 2)<br>" in text and "| CutMix | **73.00 ± 1.00**<br>" in text
+    assert "| DML | 75.00 (n = 1)<br>" in text and "| DDGSD | 70.50 (n = 1)<br>" in text
+    assert "**Best** and _second best_ of a column among the cells of two seeds or more are marked." in text
+    assert "Best and second best of a column among the cells of two seeds or more are marked." in tex
+    assert text.count("**") == 4 and tex.count("mathbf") == tex.count("underline") == 1
+    assert r"DML & $75.00$ ($n$ = 1) \\" in tex and r"$\mathbf{73.00 \pm 1.00}$ \\" in tex
+
+
+def test_one_cell_with_seeds_wins_against_nobody(tmp_path):
+    text, tex = tables_of(tmp_path, {"baseline": (0.70, 0.71), "dml": (0.75,)})
+    assert "| Baseline | 70.50 ± 0.71<br>" in text and "No best one is marked" in text and "**" not in text + tex
+
+
+def test_a_picture_of_a_single_seed_has_no_bars(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    tables_of(tmp_path, {"baseline": (0.70, 0.72, 0.71), "dml": (0.75,)})
+    bars = [container[2][0].get_segments() for container in drawn[0].axes[0].containers]
+    assert [[end[1] for end in segment] for segment in bars[0]] == [pytest.approx([70, 72])]
+    assert not any(len(segment) and np.isfinite(segment).all() for segment in bars[1])
+    assert drawn[0].get_suptitle().endswith("mean over seeds, bars of one standard deviation; no bar: a single seed")
+    for several, said in (
+        ((95,), "a single seed, no deviation"),
+        ((95, 96), "mean over seeds, one standard deviation shaded"),
+    ):
+        choice = Choice("fig1", mini=True, seeds=several, runs=tmp_path / str(len(several)))
+        for cell in cells_of(choice):
+            save(cell, 0.9)
+        report.write(choice, tmp_path / "fig")
+        assert drawn[-2].get_suptitle().endswith(said)
 
 
 def test_mini_says_that_it_is_no_reproduction(tmp_path):
@@ -257,6 +319,39 @@ def test_a_dry_run_tells_what_is_done_and_left(tmp_path, capsys):
     assert lines[2].endswith("0/8 epochs, about 0:00:16 left")
     assert lines[3].endswith("0/8 epochs, about 0:01:20 left")
     assert lines[4] == "1 of 4 cells done; about 0:02:26 left with 1 at once"
+    # Several at once take as long as the longest of them at least.
+    for jobs, left in ((2, "0:01:20"), (8, "0:01:20")):
+        reproduce.show(cells_of(choice), jobs=jobs)
+        assert capsys.readouterr().out.splitlines()[4] == f"1 of 4 cells done; about {left} left with {jobs} at once"
+
+
+def test_a_dry_run_does_not_guess(tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95,), runs=tmp_path)
+    reproduce.show(cells_of(choice), jobs=2)
+    out = capsys.readouterr().out
+    assert "0:00" not in out and out.count("0/8 epochs, time left not known") == 2
+    assert out.splitlines()[-1] == "0 of 2 cells done; the time left is not known: nothing like them was run yet"
+    other = Choice("fig1", ("digits", "cifar10"), mini=True, seeds=(95,), variants=("dml",), runs=tmp_path)
+    save(cells_of(choice)[0], 0.9)
+    reproduce.show(cells_of(other), jobs=1)  # one is done, one is of other data
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].endswith("time left not known")
+    assert out[2] == "1 of 2 cells done; the time left is not known: nothing like it was run yet"
+    reproduce.show(cells_of(other._replace(seeds=(95, 96))), jobs=1)
+    said = "1 of 4 cells done; about 0:00:16 left with 1 at once, not counting 2 cells whose like was never run"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    reproduce.show(cells_of(other._replace(datasets=("digits",))), jobs=1)
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 1 cells done"
+
+
+@pytest.mark.parametrize("seconds", [None, "soon"])
+def test_rows_that_tell_no_time(seconds, tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95,), variants=("dml",), runs=tmp_path)
+    [cell] = cells_of(choice)
+    cell.workdir.mkdir(parents=True)
+    (cell.workdir / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "seconds": seconds}) + "\n")
+    reproduce.show([cell], jobs=1)
+    assert "1/8 epochs, time left not known" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["reproduce", "report"])

@@ -27,7 +27,7 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
     if int(overrides.get("num_peers", 2)) == 1 and overrides.get("method", "cutnmix").startswith("cutnmix"):
         fields += ["--config.weights.dml=0", "--config.weights.mmd=0"]  # a single peer has no such terms
     # The recipe is the same for all networks, and not every network has a file.
-    file = f"configs/resnet32.py:cifar100,{overrides.get('method', 'cutnmix')}"
+    file = f"{_ROOT}/configs/resnet32.py:cifar100,{overrides.get('method', 'cutnmix')}"
     network = f"--config.backbone.name={overrides['backbone']}"
     return {"config": file, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
 
@@ -84,8 +84,10 @@ def in_turn(
         workers = {}
         try:
             for name, (spec, tier) in programs.items():  # one at a time: what compiles is timed too
+                print(f"{name}: compiling", flush=True)
                 workers[name] = start(spec, tier, cache)
                 found[name] = attempt(lambda ready=workers[name]: ready.ask())
+            print(f"measuring {windows} windows of {steps} steps each", flush=True)
             for _ in range(windows):
                 for name, one in workers.items():
                     if "error" not in found[name]:

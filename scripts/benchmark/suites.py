@@ -71,9 +71,12 @@ def sweep(
         field = {} if other else {name: value}
         spec = run.spec_of({**fields, **field}, **{**size, **other})
         found[value] = run.in_turn({"ours": (spec, None)}, **timing)["ours"]
-        shown = found[value]
-        print(f"{name}={value}: {shown.get('error') or format(shown['step_ms'], '.1f') + ' ms per step'}", flush=True)
+        print(f"{name}={value}: {_shown(found[value])}", flush=True)
     return found
+
+
+def _shown(found: report.Found) -> str:
+    return found.get("error") or f"{found['step_ms']:.1f} ms per step"
 
 
 def growth(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
@@ -161,11 +164,13 @@ def measure(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache, ThreadPoolExecutor(STARTING) as pool:
         try:
             asked = {name: pool.submit(ready, name) for name in programs}
+            print(f"compiling {len(asked)} programs", flush=True)
             for name, future in asked.items():
                 try:
                     found[name] = future.result(timeout=max(0.0, ready_by - time.monotonic()))
                 except TimeoutError:
                     found[name] = {"error": "not compiled in time"}
+                print(f"{name}: {found[name].get('error', 'compiled')}", flush=True)
             too_late.set()
             for name in list(workers):  # what still compiles would disturb the others
                 if "error" in found[name]:
@@ -174,6 +179,7 @@ def measure(
                 if "error" not in found[name]:
                     found[name] = _windows(workers[name], found[name], programs[name], known, end)
                     _write(known, found)
+                    print(f"{name}: {_shown(found[name])}", flush=True)
         finally:
             too_late.set()
             for one in list(workers.values()):

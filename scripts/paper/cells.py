@@ -9,6 +9,7 @@ from cutnmix_jax import backbones as networks
 from cutnmix_jax import data
 from cutnmix_jax.errors import UsageError, nearest
 
+CONFIGS = Path(__file__).parents[2] / "configs"  # whatever the folder a person is in
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
 EPOCHS, RAMP_UP = 240, 80
 SIX = ("vgg16", "vgg19", "resnet32", "resnet110", "wrn20_8", "densenet40_12")
@@ -171,7 +172,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *common.ROWS) if choice.table == "ablations" else tuple(common.ROWS)
     variants = tuple(common.ROWS) if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", backbones, [name for name in networks.names() if Path(_file(name)).is_file()])
+    _check_names("backbones", backbones, [name for name in networks.names() if _file(name).is_file()])
     _check_names("methods", variants, known)
     if set(variants) & set(TAUGHT) and "baseline" not in variants:
         variants = ("baseline", *variants)
@@ -191,8 +192,8 @@ def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> Non
             raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}")
 
 
-def _file(backbone: str) -> str:
-    return "configs/quickstart.py" if backbone == "resnet8" else f"configs/{backbone}.py"
+def _file(backbone: str) -> Path:
+    return CONFIGS / ("quickstart.py" if backbone == "resnet8" else f"{backbone}.py")
 
 
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:

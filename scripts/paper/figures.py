@@ -1,5 +1,6 @@
 """Pictures of a table: accuracy by method and backbone, and curves over the epochs with their deviation shaded."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
                 if found and found.last:
                     at.append(group + 0.8 * ((number + 0.5) / len(variants) - 0.5))
                     means.append(found.mean)
-                    errors.append(statistics.stdev(found.last) if len(found.last) > 1 else 0.0)
+                    # No bar, where one of length 0 would say that the seeds agree.
+                    errors.append(statistics.stdev(found.last) if len(found.last) > 1 else math.nan)
             axes.errorbar(
                 at, means, yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)],
                 markersize=6, capsize=2, linewidth=1.2, label=title(variant),
@@ -47,7 +49,7 @@ def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
             axes.axvline(edge - 0.5, color="0.85", linewidth=0.8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(f"{heading}\nlast epoch; mean over seeds, bars of one standard deviation", fontsize=10)
+    figure.suptitle(f"{heading}\nlast epoch; {over_seeds(grid, 'bars of one standard deviation', 'bar')}", fontsize=10)
     figure.savefig(path, dpi=130)
 
 
@@ -63,8 +65,16 @@ def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
         axes.set(xlabel="epoch", ylabel="test accuracy, %", title=", ".join(map(title, place)))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, frameon=False, loc="lower right")
-    figure.suptitle(f"{heading}\nmean over seeds, one standard deviation shaded", fontsize=10)
+    figure.suptitle(f"{heading}\n{over_seeds(grid, 'one standard deviation shaded', 'shade')}", fontsize=10)
     figure.savefig(path, dpi=130)
+
+
+def over_seeds(grid: Mapping[Key, Any], shown: str, what: str) -> str:
+    """What a picture shows of its seeds: how their deviation is `shown`, and that a single one has none."""
+    counts = {len(found.last) for found in grid.values() if found.last}
+    if counts == {1}:
+        return "a single seed, no deviation"
+    return f"mean over seeds, {shown}" + (f"; no {what}: a single seed" if 1 in counts else "")
 
 
 def _curve(axes: Axes, folders: Sequence[Path], head: str, label: str, number: int) -> None:

@@ -12,19 +12,24 @@ from typing import Any, NamedTuple
 from cutnmix_jax import config as configuration
 from cutnmix_jax import folder, lock, metrics, seeds, signals
 from cutnmix_jax.errors import StoppedError, UsageError, UserError, of_exit_code
+from scripts.paper import progress
 from scripts.paper.cells import HEADLINE, Cell
+from scripts.paper.progress import LOG, Started
 
-LOG = "log.txt"
 _CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
 
 
 class Job(NamedTuple):
-    """A cell that is being trained."""
+    """A run that goes on, its process, and the place among those at once that it holds."""
 
-    cell: Cell
+    run: Started
     process: subprocess.Popen
     slot: int
-    begun: float
+
+    @property
+    def cell(self) -> Cell:
+        """What is trained."""
+        return self.run.cell
 
 
 def results_of(cell: Cell) -> dict[str, Any] | None:
@@ -71,7 +76,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
     Args:
       cells: teachers before those they teach.
       jobs: how many at once.
-      devices: GPUs that the jobs are spread over; none: all see all.
+      devices: GPUs that the jobs are spread over, from `devices.chosen`; none: all see all.
 
     Raises:
       StoppedError: by a signal; the cells have saved.
@@ -90,30 +95,37 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         for job in running:
             job.process.send_signal(signal.SIGTERM)
 
+    def done() -> int:
+        return len(cells) - len(waiting) - len(running) - len(failed)
+
     handlers = {number: signal.signal(number, pass_on) for number in signals.heard()}
     try:
-        while running or (waiting and not stop):
-            while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
-                slot = min(set(range(jobs)) - {job.slot for job in running})
-                try:
-                    process = _start(cell, devices[slot % len(devices)] if devices else "")
-                except OSError as error:
-                    _fail(cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), failed, "failed")
-                    continue
-                running.append(Job(cell, process, slot, time.monotonic()))
-                if stop:  # the signal came before the process was listed
-                    process.send_signal(signal.SIGTERM)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                if job.process.returncode in _CUT_OFF and (stop or job.cell not in resumed):
-                    # What somebody else stopped goes on, but once, because they may mean it.
-                    resumed.add(job.cell)
-                    waiting.insert(0, job.cell)
-                    if not stop:
-                        print(f"stopped from elsewhere, started again: {job.cell.name}", flush=True)
-                else:
-                    _say(job, failed, len(cells) - len(waiting) - len(running) - len(failed), len(cells))
-            time.sleep(0.1)
+        with progress.Display() as display:
+            while running or (waiting and not stop):
+                while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
+                    slot = min(set(range(jobs)) - {job.slot for job in running})
+                    try:
+                        logged = progress.size(cell.workdir / LOG)
+                        process = _start(cell, devices[slot % len(devices)] if devices else "")
+                    except OSError as error:
+                        _fail(cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), failed, "failed")
+                        continue
+                    running.append(Job(Started(cell, time.monotonic(), logged), process, slot))
+                    if stop:  # the signal came before the process was listed
+                        process.send_signal(signal.SIGTERM)
+                    print(f"started: {cell.name}, log in {cell.workdir / LOG}", flush=True)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    if job.process.returncode in _CUT_OFF and (stop or job.cell not in resumed):
+                        # What somebody else stopped goes on, but once, because they may mean it.
+                        resumed.add(job.cell)
+                        waiting.insert(0, job.cell)
+                        if not stop:
+                            print(f"stopped from elsewhere, started again: {job.cell.name}", flush=True)
+                    else:
+                        _say(job, failed, done(), len(cells))
+                display.update([job.run for job in running], done(), len(cells))
+                time.sleep(0.1)
     finally:
         for job in running:  # none goes on unseen if something failed here
             job.process.terminate()
@@ -153,13 +165,14 @@ def _start(cell: Cell, device: str) -> subprocess.Popen:
     cell.workdir.mkdir(parents=True, exist_ok=True)
     # A run that outlived the one who started it may still be saving.
     lock.wait(cell.workdir, seconds=60)
-    environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+    # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
+    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device else {}
     with Path(cell.workdir, LOG).open("a") as log:
         return seeds.start(cell.arguments, log, environment)
 
 
 def _say(job: Job, failed: dict[Cell, UserError], done: int, count: int) -> None:
-    code, seconds = job.process.returncode, time.monotonic() - job.begun
+    code, seconds = job.process.returncode, time.monotonic() - job.run.begun
     results = results_of(job.cell)
     if code == 0 and results:
         accuracy = 100 * results["last"][HEADLINE.get(job.cell.row, "accuracy")]
@@ -167,5 +180,5 @@ def _say(job: Job, failed: dict[Cell, UserError], done: int, count: int) -> None
         return
     log = job.cell.workdir / LOG
     failed[job.cell] = of_exit_code(code)(f"exit code {code}, see {log}")
-    last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+    last = (progress.last_lines(log) or [""])[-1]
     print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)

@@ -123,10 +123,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def ranks(grid: Grid, dataset: str, backbone: str) -> list[float]:
-    """The best and the second best mean of a column, of two cells or more."""
-    means = {round(found.mean, 2) for (d, b, _), found in grid.items() if (d, b) == (dataset, backbone) and found.last}
-    return sorted(means, reverse=True)[:2] if len(means) > 1 else []
+def fewer(grid: Grid, found: Found) -> str:
+    """`n = 1` in brackets for a cell that has fewer seeds than another cell of the table, else nothing."""
+    n, most = len(found.last), max(len(other.last) for other in grid.values())
+    return f" (n = {n})" if 0 < n < most else ""
+
+
+def rank(grid: Grid, key: Key) -> int | None:
+    """0 for the best mean of a column, 1 for the second best, None for any other.
+
+    Only cells of two seeds or more are compared: how far another seed would have moved a single run nobody knows.
+    """
+    means = {
+        variant: round(found.mean, 2)
+        for (*where, variant), found in grid.items()
+        if tuple(where) == key[:2] and len(found.last) > 1
+    }
+    order = sorted(set(means.values()), reverse=True)
+    place = order.index(means[key[2]]) if key[2] in means else len(order)
+    return place if place < 2 <= len(order) else None
 
 
 def markdown(choice: Choice, grid: Grid) -> str:
@@ -139,20 +154,20 @@ def markdown(choice: Choice, grid: Grid) -> str:
             parts.append("| method | " + " | ".join(map(title, backbones)) + " |")
             parts.append("|---|" + "---|" * len(backbones))
             for variant in rows_of(grid):
-                cells = [_markdown_cell(grid, dataset, backbone, variant, which) for backbone in backbones]
+                cells = [_markdown_cell(grid, (dataset, backbone, variant), which) for backbone in backbones]
                 parts.append(f"| {title(variant)} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
 
 
-def _markdown_cell(grid: Grid, dataset: str, backbone: str, variant: str, which: str) -> str:
-    found = grid[dataset, backbone, variant]
+def _markdown_cell(grid: Grid, key: Key, which: str) -> str:
+    found = grid[key]
     text = spread(getattr(found, which))
     if which == "best":
-        return text
-    order = ranks(grid, dataset, backbone)
-    if found.last and round(found.mean, 2) in order:
-        mark = ("**", "_")[order.index(round(found.mean, 2))]
+        return text + fewer(grid, found)
+    if (place := rank(grid, key)) is not None:
+        mark = ("**", "_")[place]
         text = f"{mark}{text}{mark}"
+    text += fewer(grid, found)
     if found.paper:
         mean, std = found.paper
         text += f"<br>paper {mean:.2f} ± {std:.2f}" + (f", {found.mean - mean:+.2f}" if found.last else "")
@@ -171,8 +186,7 @@ def _notes(choice: Choice, grid: Grid) -> list[str]:
         )
     notes.append(
         "Top-1 test accuracy in %, mean over seeds ± standard deviation (n - 1), "
-        f"n = {' or '.join(map(str, counts)) or '0'}; mean of the peers, of OKDDip the leader. "
-        "**Best** and _second best_ of a column are marked."
+        f"n = {' or '.join(map(str, counts)) or '0'}; mean of the peers, of OKDDip the leader. " + _marks(grid)
     )
     if any(found.paper for found in grid.values()):
         notes.append("Below each number the paper's own, and ours minus it.")
@@ -187,6 +201,14 @@ def _notes(choice: Choice, grid: Grid) -> list[str]:
         }
         notes.append("; ".join(f"{name} {' or '.join(values)}" for name, values in kinds.items()) + ".")
     return notes
+
+
+def _marks(grid: Grid) -> str:
+    """What the marks of a table say, or why there are none."""
+    if all(rank(grid, key) is None for key in grid):
+        return "No best one is marked: there are no two to compare of two seeds or more."
+    among = " among the cells of two seeds or more" if any(len(found.last) == 1 for found in grid.values()) else ""
+    return f"**Best** and _second best_ of a column{among} are marked."
 
 
 def rows_of_csv(grid: Grid) -> list[list[Any]]:
@@ -223,21 +245,20 @@ def latex(choice: Choice, grid: Grid) -> str:
         parts += [f"\\begin{{tabular}}{{l{'c' * len(backbones)}}}", "\\toprule"]
         parts += [" & ".join([_escaped(title(dataset)), *map(_escaped, map(title, backbones))]) + r" \\", "\\midrule"]
         for variant in rows_of(grid):
-            cells = [_latex_cell(grid, dataset, backbone, variant) for backbone in backbones]
+            cells = [_latex_cell(grid, (dataset, backbone, variant)) for backbone in backbones]
             parts.append(" & ".join([_escaped(title(variant)), *cells]) + r" \\")
         parts += ["\\bottomrule", "\\end{tabular}"]
     return "\n".join(parts) + "\n"
 
 
-def _latex_cell(grid: Grid, dataset: str, backbone: str, variant: str) -> str:
-    found = grid[dataset, backbone, variant]
+def _latex_cell(grid: Grid, key: Key) -> str:
+    found = grid[key]
     if not found.last:
         return "---"
     text = spread(found.last).replace(" ± ", " \\pm ")
-    order = ranks(grid, dataset, backbone)
-    if round(found.mean, 2) in order:
-        text = (f"\\mathbf{{{text}}}", f"\\underline{{{text}}}")[order.index(round(found.mean, 2))]
-    return f"${text}$"
+    if (place := rank(grid, key)) is not None:
+        text = (f"\\mathbf{{{text}}}", f"\\underline{{{text}}}")[place]
+    return f"${text}$" + fewer(grid, found).replace("n = ", "$n$ = ")
 
 
 def _escaped(text: str) -> str:

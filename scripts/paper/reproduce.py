@@ -15,12 +15,12 @@ uses it for Slurm.
 
 import argparse
 import sys
-from datetime import timedelta
 
 from cutnmix_jax import metrics
 from cutnmix_jax.errors import CommandLine, UsageError
-from scripts.paper import launch, options, report
+from scripts.paper import devices, launch, options, report
 from scripts.paper.cells import Cell, cells_of
+from scripts.paper.progress import clock, seconds_per_epoch
 
 
 def arguments() -> argparse.Namespace:
@@ -29,8 +29,8 @@ def arguments() -> argparse.Namespace:
     parser.prog = "scripts/reproduce"
     options.add(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and an estimate, and train nothing")
-    parser.add_argument("--jobs", type=int, default=1, help="how many cells at once")
-    parser.add_argument("--devices", help="numbers of the GPUs that the jobs take turns on, as 0,1")
+    parser.add_argument("--jobs", type=int, help="how many cells at once (1, or one on each of --devices)")
+    parser.add_argument("--devices", metavar="0,1", help="GPUs that the jobs are spread over, by nvidia-smi's numbers")
     parser.add_argument("--cell", type=int, metavar="K", help="train the K-th cell of --dry-run alone")
     return parser.parse_args()
 
@@ -40,22 +40,24 @@ def main() -> None:
     known = arguments()
     choice = options.choice_of(known)
     cells = cells_of(choice)
-    if known.jobs < 1:
+    if known.jobs is not None and known.jobs < 1:
         raise UsageError(f"--jobs={known.jobs}: must be at least 1")
     if known.cell is not None:
         if not 1 <= known.cell <= len(cells):
             raise UsageError(f"--cell={known.cell}: there are cells 1 to {len(cells)}")
         cells = cells[known.cell - 1 : known.cell]
+    gpus = devices.chosen(known.devices)
+    jobs = known.jobs or len(gpus) or 1
     if choice.mini:
         print("preset mini: a tiny network on embedded digits, to see the machinery; no reproduction of the paper")
     if known.dry_run:
-        show(cells, known.jobs)
+        show(cells, jobs)
         return
     options.make(choice.runs)
     if known.cell is None:
         options.make(options.folder_of(known, choice))
     try:
-        launch.run(cells, known.jobs, options.parse(known.devices))
+        launch.run(cells, jobs, gpus)
     finally:
         if known.cell is None:  # cells of an array would write the same files at the same time
             report.write(choice, options.folder_of(known, choice))
@@ -63,43 +65,46 @@ def main() -> None:
 
 def show(cells: list[Cell], jobs: int) -> None:
     """Prints every cell with what is done of it, and how long the rest will take by what was measured."""
-    rest, unknown, finished = 0.0, 0, 0
-    measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(cell)) is not None]
+    unfinished: list[float | None] = []  # seconds that each will take, where known
+    measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(_rows(cell))) is not None]
     for number, cell in enumerate(cells, start=1):
         done = epochs_done(cell)
         if done == cell.epochs:
-            finished += 1
             print(f"{number:4}  {cell.name}: done")
             continue
         near = [(other, s) for other, s in measured if (other.dataset, other.backbone) == (cell.dataset, cell.backbone)]
         alike = [s for other, s in near if other.row == cell.row] or [s for _, s in near]
         left = sum(alike) / len(alike) * (cell.epochs - done) if alike else None
-        rest, unknown = rest + (left or 0), unknown + (left is None)
-        about = f", about {clock(left)} left" if left is not None else ""
-        print(f"{number:4}  {cell.name}: {done}/{cell.epochs} epochs{about}")
+        unfinished.append(left)
+        about = f"about {clock(left)} left" if left is not None else "time left not known"
+        print(f"{number:4}  {cell.name}: {done}/{cell.epochs} epochs, {about}")
     if others := launch.left_out(cells):
         print(others)
-    print(f"{finished} of {len(cells)} cells done; about {clock(rest / jobs)} left with {jobs} at once", end="")
-    print(f", not counting {unknown} cells whose like was never run" if unknown else "")
+    print(f"{len(cells) - len(unfinished)} of {len(cells)} cells done" + _time_left(unfinished, jobs))
+
+
+def _time_left(unfinished: list[float | None], jobs: int) -> str:
+    """What is said of the time that all cells that are not done will take together."""
+    known = [seconds for seconds in unfinished if seconds is not None]
+    unknown = len(unfinished) - len(known)
+    if not unfinished:
+        return ""
+    if not known:
+        return f"; the time left is not known: nothing like {'it' if unknown == 1 else 'them'} was run yet"
+    # No cell is shared among jobs, so the longest one is the least that all take.
+    about = f"; about {clock(max(sum(known) / jobs, *known))} left with {jobs} at once"
+    return about + (f", not counting {unknown} cell{'s'[unknown == 1 :]} whose like was never run" if unknown else "")
 
 
 def epochs_done(cell: Cell) -> int:
     """How many; all of them only where the results are there too."""
     if launch.results_of(cell):
         return cell.epochs
-    return min(len(metrics.read_rows(cell.workdir / "metrics.jsonl")), cell.epochs - 1)
+    return min(len(_rows(cell)), cell.epochs - 1)
 
 
-def seconds_per_epoch(cell: Cell) -> float | None:
-    """What an epoch of it took, the first one, which compiles, left out where there are more."""
-    rows = metrics.read_rows(cell.workdir / "metrics.jsonl")
-    seconds = [row["seconds"] for row in rows[1:] or rows]
-    return sum(seconds) / len(seconds) if seconds else None
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
+def _rows(cell: Cell) -> list[metrics.Row]:
+    return metrics.read_rows(cell.workdir / metrics.ROWS)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The commands of a clone; `scripts/NAME` starts each in the environment that it needs."""

@@ -1,0 +1,126 @@
+"""Where the runs of a table stand while they go on: a live display in a terminal, a line now and then elsewhere."""
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from cutnmix_jax import metrics
+from scripts.paper.cells import HEADLINE, Cell
+
+LOG = "log.txt"
+PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
+REFRESH_SECONDS = 1.0
+TAIL_BYTES = 4096  # of a log, enough for its last lines
+
+# What a run prints between its epochs, from `console.Display.update`.
+_PROGRESS = re.compile(r"epoch (\d+)/\d+ (step \d+/\d+) .*? left ((?:\d+ days?, )?[\d:]+)")
+
+
+class Started(NamedTuple):
+    """A run that goes on.
+
+    Attributes:
+      cell: what is trained.
+      begun: when it was started, by `time.monotonic`.
+      logged: bytes that its log had by then, of earlier starts.
+    """
+
+    cell: Cell
+    begun: float
+    logged: int
+
+
+class Display:
+    """Shows where every running cell stands."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._shown: dict[Cell, str] = {}
+        self._next = time.monotonic() + self._seconds
+        # Refreshed by `update` alone, so there is no thread to end.
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+
+    @property
+    def _seconds(self) -> float:
+        return REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS
+
+    def __enter__(self) -> "Display":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, running: Sequence[Started], done: int, count: int) -> None:
+        """Shows the running cells where it is time to; elsewhere than in a terminal those that have moved.
+
+        Args:
+          running: in the order in which they are shown.
+          done: how many cells of the table are done.
+          count: of all.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self._seconds
+        lines = {one.cell: f"{one.cell.name}: {standing(one)}" for one in running}
+        if not self._console.is_terminal:
+            for cell, line in lines.items():
+                if self._shown.get(cell) != line:
+                    print(line, flush=True)
+            self._shown = lines
+            return
+        times = [clock(now - one.begun) for one in running]
+        shown = [f"{done} of {count} cells done, {len(running)} running"]
+        shown += [f"{since}  {line}" for since, line in zip(times, lines.values(), strict=True)]
+        self._live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in shown)), refresh=True)
+
+
+def standing(run: Started) -> str:
+    """Where a run is: its epoch and step, its accuracy after the last whole epoch, and the time left, where known."""
+    rows = metrics.read_rows(run.cell.workdir / metrics.ROWS)
+    lines = last_lines(run.cell.workdir / LOG, run.logged)
+    accuracy = rows[-1].get(f"test/{HEADLINE.get(run.cell.row, 'accuracy')}") if rows else None
+    tested = f"; test accuracy {100 * accuracy:.2f} % after epoch {len(rows)}" if accuracy is not None else ""
+    told = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
+    if told and int(told[1]) > len(rows):
+        return f"epoch {told[1]} of {run.cell.epochs}, {told[2]}{tested}; about {told[3]} left"
+    if not rows:
+        return lines[-1][:100] if lines else "starting"
+    seconds = seconds_per_epoch(rows)
+    about = f"; about {clock(seconds * (run.cell.epochs - len(rows)))} left" if seconds is not None else ""
+    return f"{len(rows)} of {run.cell.epochs} epochs{tested}{about}"
+
+
+def size(log: Path) -> int:
+    """Bytes of a log, 0 where there is none."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def last_lines(log: Path, start: int = 0) -> list[str]:
+    """The last lines of a log after its first `start` bytes, without empty ones; none where it cannot be read."""
+    with suppress(OSError), log.open("rb") as file:
+        end = file.seek(0, 2)
+        file.seek(max(start, end - TAIL_BYTES))
+        return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return []
+
+
+def seconds_per_epoch(rows: Sequence[metrics.Row]) -> float | None:
+    """What an epoch took, the first one, which compiles, left out where there are more; None where nothing tells."""
+    seconds = [row["seconds"] for row in rows[1:] or rows if isinstance(row.get("seconds"), int | float)]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

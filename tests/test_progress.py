@@ -1,0 +1,270 @@
+"""What is shown of the runs of a table while they go on, and the GPUs that they are spread over."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cutnmix_jax import console
+from scripts.paper import devices, launch, options, progress, reproduce
+from scripts.paper.cells import Choice, cells_of
+from scripts.paper.progress import Started
+from tests.test_run import wait_for
+from tests.test_scripts import executable
+
+ROOT = Path(__file__).parent.parent
+
+
+def cell_in(folder, **choice):
+    return cells_of(Choice("fig1", mini=True, seeds=(95,), runs=Path(folder), **choice))[0]
+
+
+def rows_of(count, **more):
+    return [
+        {"epoch": e, "test/accuracy": 0.1 * e, "seconds": 30.0 if e == 1 else 10.0, **more} for e in range(1, count + 1)
+    ]
+
+
+def write(cell, rows=(), log=""):
+    cell.workdir.mkdir(parents=True, exist_ok=True)
+    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (cell.workdir / "log.txt").write_text(log)
+
+
+def step_line(capsys, epoch, step):
+    """What a run prints between its epochs where there is no terminal."""
+    shown = console.Display(total_steps=384, done_steps=0, images_per_step=32)
+    shown.started(0)
+    shown._started -= 100.0  # so long ago
+    capsys.readouterr()
+    shown.update(epoch, 8, step, {"loss": 1.25})
+    return capsys.readouterr().out
+
+
+def test_where_a_run_stands(tmp_path, capsys):
+    cell = cell_in(tmp_path)
+    run = Started(cell, 0.0, 0)
+    assert progress.standing(run) == "starting"
+    write(cell, log="data  digits\ncompiling; what is compiled is kept for the next start\n\n")
+    assert progress.standing(run).startswith("compiling; what")
+    # 40 of 384 steps in 100 s leave 860 s for the others.
+    write(cell, log="compiling\n" + step_line(capsys, epoch=0, step=40))
+    assert progress.standing(run) == "epoch 1 of 8, step 40/384; about 0:14:20 left"
+    # Three epochs are done, five are left of 10 s each; the first one compiled.
+    write(cell, rows_of(3), log=step_line(capsys, epoch=2, step=100) + "epoch 3/8  test accuracy 30.00 %\n    train\n")
+    assert progress.standing(run) == "3 of 8 epochs; test accuracy 30.00 % after epoch 3; about 0:00:50 left"
+    write(cell, rows_of(3), log=step_line(capsys, epoch=3, step=192))
+    line = "epoch 4 of 8, step 192/384; test accuracy 30.00 % after epoch 3; about 0:01:40 left"
+    assert progress.standing(run) == line
+    # What an earlier start has printed says nothing of this one; what it has trained does.
+    before = (cell.workdir / "log.txt").stat().st_size
+    assert progress.standing(run._replace(logged=before)).startswith("3 of 8 epochs; test accuracy 30.00 % ")
+    write(cell, rows_of(1), log="x" * 100_000 + "\n" + step_line(capsys, epoch=1, step=96))
+    assert progress.standing(run).startswith("epoch 2 of 8, step 96/384; test accuracy 10.00 % after epoch 1; ")
+
+
+def test_a_run_whose_files_tell_nothing(tmp_path):
+    """The run itself will say what is wrong with them; who watches must not fail for it."""
+    cell = cell_in(tmp_path)
+    write(cell, [{"epoch": 1}], log="\x00\xff")
+    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs"
+    (cell.workdir / "log.txt").unlink()
+    (cell.workdir / "log.txt").mkdir()
+    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs"
+
+
+def test_the_headline_of_a_row_is_shown(tmp_path):
+    cell = cell_in(tmp_path, variants=("okddip",))
+    write(cell, rows_of(2, **{"test/accuracy_leader": 0.75}))
+    assert "test accuracy 75.00 % after epoch 2" in progress.standing(Started(cell, 0.0, 0))
+
+
+# A table of two cells, each of which takes four seconds in which it moves by an epoch.
+TABLE = """
+import json, subprocess, sys
+from pathlib import Path
+from cutnmix_jax.errors import exit_code_of
+from scripts.paper import launch, progress
+from scripts.paper.cells import Choice, cells_of
+from tests import test_paper, test_progress
+progress.PLAIN_SECONDS = progress.REFRESH_SECONDS = 0.2
+
+def start(cell, device):
+    test_paper.save(cell, 0.9)
+    (cell.workdir / "results.json").rename(cell.workdir / "later.json")
+    test_progress.write(cell, test_progress.rows_of(3))
+    row = json.dumps(test_progress.rows_of(4)[3])
+    moves = f"sleep 2; echo '{row}' >> metrics.jsonl; sleep 2; mv later.json results.json"
+    return subprocess.Popen(["sh", "-c", moves], cwd=cell.workdir, start_new_session=True)
+
+launch._start = start
+cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=Path(sys.argv[1])))
+sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+"""
+
+
+def table(folder, stdout=subprocess.PIPE):
+    command = [sys.executable, "-c", TABLE, str(folder)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "200", "LINES": "40"}
+    return subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_lines_where_there_is_no_terminal(tmp_path):
+    process = table(tmp_path)
+    lines, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert "\x1b" not in lines
+    lines = lines.splitlines()
+    for name in ("digits resnet8 dml seed 95", "digits resnet8 dml_cutmix seed 95"):
+        begun = [number for number, line in enumerate(lines) if line.startswith(f"started: {name}, log in {tmp_path}")]
+        three = lines.index(f"{name}: 3 of 8 epochs; test accuracy 30.00 % after epoch 3; about 0:00:50 left")
+        four = lines.index(f"{name}: 4 of 8 epochs; test accuracy 40.00 % after epoch 4; about 0:00:40 left")
+        assert begun < [three] < [four]
+        assert sum(line.startswith(f"{name}: ") for line in lines) == 2  # only where it has moved
+        assert any(line.startswith("[") and f"] {name}: 90.00 %" in line for line in lines[four:])
+
+
+def test_a_live_display_in_a_terminal(tmp_path):
+    ours, theirs = pty.openpty()
+    process = table(tmp_path, theirs)
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the end of a terminal
+            break
+    assert process.wait(60) == 0, process.stderr.read()
+    os.close(ours)
+    assert b"0 of 2 cells done, 2 running" in shown
+    assert re.search(rb"0:00:0[2-9]  digits resnet8 dml seed 95: 4 of 8 epochs; test accuracy 40.00 %", shown)
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is back
+    assert b"] digits resnet8 dml seed 95: 90.00 %" in shown
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+    ours, theirs = pty.openpty()
+    process = table(tmp_path, theirs)
+    os.close(theirs)
+    read = b""
+    while b"2 running" not in read:
+        read += os.read(ours, 65536)
+    os.close(ours)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "> >(head -c 20)"])
+def test_streams_that_are_closed(closed, tmp_path):
+    command = ["bash", "-c", f'exec "$@" {closed}', "-", sys.executable, "-c", TABLE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_line_now_and_then(tmp_path, monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    cell = cell_in(tmp_path)
+    shown = progress.Display()
+    for seconds in range(301):
+        write(cell, rows_of(seconds // 20))  # an epoch every 20 s
+        now[0] = 1000.0 + seconds
+        shown.update([Started(cell, 1000.0, 0)], 0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and "epoch 3;" in lines[0]
+
+
+CARDS = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa00)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb11)
+  MIG 3g.20gb     Device  0: (UUID: MIG-cc22)
+GPU 2: NVIDIA A100-SXM4-40GB (UUID: GPU-bb33)"""
+
+
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    executable(tmp_path / "nvidia-smi", f"[ $1 = -L ] || exit 1; cat <<'END'\n{CARDS}\nEND")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("visible", "text", "found"),
+    [
+        (None, "0,2", ("0", "2")),
+        (None, " 1 ", ("1",)),
+        (None, "GPU-aa00,MIG-cc22", ("GPU-aa00", "MIG-cc22")),
+        ("2,1", "1", ("1",)),
+        ("GPU-bb33,GPU-aa", "0,2", ("0", "2")),
+        ("MIG-cc22", "MIG-cc22", ("MIG-cc22",)),
+    ],
+)
+def test_gpus_that_are_there(visible, text, found, cards, monkeypatch):
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.chosen(text) == found
+
+
+@pytest.mark.parametrize(
+    ("visible", "text", "said"),
+    [
+        (None, "0,3", "there is no GPU '3'; there are: 0, 1, MIG-cc22, 2"),
+        (None, "", "there is no GPU ''; there are"),
+        (None, "0,,1", "there is no GPU ''; there are"),
+        (None, "cuda:0", "there is no GPU 'cuda:0'; there are"),
+        (None, "-1", "there is no GPU '-1'; there are"),
+        (None, "1,0,1", "names GPU 1 twice; --jobs says how many run at once"),
+        (None, "0,GPU-aa00", "names GPU GPU-aa00 twice"),
+        ("1,2", "0", "there is no GPU '0' that CUDA_VISIBLE_DEVICES=1,2 shows; there are: 1, 2"),
+        ("", "0", "there is no GPU '0' that CUDA_VISIBLE_DEVICES= shows; there are: none"),
+        ("-1", "0", "there is no GPU '0' that CUDA_VISIBLE_DEVICES=-1 shows; there are: none"),
+    ],
+)
+def test_gpus_that_are_not_there(visible, text, said, cards, monkeypatch, capsys):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", "--dry-run", f"--devices={text}"])
+    assert options.exit_code_of(reproduce.main) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(f"error: --devices={text}") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"),
+    [
+        (["echo 'No devices were found'"], "no GPU is known here; leave it out (nvidia-smi: No devices were found)"),
+        (
+            ["echo 'NVIDIA-SMI has failed' >&2; exit 9"],
+            "no GPU is known here; leave it out (nvidia-smi: NVIDIA-SMI has f",
+        ),
+        ([], "no GPU is known here; leave it out (nvidia-smi: it lists none)"),
+        (None, "no GPU is known here; leave it out (nvidia-smi: cannot be run, No such file or directory)"),
+    ],
+)
+def test_a_machine_without_gpus(tool, said, tmp_path, monkeypatch):
+    if tool is not None:
+        executable(tmp_path / "nvidia-smi", *tool)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if tool is not None else str(tmp_path))
+    command = [sys.executable, "-m", "scripts.paper.reproduce", "fig1", "--preset=mini", "--devices=0,1"]
+    done = subprocess.run([*command, f"--runs={tmp_path / 'runs'}"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --devices=0,1: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_sees_its_gpu_alone(tmp_path, cards, monkeypatch):
+    """By the numbers of nvidia-smi; a job on each of the devices where nothing else is said."""
+    monkeypatch.setattr(launch.seeds, "start", lambda arguments, log, environment: subprocess.Popen(
+        ["sh", "-c", f'echo "$CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER" >> {tmp_path}/seen; sleep 1; exit 5'],
+        env=os.environ | environment))  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", "--preset=mini", "--seeds=95", "--devices=0,2",
+                                      f"--runs={tmp_path / 'runs'}"])  # fmt: skip
+    assert options.exit_code_of(reproduce.main) == 5
+    wait_for((tmp_path / "seen").exists)
+    assert sorted((tmp_path / "seen").read_text().splitlines()) == ["0 PCI_BUS_ID", "2 PCI_BUS_ID"]
