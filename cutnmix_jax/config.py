@@ -1,7 +1,9 @@
 """Reading a run's configuration from the command line, and refusing what cannot be carried out."""
 
 import difflib
+import json
 import re
+import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax import backbones, data, methods
-from cutnmix_jax.errors import UsageError, UserError, nearest, one_line
+from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
 from cutnmix_jax.schema import OPTIONAL, RANGES, number
 from cutnmix_jax.types import Method
 
@@ -42,16 +44,11 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
         known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
-    values = flags.FlagValues()
-    arguments = ["main", f"--config={file}", *_last_of_each(overrides)]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    config = _read(file)
+    values, arguments = flags.FlagValues(), ["main", *_last_of_each(overrides)]
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         unread = values(arguments)[1:]
-        config = values["config"].value
-        if not isinstance(config, ConfigDict):
-            raise UsageError(f"--config={file}: its get_config returns no ConfigDict")
-    except UserError:
-        raise
     except Exception as error:
         raise UsageError(_explain(error, file)) from error
     if unread:
@@ -62,6 +59,21 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     _resolved(config, "data_dir")  # as it is written in `config.json`, but told here if it is no folder's name
     if config.teacher:  # the same folder by another name is the same teacher
         config.teacher = _resolved(config, "teacher")
+    return config
+
+
+def _read(file: str) -> ConfigDict:
+    """What `get_config` of a configuration file returns; whatever comes out of the file is told as the file's."""
+    path, *argument = file.split(":", 1)
+    with blaming(f"--config={file}: the file fails", "mend it; configs/quickstart.py is an example"):
+        get_config = runpy.run_path(path, run_name="config_file").get("get_config")
+        config = get_config(*argument) if callable(get_config) else None
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={file}: no get_config returns a ConfigDict there; see configs/quickstart.py")
+    try:
+        json.dumps(config.to_dict())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--config={file}: a run cannot keep a field of it ({told(error)}); change it") from error
     return config
 
 
@@ -232,7 +244,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _field(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
-        if part not in config:
+        if not isinstance(config, ConfigDict) or part not in config:
             return None
         config = config[part]
     return config

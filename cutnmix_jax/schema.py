@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
-from cutnmix_jax.methods import kdcl
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
@@ -26,7 +26,8 @@ def whole(low: int, high: int = 2**31 - 1) -> Check:
     def check(value: Any) -> str:
         if isinstance(value, int) and low <= value <= high:
             return ""
-        return f"must be a whole number {bound if value < low else f'of at most {high}'}"
+        too_large = isinstance(value, int) and value > high
+        return f"must be a whole number {f'of at most {high}' if too_large else bound}"
 
     return check
 
@@ -38,35 +39,43 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
     )
     return lambda value: (
         ""
-        if math.isfinite(value) and (low < np.float32(min(value, 1e30)) if above else low <= value) and value <= high
+        if isinstance(value, int | float)
+        and math.isfinite(value)
+        and (low < np.float32(min(value, 1e30)) if above else low <= value)
+        and value <= high
         else f"must be a finite number {bound}"
     )
 
 
-def present(value: Any) -> str:
-    """Anything at all; what it may be is looked at where it is used."""
-    return ""
+def of_type(kind: type, name: str) -> Check:
+    """Anything of a type, `name` for people; what it may be is looked at where it is used."""
+    return lambda value: "" if isinstance(value, kind) else f"must be {name}"
+
+
+text = of_type(str, "text")
 
 
 def one_of(valid: Sequence[str]) -> Check:
     """One of some names."""
-    return lambda value: "" if value in valid else f"not known; {nearest(value, valid)}"
+    return lambda value: "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
 
 
 def increasing_epochs(value: Any) -> str:
     """Milestones: increasing whole numbers from 1 on; none at all is a constant learning rate."""
-    whole_numbers = all(isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 1 for epoch in value)
+    whole_numbers = isinstance(value, tuple | list) and all(
+        isinstance(epoch, int) and not isinstance(epoch, bool) and epoch >= 1 for epoch in value
+    )
     if whole_numbers and list(value) == sorted(set(value)):
         return ""
     return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
 
 
 RANGES: dict[str, Check] = {
-    "method": present,
-    "weights": present,
-    "backbone.name": present,
-    "peers": present,
-    "data_dir": present,
+    "method": text,
+    "weights": of_type(ConfigDict, "a group of fields"),
+    "backbone.name": text,
+    "peers": text,
+    "data_dir": text,
     "dataset": lambda value: one_of(data.names())(value),
     "train_examples": whole(0),
     "test_examples": whole(0),
@@ -77,12 +86,12 @@ RANGES: dict[str, Check] = {
     "precision": one_of(PRECISIONS),
     "loss.name": lambda value: one_of(methods.names())(value),
     "loss.temperature": number(0, above=True),
-    "loss.target": lambda value: one_of(kdcl.TARGETS)(value),
+    "loss.target": lambda value: one_of(methods.find("kdcl").TARGETS)(value),
     "loss.last_share": number(0, 1),
     "loss.correct": number(0, 1, above=True),
     "loss.rampup_epochs": whole(1),
-    "teacher": present,
-    "share_trunk": present,
+    "teacher": text,
+    "share_trunk": of_type(bool, "true or false"),
     "views": one_of(batches.VIEWS),
     "mix.kind": one_of(augment.MIX_KINDS),
     "mix.prob": number(0, 1),

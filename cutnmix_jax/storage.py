@@ -2,15 +2,12 @@
 
 import errno
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from cutnmix_jax.errors import one_line
-
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
 def hush() -> None:
@@ -24,11 +21,6 @@ def hush() -> None:
 def _unraisable(told: Any, otherwise: Callable[[Any], Any] = sys.unraisablehook) -> None:
     if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
         otherwise(told)
-
-
-def may_be_whole(error: Exception) -> bool:
-    """Whether a file could not be read for want of rights or of a disk that answers, whatever is in it."""
-    return any(os.strerror(number) in str(error) for number in _NOT_DAMAGE)  # TensorStore gives the text alone
 
 
 def reason(error: Exception) -> str:

@@ -47,7 +47,7 @@ def read(file: Path, problem: Callable[[Arrays], str]) -> Arrays | None:
         it is read, which a damaged shape can prevent.
 
     Returns:
-      The arrays, or None if there is no cache or it is damaged.
+      The arrays, or None if there is no cache or it cannot be used.
     """
     try:
         with np.load(file, allow_pickle=False) as members:
@@ -58,7 +58,7 @@ def read(file: Path, problem: Callable[[Arrays], str]) -> Arrays | None:
     except Exception as error:  # a damaged file can make NumPy raise nearly anything, MemoryError included
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
-        _LOG.warning("the cache %s is damaged and will be made again (%s)", file, " ".join(wrong.split()))
+        _LOG.warning("the cache %s cannot be used and will be made again (%s)", file, " ".join(wrong.split()))
         return None
     return arrays
 
