@@ -11,7 +11,7 @@ from cutnmix_jax import batches, console, data, environment, folder, loop, metri
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.device import set_up_jax
-from cutnmix_jax.errors import UsageError, told
+from cutnmix_jax.errors import UsageError, one_line, told
 from cutnmix_jax.program import Plan, Program, assemble, check, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
@@ -120,7 +120,8 @@ def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
     try:
         yield
     except failure as error:
-        console.warn(f"cannot write {name} ({getattr(error, 'strerror', None) or told(error)})")
+        reason = error.strerror or one_line(error) if isinstance(error, OSError) else told(error)
+        console.warn(f"cannot write {name} ({reason})")
 
 
 def _first_batch(program: Program) -> tuple[Batch, Mix]:
