@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cutnmix_jax import console, digests, storage
-from cutnmix_jax.errors import CheckpointError, DivergedError
+from cutnmix_jax.errors import CheckpointError, DivergedError, excused, may_be_whole
 from cutnmix_jax.metrics import PATIENCE, ROWS
 from cutnmix_jax.types import Tree
 
@@ -149,6 +149,7 @@ class Checkpoints:
         Raises:
           CheckpointError: something was saved and none of it is whole, or it is the state of another program; nothing
             was moved.
+          UsageError: it cannot be read for want of memory, or of a library; nothing was moved.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -157,9 +158,9 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
-                if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
-                    raise  # the device is too small; the file is not damaged
-                if storage.may_be_whole(error):
+                if excuse := excused(error):
+                    raise excuse from error
+                if may_be_whole(error):
                     raise CheckpointError(
                         f"cannot read the checkpoint of step {step} in {self._folder}: {storage.reason(error)}; let it "
                         "be read or move it away, and give the same command again"
@@ -198,7 +199,7 @@ class Checkpoints:
             flat = self._read_flat(step, None)
             return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
-            raise CheckpointError(
+            raise excused(error) or CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"
             ) from error
 

@@ -1,7 +1,8 @@
 """Reading a run's configuration from the command line, and refusing what cannot be carried out."""
 
-import difflib
+import json
 import re
+import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax import backbones, data, methods
-from cutnmix_jax.errors import UsageError, UserError, nearest, one_line
+from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
+from cutnmix_jax.flags import explain, last_of_each
 from cutnmix_jax.schema import OPTIONAL, RANGES, WEIGHT
 from cutnmix_jax.types import NEVER, Method
 
@@ -42,18 +44,13 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
         known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
-    values = flags.FlagValues()
-    arguments = ["main", f"--config={file}", *_last_of_each(overrides)]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    config = _read(file)
+    values, arguments = flags.FlagValues(), ["main", *last_of_each(overrides)]
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         unread = values(arguments)[1:]
-        config = values["config"].value
-        if not isinstance(config, ConfigDict):
-            raise UsageError(f"--config={file}: its get_config returns no ConfigDict")
-    except UserError:
-        raise
     except Exception as error:
-        raise UsageError(_explain(error, file)) from error
+        raise UsageError(explain(error, file)) from error
     if unread:
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
     if "method" in config_flags.get_override_values(values["config"]):
@@ -62,6 +59,21 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     _resolved(config, "data_dir")  # as it is written in `config.json`, but told here if it is no folder's name
     if config.teacher:  # the same folder by another name is the same teacher
         config.teacher = _resolved(config, "teacher")
+    return config
+
+
+def _read(file: str) -> ConfigDict:
+    """What `get_config` of a configuration file returns; whatever comes out of the file is told as the file's."""
+    path, *argument = file.split(":", 1)
+    with blaming(f"--config={file}: the file fails", "mend it; configs/quickstart.py is an example"):
+        get_config = runpy.run_path(path, run_name="config_file").get("get_config")
+        config = get_config(*argument) if callable(get_config) else None
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={file}: no get_config returns a ConfigDict there; see configs/quickstart.py")
+    try:
+        json.dumps(config.to_dict())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--config={file}: a run cannot keep a field of it ({told(error)}); change it") from error
     return config
 
 
@@ -77,12 +89,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name too long for any file
         return False
-
-
-def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """A field that is given twice has its last value; ml_collections would join two tuples."""
-    last = {text.partition("=")[0]: text for text in overrides if text.startswith("--config.") and "=" in text}
-    return [text for text in overrides if last.get(text.partition("=")[0], text) == text]
 
 
 def check(config: ConfigDict) -> None:
@@ -240,37 +246,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _field(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
-        if part not in config:
+        if not isinstance(config, ConfigDict) or part not in config:
             return None
         config = config[part]
     return config
-
-
-def _explain(error: Exception, file: str) -> str:
-    """One line for what ml_collections and absl raise, which is mostly right but long."""
-    text = one_line(error).replace("\\n", " ").replace("\\'", "'")
-    if isinstance(error, flags.UnrecognizedFlagError):
-        guess = difflib.get_close_matches(error.flagname.partition(".")[0], ["config", "workdir"], n=1)
-        return f"unknown flag --{error.flagname}" + (f"; did you mean --{guess[0]}?" if guess else "; see --help")
-    if isinstance(error, AttributeError | KeyError):
-        field = re.search(r"'([\w.]+)'", text)
-        named = f" {field.group(1)!r}" if field else ""
-        hint = re.search(r'Did you mean "([\w.]+)"', text)
-        return f"--config: no field{named}" + (
-            f"; did you mean {hint.group(1)!r}?" if hint else "; they stand in configs/common.py"
-        )
-    for raised, meant in _PARSERS.items():
-        if raised in text:
-            return f"{text.partition(': ')[0].removeprefix('flag ')}: must be {meant}"
-    if isinstance(error, flags.Error):
-        return text.removeprefix("flag ")[:300]
-    return f"--config={file}: {type(error).__name__}: {text[:300]}"
-
-
-# What the parsers of int, float and bool say, and what it means to someone who typed a flag.
-_PARSERS = {
-    "literal for int": "a whole number",
-    "string to float": "a number",
-    "Non-boolean": "true or false",
-    "as a ConfigDict": "set field by field, as --config.group.field=value",
-}

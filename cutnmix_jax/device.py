@@ -1,10 +1,11 @@
 """Settings of JAX that hold while a run goes on."""
 
 import contextlib
+import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from cutnmix_jax import cache, console
-from cutnmix_jax.errors import UsageError, one_line
+from cutnmix_jax.errors import UsageError, one_line, told
 
 # XLA's names for how 32-bit products are made; a CPU has one way only.
 _PRODUCTS = {"tf32": "tensorfloat32", "float32": "highest", "bfloat16": "default"}
@@ -29,10 +30,7 @@ def set_up_jax(precision: str) -> Iterator[None]:
     Raises:
       UsageError: JAX finds no device of the kind that it was told to use.
     """
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        raise UsageError(f"JAX finds no device: {one_line(error)[:200]}; see JAX_PLATFORMS") from error
+    find_devices()
     with jax.default_matmul_precision(_PRODUCTS[precision]), _programs_kept():
         yield
 
@@ -62,6 +60,47 @@ def _change(settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # JAX looks at its settings once
+
+
+def find_devices() -> None:
+    """Raises UsageError where JAX finds no device of the kind that it was told to use."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UsageError(f"JAX finds no device: {one_line(error)[:200]}; see JAX_PLATFORMS") from error
+
+
+def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageError:
+    """Whose it is that a compiled program fails: a network's that calls back to Python, or JAX's and the device's.
+
+    Args:
+      error: what JAX raised.
+      names: of the networks.
+    """
+    left = "what was saved stays, and the same command goes on from there"
+    own = " and ".join(sorted({name for name in names if ":" in name}))
+    if own and "Traceback (most recent call last)" in str(error):  # JAX hands it on as text
+        raised = str(error).strip().splitlines()[-1]
+        return UsageError(f"backbone {own!r} fails in a function that it calls back ({raised[:300]}); mend it: {left}")
+    what = f"JAX or the device fails on {jax.devices()[0].device_kind} ({told(error)})"
+    return UsageError(f"{what}; {left}, where the cause is mended")
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """While entered, JAX does not log the traceback of a function that fails when it is called back: it raises, too."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(f"jax._src.{name}") for name in ("callback", "debugging")]
+    for logger in loggers:
+        logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(refuse)
 
 
 def _mend_cache(folder: Path) -> None:

@@ -1,12 +1,20 @@
 """What a user can cause, and the exit code that belongs to it."""
 
 import argparse
+import contextlib
 import difflib
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from cutnmix_jax.streams import unbreakable
+
+_PACKAGE = Path(__file__).parent
+_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UserError(Exception):
@@ -16,7 +24,7 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A configuration or a command line that cannot be carried out."""
+    """What cannot be carried out: a configuration or a command line, or on this installation or machine none at all."""
 
     exit_code = 2
 
@@ -81,6 +89,85 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def told(error: BaseException, most: int = 300) -> str:
+    """The type and the message of somebody else's error, cut before they fill the screen."""
+    message = one_line(error)
+    return f"{type(error).__name__}: {message[:most]}" if message else type(error).__name__
+
+
+@contextlib.contextmanager
+def blaming(what: str, then: str) -> Iterator[None]:
+    """While entered, whatever comes out of code that is not ours is one line that says whose it is.
+
+    A `UserError` passes as it is, and so does Ctrl-C; `sys.exit` in somebody's module does not end the program.
+
+    Args:
+      what: opens the line: what could not be done, and with whose code.
+      then: closes it: what to do.
+
+    Raises:
+      UsageError: for anything that was raised.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _too_little_memory(error) or UsageError(f"{what} ({told(error)}); {then}") from error
+
+
+def excused(error: BaseException) -> UsageError | None:
+    """What kept a library from looking at a file at all, so that the file is not to blame.
+
+    Args:
+      error: what the library raised.
+
+    Returns:
+      An error that names an installation that lacks something, or full memory; None where it may be the file.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if found := _too_little_memory(cause) or _incomplete(cause):
+            return found
+        cause = cause.__cause__
+    return None
+
+
+def may_be_whole(error: BaseException) -> bool:
+    """Whether a file could not be read for want of rights or of a disk that answers, whatever is in it."""
+    return any(os.strerror(number) in str(error) for number in _NO_DAMAGE)  # libraries in C++ give the text alone
+
+
+def installation(error: BaseException) -> UsageError:
+    """The error for a library that cannot do what it is there for."""
+    mend = f"run `{sys.executable} -m pip install -r requirements.txt`, with --force-reinstall if it finds all in place"
+    return UsageError(f"the installation is incomplete ({told(error)}); {mend}")
+
+
+def _too_little_memory(error: BaseException) -> UsageError | None:
+    if isinstance(error, MemoryError):
+        return UsageError("the machine has too little memory; free some, or use fewer images or a smaller network")
+    if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):  # JAX is not imported here
+        return UsageError("the device has too little memory; lower config.batch_size or config.eval_batch_size")
+    return None
+
+
+def _incomplete(error: BaseException) -> UsageError | None:
+    """Whether something failed to import that is not ours: a fault of ours stays a traceback."""
+    imported = isinstance(error, ImportError) and (error.name or "").partition(".")[0] != _PACKAGE.name
+    return installation(error) if imported or _out_of_an_import(error) else None
+
+
+def _out_of_an_import(error: BaseException) -> bool:
+    """Whether an error, of any type, left the body of somebody else's module while that was imported."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+            return False
+        if frame.f_code.co_name == "<module>":
+            return True
+    return False
+
+
 def exit_code_of(command: Callable[[], None]) -> int:
     """Runs a command and turns what the user can mend into one line on stderr and an exit code.
 
@@ -91,6 +178,9 @@ def exit_code_of(command: Callable[[], None]) -> int:
 
     Returns:
       0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
+
+    Raises:
+      Exception: a fault of ours, with its traceback.
     """
     with unbreakable():
         return _exit_code_of(command)
@@ -108,4 +198,9 @@ def _exit_code_of(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("error: stopped from the keyboard", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (told_as := excused(error)) is None:
+            raise
+        print(f"error: {one_line(told_as)}", file=sys.stderr)
+        return told_as.exit_code
     return 0

@@ -181,9 +181,12 @@ def _check_finite(totals: Totals, program: Program) -> None:
     if first < NEVER:
         epoch = (first - 1) // program.steps_per_epoch + 1
         names = [name for name in step.metric_names(program.method, program.spec) if broken[name] == first]
-        raise DivergedError(
-            f"training diverged at step {first}, in epoch {epoch}: {', '.join(names)} not finite; {DIVERGED}"
-        )
+        what = f"training diverged at step {first}, in epoch {epoch}: {', '.join(names)} not finite"
+        if first == 1:  # no learning rate is to blame
+            raise DivergedError(
+                f"{what}; nothing had changed yet: look at the networks' first weights and at the images"
+            )
+        raise DivergedError(f"{what}; {DIVERGED}")
 
 
 def _epoch_row(program: Program, saved: Saved, epoch: int, speed: Speed, eval_batch_size: int) -> metrics.Row:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax import signals, storage
-from cutnmix_jax.errors import CheckpointError, CommandLine, StoppedError, UsageError, exit_code_of, one_line
+from cutnmix_jax.errors import CheckpointError, CommandLine, StoppedError, UsageError, excused, exit_code_of, one_line
 from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:
@@ -17,8 +17,8 @@ _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/resnet32.py --seeds=95,96,97
 
 The same command again continues a run that was stopped. Fields: configs/common.py.
-Exit codes: 0 done, 2 configuration or usage, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a signal and saved, 130
-stopped at once by a second one."""
+Exit codes: 0 done, 2 configuration, usage, installation or device, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a
+signal and saved, 130 stopped at once by a second one."""
 
 
 def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> int:
@@ -68,20 +68,17 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
 
     import jax
 
-    from cutnmix_jax import train
+    from cutnmix_jax import device, train
 
     try:
         workdir = Path(known.workdir) if known.workdir else config.default_workdir(run_config)
-        train.run(run_config, workdir, stop, known.force, start)
+        with device.told_once():
+            train.run(run_config, workdir, stop, known.force, start)
     except OSError as error:
         what = f"{error.filename or 'a file'}: {error.strerror or one_line(error)}"
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UsageError(
-            "the device has too little memory; lower config.batch_size or config.eval_batch_size"
-        ) from error
+        raise excused(error) or device.failure(error, config.peer_names(run_config)) from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:

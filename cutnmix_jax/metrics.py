@@ -11,12 +11,9 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from cutnmix_jax import console, environment
-from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.errors import CheckpointError, told
 from cutnmix_jax.types import Dataset
 
 ROWS = "metrics.jsonl"
@@ -115,43 +112,49 @@ class Metrics:
 
 
 class _Events:
-    """TensorBoard's copy of the rows, which training never fails for.
+    """TensorBoard's copy of the rows, which training never fails for, whatever is wrong with the library or the disk.
 
     Written here and now: tensorboardX's own writer is a thread that dies of a full disk, and then its queue blocks.
     """
 
     def __init__(self, folder: Path, first_epoch: int):
-        self._file: EventsWriter | None = None
+        self._file: Any = None
         try:
+            from tensorboardX import event_file_writer, summary  # not above: a run can do without it
+            from tensorboardX.proto import event_pb2
+
+            self._scalar, self._event = summary.scalar, event_pb2.Event
             # Two starts in one second would share a file without the suffix.
-            self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-            self._write(step=first_epoch, session_log=SessionLog(status=SessionLog.START))  # what follows is void
-        except OSError as error:
+            self._file = event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # what follows is void
+            self._write(step=first_epoch, session_log=started)
+        except Exception as error:
             self._fail(error)
 
     def add(self, row: Row) -> None:
         """Adds the row of an epoch."""
+        if not self._file:
+            return
         try:
             for name, value in row.items():
                 if name != "epoch":
-                    self._write(step=row["epoch"], summary=scalar(name, value))
-            if self._file:
-                self._file.flush()
-        except OSError as error:
+                    self._write(step=row["epoch"], summary=self._scalar(name, value))
+            self._file.flush()
+        except Exception as error:
             self._fail(error)
 
     def _write(self, **fields: Any) -> None:
-        if self._file:
-            self._file.write_event(Event(wall_time=time.time(), **fields))
+        self._file.write_event(self._event(wall_time=time.time(), **fields))
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         self.close()
-        console.warn(f"no more TensorBoard events from this start ({error.strerror}); metrics.jsonl has all of them")
+        reason = getattr(error, "strerror", None) or told(error)
+        console.warn(f"no more TensorBoard events from this start ({reason}); metrics.jsonl has all of them")
 
     def close(self) -> None:
         """Closes the file."""
         file, self._file = self._file, None
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             if file:
                 file.close()
 

@@ -1,11 +1,12 @@
 """J networks as one thing: a tuple of their variables and one forward pass; and the teachers beside them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax.errors import UsageError, blaming
 from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
 MAPPINGS = ("unroll", "vmap")
@@ -71,6 +72,46 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
     if split:
         return Peers(init, _branched(split, len(backbones)))
     return Peers(init, _vmapped(backbones) if mapping == "vmap" and len(backbones) > 1 else _unrolled(backbones))
+
+
+def check(
+    joined: Peers,
+    names: Sequence[str],
+    num_classes: int,
+    sizes: Sequence[int] | None,
+    images: tuple[int, ...],
+    train: bool,
+) -> None:
+    """Traces networks on images as a run gives them, in training with the gradient, and looks at what they return.
+
+    Args:
+      joined: from `make`.
+      names: of the networks.
+      num_classes: K.
+      sizes: D of each; None where it does not matter.
+      images: their shape, [J, n, H, W, 3], or [n, H, W, 3] for all peers alike.
+      train: whether to train or to evaluate.
+
+    Raises:
+      UsageError: they fail, or return something else than logits [n, K] and features [n, D].
+    """
+
+    def total(params: Tree, batch_stats: Tree, images: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, _ = joined.forward(params, batch_stats, images, train, key)
+        return jnp.stack([out.logits.sum() + out.features.sum() for out in outputs]).sum(), outputs
+
+    *_, n, height, width, channels = images
+    what = f"backbone {' and '.join(sorted(set(names)))!r} cannot be {'trained' if train else 'evaluated'}"
+    what += f" on batches of {n} images of {height}x{width}x{channels}"
+    with blaming(what, "mend the network, or choose another one or another size of the batch"):
+        key = jax.eval_shape(jax.random.key, 0)
+        variables = jax.eval_shape(joined.init, key)
+        seen = jax.ShapeDtypeStruct(images, jnp.float32)
+        _, outputs = jax.eval_shape(jax.grad(total, has_aux=True) if train else total, *variables, seen, key)
+    for out, size in zip(outputs, sizes or [out.features.shape[-1] for out in outputs], strict=True):
+        for of, shape, wanted in (("logits", out.logits.shape, num_classes), ("features", out.features.shape, size)):
+            if shape != (n, wanted):
+                raise UsageError(f"{what}: its {of} are {list(shape)}, not {[n, wanted]}")
 
 
 def no_teachers() -> Teachers:

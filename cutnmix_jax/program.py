@@ -94,6 +94,27 @@ def plan(config: ConfigDict, num_classes: int) -> Plan:
     return Plan(names, networks, sizes, trunk_size, method, trained)
 
 
+def check(config: ConfigDict, planned: Plan, dataset: Dataset) -> None:
+    """Traces the networks as a run will call them, without a device; ours on 32x32 images are known to be right.
+
+    Raises:
+      UsageError: they, or the teacher, cannot take the images or the batches, or they have no gradient.
+    """
+    image, names = dataset.train_images.shape[1:], planned.names
+    if image == (32, 32, 3) and not any(":" in name for name in names):
+        return
+    batch, test_batch = (config.batch_size, *image), (config.eval_batch_size, *image)
+    seen = batch if configuration.same_images(config) else (len(names), *batch)
+    classes, sizes = dataset.num_classes, planned.sizes
+    with backbones.shapes_only():
+        joined = peers.make([planned.networks[name] for name in names], config.mapping, config.share_trunk)
+        peers.check(joined, names, classes, sizes, seen, train=True)
+        peers.check(joined, names, classes, sizes, test_batch, train=False)
+        if trained := planned.trained:
+            alone = peers.make([trained.backbone], config.mapping)
+            peers.check(alone, [trained.backbone.name], classes, None, batch, train=False)
+
+
 def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) -> Program:
     """Makes the programs of a run; nothing is compiled before it is called.
 

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
-from cutnmix_jax.methods import kdcl
 
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
@@ -25,7 +26,8 @@ def whole(low: int, high: int = 2**31 - 1) -> Check:
     def check(value: Any) -> str:
         if isinstance(value, int) and low <= value <= high:
             return ""
-        return f"must be a whole number {bound if value < low else f'of at most {high}'}"
+        too_large = isinstance(value, int) and value > high
+        return f"must be a whole number {f'of at most {high}' if too_large else bound}"
 
     return check
 
@@ -35,37 +37,43 @@ def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Chec
     bound = ("0, or " if or_zero else "") + f"at least {low:g}" + (f", at most {high:g}" if high < math.inf else "")
 
     def check(value: Any) -> str:
-        if math.isfinite(value) and (low <= value <= high or (or_zero and value == 0)):
+        known = isinstance(value, int | float) and math.isfinite(value)
+        if known and (low <= value <= high or (or_zero and value == 0)):
             return ""
         return f"must be a finite number, {bound}"
 
     return check
 
 
-def present(value: Any) -> str:
-    """Anything at all; what it may be is looked at where it is used."""
-    return ""
+def of_type(kind: type, name: str) -> Check:
+    """Anything of a type, `name` for people; what it may be is looked at where it is used."""
+    return lambda value: "" if isinstance(value, kind) else f"must be {name}"
+
+
+text = of_type(str, "text")
 
 
 def one_of(valid: Sequence[str]) -> Check:
     """One of some names."""
-    return lambda value: "" if value in valid else f"not known; {nearest(value, valid)}"
+    return lambda value: "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
 
 
 def increasing_epochs(value: Any) -> str:
     """Milestones: increasing whole numbers from 1 on; none at all is a constant learning rate."""
-    whole_numbers = all(type(epoch) is int and 1 <= epoch < 2**31 for epoch in value)
+    whole_numbers = isinstance(value, tuple | list) and all(
+        type(epoch) is int and 1 <= epoch < 2**31 for epoch in value
+    )
     if whole_numbers and list(value) == sorted(set(value)):
         return ""
     return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
 
 
 RANGES: dict[str, Check] = {
-    "method": present,
-    "weights": present,
-    "backbone.name": present,
-    "peers": present,
-    "data_dir": present,
+    "method": text,
+    "weights": of_type(ConfigDict, "a group of fields"),
+    "backbone.name": text,
+    "peers": text,
+    "data_dir": text,
     "dataset": lambda value: one_of(data.names())(value),
     "train_examples": whole(0),
     "test_examples": whole(0),
@@ -78,12 +86,12 @@ RANGES: dict[str, Check] = {
     # Below, softmax is an argmax and the term's gradient, tau (p - q), is nothing; above, tau^2 KL is what it tends to,
     # half the variance of the difference of the logits.
     "loss.temperature": number(1e-3, 1e6),
-    "loss.target": lambda value: one_of(kdcl.TARGETS)(value),
+    "loss.target": lambda value: one_of(methods.find("kdcl").TARGETS)(value),
     "loss.last_share": number(0, 1),
     "loss.correct": number(0, 1),  # and no less than 1 / K, in `config.check`
     "loss.rampup_epochs": whole(1),
-    "teacher": present,
-    "share_trunk": present,
+    "teacher": text,
+    "share_trunk": of_type(bool, "true or false"),
     "views": one_of(batches.VIEWS),
     "mix.kind": one_of(augment.MIX_KINDS),
     "mix.prob": number(0, 1),

@@ -3,15 +3,12 @@
 import contextlib
 import errno
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cutnmix_jax.errors import one_line
-
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
 def hush() -> Callable[[], None]:
@@ -49,11 +46,6 @@ def hushed() -> Iterator[None]:
         yield
     finally:
         undo()
-
-
-def may_be_whole(error: Exception) -> bool:
-    """Whether a file could not be read for want of rights or of a disk that answers, whatever is in it."""
-    return any(os.strerror(number) in str(error) for number in _NOT_DAMAGE)  # TensorStore gives the text alone
 
 
 def reason(error: Exception) -> str:

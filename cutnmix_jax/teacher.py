@@ -69,7 +69,10 @@ def find(
         raise UsageError(
             f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"
         )
-    backbone = backbones.load(name, num_classes, dtype)
+    try:
+        backbone = backbones.load(name, num_classes, dtype)
+    except UsageError as error:
+        raise UsageError(f"config.teacher={folder}: {error}") from error
 
     def load() -> dict[str, Tree]:
         shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))

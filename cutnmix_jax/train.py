@@ -13,8 +13,8 @@ from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
-from cutnmix_jax.errors import UsageError, one_line
-from cutnmix_jax.program import Program, assemble, plan
+from cutnmix_jax.errors import UsageError, one_line, told
+from cutnmix_jax.program import Plan, Program, assemble, check, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
 
@@ -35,8 +35,9 @@ def run(
       UserError: of the kind that fits; what was saved before stays.
     """
     stop, start = stop or StopRequest(), time.monotonic() if start is None else start
-    # What is wrong with the networks and the folder is said before anything is loaded or a device is touched.
+    # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(config, data.num_classes(config.dataset))
+    dataset = None if _finished(workdir) else _load(config, planned)
     with storage.hushed(), folder.opened(workdir, config, force) as forced:
         if not forced and (results := metrics.read_results(workdir)):
             if planned.trained and "teacher_sha256" in results:
@@ -44,9 +45,22 @@ def run(
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return
-        dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
+        dataset = dataset or _load(config, planned)
         with set_up_jax(config.precision):
             go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
+
+
+def _finished(workdir: Path) -> bool:
+    try:
+        return metrics.read_results(workdir) is not None
+    except OSError:  # the folder is looked at when it is opened
+        return False
+
+
+def _load(config: ConfigDict, planned: Plan) -> Dataset:
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
+    check(config, planned, dataset)
+    return dataset
 
 
 def go_on(
@@ -80,14 +94,15 @@ def go_on(
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
     done = begun // program.steps_per_epoch
     metrics.rows_done(workdir / metrics.ROWS, done)  # before the folder is changed
-    with _expendable("environment.json"):
+    with _expendable("environment.json", OSError):
         folder.note_environment(workdir, made_with, begun)
     folder.claim(workdir, config, begun)
     files = metrics.Metrics(workdir, done)
-    with _expendable("samples.png"):
+    first_batch = _first_batch(program)
+    with _expendable("samples.png", Exception):
         from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
 
-        pictures.samples(workdir / "samples.png", *_first_batch(program), dataset)
+        pictures.samples(workdir / "samples.png", *first_batch, dataset)
 
     # The epochs.
     try:
@@ -106,7 +121,7 @@ def go_on(
         results["forced"] = changes
     metrics.write_json(workdir / "results.json", results)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
-    with _expendable("curves.png"):
+    with _expendable("curves.png", Exception):
         from cutnmix_jax import pictures
 
         pictures.curves(workdir / "curves.png", files.rows, title)
@@ -115,12 +130,13 @@ def go_on(
 
 
 @contextmanager
-def _expendable(name: str) -> Iterator[None]:
-    """What a run can do without is not worth ending it for: a full disk is a warning here."""
+def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
+    """What a run can do without is not worth ending it for: a full disk, or a Matplotlib that fails, is a warning."""
     try:
         yield
-    except OSError as error:
-        console.warn(f"cannot write {name} ({error.strerror or one_line(error)})")
+    except failure as error:
+        reason = error.strerror or one_line(error) if isinstance(error, OSError) else told(error)
+        console.warn(f"cannot write {name} ({reason})")
 
 
 def _first_batch(program: Program) -> tuple[Batch, Mix]:

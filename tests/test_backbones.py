@@ -102,7 +102,7 @@ def test_contract(name):
         assert outputs.features.ndim == 2
         assert outputs.features.shape[0] == 2
         assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs))} == {jnp.dtype(jnp.float32)}
-    assert isinstance(backbones.names()[name](10), nn.Module)
+    assert isinstance(backbones.find(name)(10), nn.Module)
 
 
 @pytest.mark.parametrize("name", PINNED)
@@ -313,7 +313,7 @@ def assert_uniform(array, bound):
 
 
 def test_initial_weights_of_a_resnet():
-    params = initial(backbones.names()["resnet8"](100))
+    params = initial(backbones.find("resnet8")(100))
     assert_normal(params["BasicBlock_2"]["Conv_0"]["kernel"], math.sqrt(2 / (9 * 64)))  # 32 in, 64 out
     assert_normal(params["BasicBlock_2"]["Conv_2"]["kernel"], math.sqrt(2 / 64))  # 1x1, 32 in, 64 out
     assert_uniform(params["Dense_0"]["kernel"], 1 / 8)

@@ -14,7 +14,7 @@ import pytest
 
 from cutnmix_jax import checkpoint, digests
 from cutnmix_jax.checkpoint import Checkpoints
-from cutnmix_jax.errors import CheckpointError, DivergedError
+from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from tests.runs import assert_same, made, rows_in, steps_in, stopped_after, whole
 
 
@@ -250,3 +250,19 @@ def test_a_failed_save_is_tried_again_and_then_told(tmp_path, monkeypatch, capsy
     assert checkpoints.steps() == [1, 3]
     checkpoints.close()
     assert json.loads((tmp_path / "3" / "digests" / "metadata").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("error", [ImportError("no codec", name="zstd"), MemoryError()])
+def test_a_library_or_memory_that_is_missing_is_no_damage(error, copied, monkeypatch):
+    def fails(*_):
+        raise error
+
+    before = steps_in(copied)
+    monkeypatch.setattr(Checkpoints, "_read_flat", fails)
+    with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
+        restored(copied)
+    assert steps_in(copied) == before and not (copied / "checkpoints-damaged").exists()
+    reader = Checkpoints(copied / "checkpoints", None)
+    with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
+        reader.read_parts({})
+    reader.close()

@@ -79,6 +79,7 @@ def accept(patch: pytest.MonkeyPatch, name: str, archive: Path) -> None:
     """Makes the made-up archive the official one."""
     source = MODULES[name].SOURCE
     patch.setattr(MODULES[name], "SOURCE", source._replace(counts=COUNTS[name], digest=""))
+    patch.setattr(MODULES[name], "COUNTS", COUNTS[name])
     checksum, size = hashlib.sha256(archive.read_bytes()).hexdigest(), archive.stat().st_size
     url, infos = layout_of(name).url, _builder.BUILDERS[name].url_infos
     patch.setitem(infos, url, type(infos[url])(size=size, checksum=checksum, filename=source.archive))
@@ -522,6 +523,96 @@ def test_verify_counts_classes_and_ids(ready, change):
     assert change in prepare_module._wrong(source, "train", read) or "labels" in change
 
 
+# What the data are not to blame for.
+
+MISSING, SHARED = "raise ModuleNotFoundError('No module named it')", "raise OSError('libit.so.1: cannot open')"
+STAND_INS = [
+    ("PIL", MISSING, "No module named it"),
+    ("PIL", SHARED, "libit.so.1"),
+    ("tree", MISSING, "No module named it"),
+    ("tree", "", "map_structure"),  # found only when a record is read
+    ("array_record", MISSING, "No module named it"),
+    ("tensorflow_metadata", MISSING, "No module named it"),
+    ("tensorflow_metadata", "", "tensorflow_metadata.proto"),
+    ("etils/epath", MISSING, "epath"),
+]
+
+
+@pytest.mark.parametrize(("library", "text", "said"), STAND_INS)
+def test_a_broken_library_is_no_damaged_data(made, library, text, said, tmp_path):
+    name, _, data_dir = made
+    if name != "cifar100":
+        pytest.skip("one data set is enough")
+    first = f"import sys; sys.modules['{library.replace('/', '.')}'] = None" if "/" in library else ""
+    if not first:
+        (tmp_path / f"{library}.py").write_text(text)
+    program = f"""
+{first}
+import sys
+from cutnmix_jax import data
+from cutnmix_jax.data import {name} as module, prepare
+from cutnmix_jax.errors import exit_code_of
+module.COUNTS = {COUNTS[name]!r}
+module.SOURCE = module.SOURCE._replace(counts=module.COUNTS, digest="")
+calls = (lambda: data.load({name!r}, {str(data_dir)!r}), lambda: prepare.verify({name!r}, {str(data_dir)!r}))
+print([exit_code_of(call) for call in calls])
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert done.stdout == "[2, 2]\n" and done.stderr.count("\n") == 2, done.stderr
+    for line in done.stderr.splitlines():
+        assert line.startswith("error: the installation is incomplete") and said in line and "pip install" in line
+        assert "damaged" not in line and "delete" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (MemoryError(), UsageError, "too little memory"),
+        (ImportError("no decoder"), UsageError, "the installation is incomplete"),
+        (PermissionError(13, "Permission denied", "x-00000"), DataError, "cannot be read"),
+        (ValueError("UNKNOWN: Input/output error reading x-00000"), DataError, "cannot be read"),
+        (OSError(24, "Too many open files", "x-00000"), DataError, "cannot be read"),
+        (ValueError("bad CRC"), DataError, "is damaged"),
+    ],
+)
+def test_only_data_are_called_damaged(ready, error, kind, said, monkeypatch):
+    def fails(*_):
+        raise error
+
+    name, _, data_dir = ready
+    monkeypatch.setattr(_tfds, "_fill", fails)
+    for call in (data.load, verify):
+        with pytest.raises(kind, match=said) as caught:
+            call(name, data_dir)
+        assert ("damaged" in one_line(caught)) == (said == "is damaged")
+        assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("call", [data.load, verify, prepare])
+def test_a_folder_that_may_not_be_read_is_not_missing(ready, call, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    name, _, data_dir = ready
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match="cannot be read.*Permission denied") as error:
+        call(name, data_dir)
+    assert "not found" not in one_line(error)
+
+
+def test_full_memory_is_no_fault_of_an_archive(tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    fake = make_archive("cifar10", tmp_path)
+    accept(monkeypatch, "cifar10", fake.archive)
+    monkeypatch.setattr(_builder, "_png", fails)
+    with pytest.raises(UsageError, match="too little memory"):
+        prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))
+
+
 # Archives and networks that do not help.
 
 
@@ -673,7 +764,8 @@ import sys
 from cutnmix_jax import data
 from cutnmix_jax.data import {name} as module
 from cutnmix_jax.data.prepare import verify
-module.SOURCE = module.SOURCE._replace(counts={COUNTS[name]!r}, digest="")
+module.COUNTS = {COUNTS[name]!r}
+module.SOURCE = module.SOURCE._replace(counts=module.COUNTS, digest="")
 data.load("digits"), data.load("{name}", {str(data_dir)!r}), verify("{name}", {str(data_dir)!r})
 print(sorted({{"tensorflow", "torch", "cv2"}} & set(sys.modules)))
 """

@@ -24,7 +24,7 @@ FLOORS = [
     {"methods"},
     {"batches"},
     {"step"},
-    {"evaluate", "schema"},
+    {"evaluate", "schema", "flags"},
     {"config"},
     {"teacher"},
     {"program"},

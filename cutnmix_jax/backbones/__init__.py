@@ -3,26 +3,50 @@
 Every function in the `__all__` of a file in this folder is a backbone, `make(num_classes, dtype) -> nn.Module`.
 """
 
+import ast
+import contextlib
 import importlib
-import pkgutil
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
 from cutnmix_jax.backbones import adapters, foreign
 from cutnmix_jax.backbones.layers import shapes_only as shapes_only
-from cutnmix_jax.errors import UsageError, nearest
+from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.types import Backbone
 
 
-def names() -> dict[str, Callable[..., Any]]:
-    """Every backbone of this folder: its name -> the function that makes it, sorted by name."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        family = importlib.import_module(f"{__name__}.{info.name}")
-        found.update({name: getattr(family, name) for name in getattr(family, "__all__", ())})
-    return dict(sorted(found.items()))
+def names() -> list[str]:
+    """Every backbone of this folder, sorted. None of its files is imported."""
+    return sorted(_files())
+
+
+def _files() -> dict[str, str]:
+    """Every backbone of this folder -> the file that makes it, as the file's `__all__` says."""
+    found: dict[str, str] = {}
+    for path in (path for folder in __path__ for path in Path(folder).glob("*.py")):
+        text = path.read_text(errors="replace")
+        if listed := re.search(r"^__all__\b[^=\n]*=\s*([\[(].*?[\])])", text, re.MULTILINE | re.DOTALL):
+            with contextlib.suppress(SyntaxError, ValueError):
+                found |= dict.fromkeys(ast.literal_eval(listed[1]), path.stem)
+    return found
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function that makes a backbone of this folder, `make(num_classes, dtype) -> nn.Module`.
+
+    Raises:
+      UsageError: if there is no backbone of that name, or its file is broken.
+    """
+    files = _files()
+    if name not in files:
+        raise UsageError(f"unknown backbone {name!r}: {nearest(name, files)}. Or your own, as my_pkg.nets:make")
+    file = f"cutnmix_jax/backbones/{files[name]}.py"
+    with blaming(f"backbone {name!r}: {file} cannot be imported", "install what it needs, or mend it"):
+        return getattr(importlib.import_module(f"{__name__}.{files[name]}"), name)
 
 
 def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
@@ -38,11 +62,9 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
       the backbone, as two pure functions.
 
     Raises:
-      UsageError: if there is no such backbone, or the user's network is not what a backbone should be.
+      UsageError: if there is no such backbone, its file is broken, or the user's network is not what a backbone should
+        be.
     """
     if ":" in name:
         return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype)
-    ours = names()
-    if name not in ours:
-        raise UsageError(f"unknown backbone {name!r}: {nearest(name, ours)}. Or your own, as my_pkg.nets:make")
-    return adapters.linen_backbone(name, ours[name](num_classes, dtype))
+    return adapters.linen_backbone(name, find(name)(num_classes, dtype))

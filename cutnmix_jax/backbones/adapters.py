@@ -240,6 +240,9 @@ def outputs_of(name: str, returned: Any, calls: list[Call]) -> Outputs:
         logits, features = returned, classifier_input(name, returned, calls)
     else:
         raise UsageError(f"backbone {name!r} returns a {type(returned).__name__}, not (logits, features) or logits")
+    for what, array in (("logits", logits), ("features", features)):
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):  # no gradient flows through integers
+            raise UsageError(f"backbone {name!r}: its {what} are {jnp.result_type(array)}; return floating-point ones")
     return Outputs(jnp.asarray(logits, jnp.float32), jnp.asarray(features, jnp.float32))
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.backbones import adapters
-from cutnmix_jax.errors import UsageError, nearest, one_line
+from cutnmix_jax.device import find_devices
+from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.types import Backbone, Tree
 
 
@@ -20,13 +21,10 @@ def import_attribute(name: str) -> Callable[..., Any]:
       UsageError: if the module cannot be imported, or has no such attribute, or it cannot be called.
     """
     module_name, _, attribute = name.partition(":")
-    try:
+    mend = "mend that module, install what it needs, or begin where it is found"
+    with blaming(f"backbone {name!r}: cannot import {module_name!r}", mend):
         module = importlib.import_module(module_name)
-    except Exception as error:
-        # The code is the user's, so importing it can raise anything.
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UsageError(f"backbone {name!r}: cannot import {module_name!r} ({reason})") from error
-    make = getattr(module, attribute, None)
+        make = getattr(module, attribute, None)
     if make is None:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"backbone {name!r}: {module_name!r} has no {attribute!r}: {nearest(attribute, public)}")
@@ -54,17 +52,14 @@ def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: A
     """
     accepted = adapters.arguments(make)
     kwargs = {"num_classes": num_classes} | ({"dtype": dtype} if "dtype" in accepted else {})
-    try:
+    if "rngs" in accepted:
+        find_devices()  # NNX is built for real; without a device that would look like a fault of the network
+    with blaming(f"backbone {name!r} fails", "mend it; CONTRIBUTING.md says what is asked of a network"):
         if "rngs" in accepted:
             backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs))
         else:
             backbone = adapters.linen_backbone(name, make(**kwargs))
         check(backbone, num_classes)
-    except UsageError:
-        raise
-    except Exception as error:
-        # The code is the user's, so anything can come out of it.
-        raise UsageError(f"backbone {name!r}: {type(error).__name__}: {one_line(error)[:400]}") from error
     return backbone
 
 

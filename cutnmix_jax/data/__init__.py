@@ -8,27 +8,41 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from cutnmix_jax.errors import UsageError, nearest
-from cutnmix_jax.types import Dataset
+from cutnmix_jax.errors import DataError, UsageError, blaming, excused, nearest, told
+
+if TYPE_CHECKING:  # at run time nothing else is imported here: `python -m cutnmix_jax.data` begins with this file
+    from cutnmix_jax.types import Dataset
+
+_NO_DATA_SET = "prepare"  # the one public module of this folder that is none
 
 
 def names() -> list[str]:
-    """The data sets there are, sorted: the public modules of this folder that define `load`."""
-    public = [found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")]
-    return sorted(name for name in public if hasattr(importlib.import_module(f"{__name__}.{name}"), "load"))
+    """The data sets there are, sorted: the public modules of this folder. None of them is imported."""
+    found = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    return sorted(name for name in found if name != _NO_DATA_SET)
 
 
 def find(name: str) -> ModuleType:
     """The module of a data set.
 
     Raises:
-      UsageError: if there is no data set of that name.
+      UsageError: if there is no data set of that name, or its module is broken.
     """
     valid = names()
     if name not in valid:
         raise UsageError(f"unknown data set {name!r}; {nearest(name, valid)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    with blaming(f"data set {name!r}: {_file(name)} cannot be imported", "install what it needs, or mend it"):
+        module = importlib.import_module(f"{__name__}.{name}")
+    for wanted in ("load", "COUNTS", "NUM_CLASSES"):
+        if not hasattr(module, wanted):
+            raise UsageError(f"data set {name!r}: {_file(name)} has no {wanted}; see CONTRIBUTING.md")
+    counts, classes = module.COUNTS, module.NUM_CLASSES
+    if not isinstance(counts, Mapping) or not {"train", "test"} <= set(counts) or not isinstance(classes, int):
+        wanted = "{'train': N, 'test': M} and K"
+        raise UsageError(f"data set {name!r}: COUNTS and NUM_CLASSES of {_file(name)} are not {wanted}")
+    return module
 
 
 def counts(name: str) -> Mapping[str, int]:
@@ -41,7 +55,7 @@ def num_classes(name: str) -> int:
     return find(name).NUM_CLASSES
 
 
-def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: int = 0) -> Dataset:
+def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: int = 0) -> "Dataset":
     """Reads a data set, or the first examples of it.
 
     The stored order is already shuffled and the same on every machine, so the first N are a fair sample of all classes.
@@ -56,10 +70,11 @@ def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: 
       A `Dataset` of uint8 images and int32 labels.
 
     Raises:
-      UsageError: if the name is unknown, or a number of examples is negative or more than there are.
+      UsageError: if the name is unknown, or a number of examples is negative or more than there are, or the module of
+        the data set, or a library that it uses, is broken.
       DataError: if the data set is missing or damaged.
     """
-    data = find(name).load(data_dir)
+    data = _loaded(name, data_dir)
     train = _first("train_examples", train_examples, len(data.train_labels), name)
     test = _first("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
@@ -68,6 +83,53 @@ def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: 
         test_images=data.test_images[:test],
         test_labels=data.test_labels[:test],
     )
+
+
+def _loaded(name: str, data_dir: str) -> "Dataset":
+    module = find(name)
+    with blaming(f"data set {name!r}: `load` of {_file(name)} fails", "install what it needs, or mend it"):
+        try:
+            dataset = module.load(data_dir)
+        except OSError as error:
+            raise excused(error) or DataError(f"data set {name!r} cannot be read ({told(error)})") from error
+        wrong = _wrong(dataset, module.COUNTS, module.NUM_CLASSES)
+    if wrong:
+        raise UsageError(f"data set {name!r}: `load` of {_file(name)} returns {wrong}; see `types.Dataset`")
+    return dataset
+
+
+def _wrong(dataset: "Dataset", counts: Mapping[str, int], num_classes: int) -> str:
+    """What of a data set is not as `Dataset` says, in a few words; empty if nothing is."""
+    import numpy as np
+
+    shape = dataset.train_images.shape[1:]
+    for name in ("mean", "std"):
+        if (value := np.asarray(getattr(dataset, name))).shape != (3,) or not np.isfinite(value).all():
+            return f"a {name} of {value.tolist()}, not of three finite numbers"
+    if not np.all(np.asarray(dataset.std) > 0):
+        return f"a std of {np.asarray(dataset.std).tolist()}, by which nothing can be divided"
+    if len(dataset.class_names) != num_classes:
+        return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
+    for split in ("train", "test"):
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[1:] != shape
+            or shape != (shape[0], shape[0], 3)
+        ):
+            return f"{split} images {images.dtype}{list(images.shape)}, not uint8[N, H, H, 3] of one size"
+        if len(images) != counts[split]:
+            return f"{len(images)} {split} images where COUNTS says {counts[split]}"
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1] or not len(labels):
+            return f"{split} labels {labels.dtype}{list(labels.shape)} of {len(images)} images, not int32[N]"
+        if labels.min() < 0 or labels.max() >= num_classes:
+            return f"{split} labels from {labels.min()} to {labels.max()}, not from 0 to {num_classes - 1}"
+    return ""
+
+
+def _file(name: str) -> str:
+    return f"cutnmix_jax/data/{name}.py"
 
 
 def _first(field: str, wanted: int, available: int, name: str) -> int:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from cutnmix_jax import data
-from cutnmix_jax.data.prepare import prepare, verify
 from cutnmix_jax.errors import CommandLine, UsageError, exit_code_of
 
 EXAMPLES = """examples:
@@ -12,7 +11,7 @@ EXAMPLES = """examples:
   python -m cutnmix_jax.data prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
   python -m cutnmix_jax.data verify --dataset=cifar100 --data_dir=/data/tensorflow_datasets
 
-exit codes: 0 done, 2 usage, 3 data missing or damaged"""
+exit codes: 0 done, 2 usage or installation, 3 data missing or damaged"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> None:
     options = _parser().parse_args(argv)
+    from cutnmix_jax.data.prepare import prepare, verify  # here: what it needs may not be installed
+
     module = data.find(options.dataset)
     if options.command == "verify":
         if options.archive:

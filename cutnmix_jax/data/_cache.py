@@ -48,7 +48,7 @@ def read(file: Path | None, problem: Callable[[Arrays], str]) -> Arrays | None:
         it is read, which a damaged shape can prevent.
 
     Returns:
-      The arrays, or None if there is no cache or it is damaged.
+      The arrays, or None if there is no cache or it cannot be used.
     """
     if file is None:
         return None
@@ -61,7 +61,7 @@ def read(file: Path | None, problem: Callable[[Arrays], str]) -> Arrays | None:
     except Exception as error:  # a damaged file can make NumPy raise nearly anything, MemoryError included
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
-        console.warn(f"the cache {file} is damaged and will be made again ({' '.join(wrong.split())})")
+        console.warn(f"the cache {file} cannot be used and will be made again ({' '.join(wrong.split())})")
         return None
     return arrays
 

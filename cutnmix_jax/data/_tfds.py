@@ -3,17 +3,16 @@
 tfds is imported only where records are read: its import costs about a second, and a cached load does without.
 """
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cutnmix_jax.data import _cache
-from cutnmix_jax.errors import DataError, UsageError
+from cutnmix_jax.data import _cache, _library
+from cutnmix_jax.errors import DataError, UsageError, UserError, excused, installation, may_be_whole, told
 from cutnmix_jax.types import Dataset
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -100,9 +99,19 @@ def root(data_dir: str) -> Path:
 
 
 def find(source: Source, data_dir: str) -> Path | None:
-    """The folder of the newest prepared version, or None; a preparation under way has another name and is not found."""
-    folders = (root(data_dir) / source.name).glob("*")
-    versions = [path for path in folders if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()]
+    """The folder of the newest prepared version, or None; a preparation under way has another name and is not found.
+
+    Raises:
+      DataError: there may be one, but it cannot be looked at.
+    """
+    folder, versions = root(data_dir) / source.name, []
+    try:  # `glob` would pass over what it may not read
+        found = list(folder.iterdir())
+        versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise DataError(f"{source.title} cannot be read in {folder} ({told(error)}); let it be read") from error
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
@@ -142,22 +151,22 @@ def damaged(source: Source, folder: Path, what: str) -> DataError:
     )
 
 
-def reason(error: BaseException) -> str:
-    """A third party's error as one line, cut before it fills the screen."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"
+def unreadable(source: Source, folder: Path, what: str, error: Exception) -> UserError:
+    """The error for records that could not be read; they are called damaged only where nothing else is to blame.
 
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences absl's log below errors: tfds reports every step, and that OpenCV would decode faster."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    Args:
+      source: which data set.
+      folder: of its records.
+      what: the file, and what cannot be done with it.
+      error: what a library raised.
+    """
+    if excuse := excused(error):
+        return excuse
+    if may_be_whole(error):
+        return DataError(f"{source.title} cannot be read: {what} ({told(error)}); let it be read and try again")
+    if failed := _library.failure():
+        return installation(failed)
+    return damaged(source, folder, f"{what} ({told(error, 1000)})")
 
 
 def open_builder(source: Source, folder: Path) -> Any:
@@ -169,14 +178,13 @@ def open_builder(source: Source, folder: Path) -> Any:
     Raises:
       DataError: if the metadata cannot be read, the format is not array_record, or a file is missing or cut short.
     """
-    import tensorflow_datasets as tfds
-
+    tfds = _library.imported()
     try:
         builder = tfds.builder_from_directory(folder)
         infos = {split: builder.info.splits[split] for split in source.counts}
         file_format = builder.info.file_format.value
     except Exception as error:  # tfds has no common base class for what unreadable metadata can cause
-        raise damaged(source, folder, f"the metadata in {folder} cannot be read ({reason(error)})") from error
+        raise unreadable(source, folder, f"the metadata in {folder} cannot be read", error) from error
     if file_format != "array_record":
         wanted = f"run `python -m cutnmix_jax.data prepare --dataset={source.name}` with another --data_dir"
         raise DataError(f"{folder} was prepared as {file_format}, not as array_record; {wanted}")
@@ -194,7 +202,10 @@ def _check_file(source: Source, folder: Path, path: Path, length: int) -> None:
 
     if not path.is_file():
         raise damaged(source, folder, f"{path} is missing")
-    found = ArrayRecordReader(str(path)).num_records()
+    try:
+        found = ArrayRecordReader(str(path)).num_records()
+    except Exception as error:
+        raise unreadable(source, folder, f"{path} cannot be opened", error) from error
     if found != length:
         raise damaged(source, folder, f"{path} has {found} readable records, not {length}")
 
@@ -212,10 +223,13 @@ def decode(source: Source, folder: Path) -> tuple[dict[str, Split], tuple[str, .
     Raises:
       DataError: if anything is missing, damaged or out of range.
     """
-    with quiet():
+    with _library.quiet():
         builder = open_builder(source, folder)
         splits = {split: _decode_split(source, folder, builder, split) for split in source.counts}
-        class_names = tuple(builder.info.features["label"].names)
+        try:
+            class_names = tuple(builder.info.features["label"].names)
+        except Exception as error:
+            raise unreadable(source, folder, f"{folder} has no labels", error) from error
     if class_names == tuple(map(str, range(source.num_classes))):  # what tfds makes up where it finds no names
         raise damaged(source, folder, f"{folder / 'label.labels.txt'} has no class names")
     return splits, class_names
@@ -232,7 +246,7 @@ def _decode_split(source: Source, folder: Path, builder: Any, split: str) -> Spl
                 rows = range(first, min(first + BLOCK, start + length))
                 _fill(out, rows, examples.__getitems__(list(rows)))
         except Exception as error:  # the record reader, the protocol buffer and the PNG each raise their own
-            raise damaged(source, folder, f"{path} cannot be decoded ({reason(error)})") from error
+            raise unreadable(source, folder, f"{path} cannot be decoded", error) from error
         start += length
     return out
 

@@ -26,7 +26,7 @@ def load(data_dir: str = "") -> Dataset:
     Returns:
       A `Dataset` with [1500, 32, 32, 3] and [297, 32, 32, 3] uint8 images of 10 classes.
     """
-    from sklearn.datasets import load_digits  # a second of imports that no other data set needs
+    from sklearn.datasets import load_digits  # a second of imports that no error on the command line need wait for
 
     digits = load_digits()
     # NumPy promises never to change the stream of RandomState, so the split is the same everywhere and for good.

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from cutnmix_jax import data
-from cutnmix_jax.data import _tfds
-from cutnmix_jax.errors import DataError
+from cutnmix_jax.data import _library, _tfds
+from cutnmix_jax.errors import DataError, UserError, excused, told
 
 PROBE_SECONDS = 5  # tfds alone retries an unreachable address for more than three minutes
 
@@ -46,7 +46,7 @@ def prepare(name: str, data_dir: str = "", archive: str = "") -> str:
     if not hasattr(module, "SOURCE"):
         return f"{name}: nothing to prepare, it comes with an installed package"
     source = module.SOURCE
-    with _tfds.quiet():
+    with _library.quiet():
         if folder := _tfds.find(source, data_dir):
             _tfds.open_builder(source, folder)
             return f"{source.title} is already prepared in {folder}"
@@ -57,22 +57,24 @@ def prepare(name: str, data_dir: str = "", archive: str = "") -> str:
 
 
 def _write(source: _tfds.Source, data_dir: str, archive: str) -> None:
-    from cutnmix_jax.data import _builder
-
+    _library.imported()
     target = _tfds.root(data_dir)
-    official = _builder.BUILDERS[source.name]
     try:
-        builder = official(data_dir=target, file_format="array_record")
+        from cutnmix_jax.data import _builder  # of tfds it takes what is not needed to read
+
+        builder = _builder.BUILDERS[source.name](data_dir=target, file_format="array_record")
         expected = builder.url_infos[builder.url]
         if archive:
             _check_archive(Path(archive).expanduser(), expected)
         else:
             _check_network(source, builder.url, expected, data_dir)
         _generate(builder, expected.filename, archive)
-    except DataError:
+    except UserError:
         raise
     except Exception as error:  # the network, the archive, the disk and tfds each raise their own
-        raise DataError(f"{source.title} could not be prepared in {target} ({_tfds.reason(error)})") from error
+        raise excused(error) or DataError(
+            f"{source.title} could not be prepared in {target} ({told(error, 1000)})"
+        ) from error
 
 
 def _generate(builder: Any, filename: str, archive: str) -> None:
@@ -127,9 +129,9 @@ def _probe(url: str, answer: "queue.SimpleQueue[str]") -> None:
         answer.put("")
     except urllib.error.HTTPError as error:
         # A server that does not know this short question may still serve the file.
-        answer.put("" if error.code in (405, 501) else _tfds.reason(error))
+        answer.put("" if error.code in (405, 501) else told(error))
     except Exception as error:  # whatever it is, the caller must hear of it rather than wait
-        answer.put(_tfds.reason(error))
+        answer.put(told(error))
 
 
 def verify(name: str, data_dir: str = "") -> str:

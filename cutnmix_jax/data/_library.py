@@ -1,0 +1,88 @@
+"""tensorflow-datasets and what it needs: quiet, imported, and known to work."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cutnmix_jax.errors import installation
+
+
+@contextlib.contextmanager
+def quiet(level: str = "ERROR") -> Iterator[None]:
+    """Silences absl's log below a level: tfds reports every step, and that OpenCV would decode faster."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(getattr(logging, level))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def imported() -> Any:
+    """The package `tensorflow_datasets`, once all that it reads records with is imported.
+
+    Raises:
+      UsageError: some of it cannot be imported.
+    """
+    try:
+        with quiet("FATAL"):
+            import tensorflow_datasets as tfds
+            import tree  # type: ignore[import-untyped] # noqa: F401
+            from array_record.python import array_record_module  # type: ignore[import-untyped] # noqa: F401
+            from PIL import Image  # noqa: F401
+            from tensorflow_datasets import public_api  # noqa: F401  # raises what the import of tfds itself only logs
+    except Exception as error:
+        raise installation(error) from error
+    return tfds
+
+
+def failure() -> Exception | None:
+    """What tfds raises when it writes one image and reads it again; None where it does both. A tenth of a second.
+
+    A library that is broken, or of a version that does not fit, raises on whole records what others raise on damaged
+    ones.
+    """
+    try:
+        _write_and_read()
+    except OSError:  # a full disk tells nothing of the libraries
+        return None
+    except Exception as error:
+        return error
+    return None
+
+
+def _write_and_read() -> None:
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    class Probe(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """One image with the features of CIFAR."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            image = tfds.features.Image(shape=(32, 32, 3))
+            features = {"id": tfds.features.Text(), "image": image, "label": tfds.features.ClassLabel(names=["a"])}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            png = io.BytesIO()  # an array would be encoded with TensorFlow
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(png, "PNG")
+            png.seek(0)
+            yield 0, {"id": "train_00000", "image": png, "label": 0}
+
+    tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        written = Probe(data_dir=folder, file_format="array_record")
+        written.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        read = tfds.builder_from_directory(written.data_path).as_data_source("train")
+        read.__getitems__([0])
