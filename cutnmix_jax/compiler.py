@@ -6,16 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 from cutnmix_jax.errors import UsageError
 
-# For a CPU, XLA hands sums to a library, YNNPACK, with which jaxlib 0.10.2 and 0.11.0 compute wrong numbers without a
-# word (jax issues 39103, 39257 and 40412). The empty value hands nothing to it. A GPU does not look at it.
-_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# For a CPU, XLA hands sums to a library, YNNPACK, and in these releases gets wrong numbers back, silently (jax issues
+# 39103 and 39257). The empty value hands nothing to it, which makes steps about half as long again. A GPU does not look
+# at it.
+_SUM_WRONGLY = ("0.10.2", "0.11.0")
+_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""} if jaxlib.__version__ in _SUM_WRONGLY else {}
 
 # With all its effort JAX 0.12 compiles the first weights of a ResNet-32 for 43 s, with the least for 2 s.
-_LEAST_EFFORT = {"xla_backend_optimization_level": 0}
+_LEAST_EFFORT: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 
 def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | tuple[int, ...] = ()) -> Any:

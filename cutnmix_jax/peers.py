@@ -58,13 +58,13 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
 
     def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
         keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
-        variables: list[dict[str, Tree]] = [{}] * len(backbones)
-        for backbone in dict.fromkeys(backbones):
-            places = [j for j, other in enumerate(backbones) if other == backbone]
-            # Mapped, a kind of network is compiled once, however many there are; the numbers are those of single calls.
-            many = jax.vmap(backbone.init)(jnp.stack([keys[j] for j in places]))
-            for j, own in zip(places, _unstack(many, len(places)), strict=True):
-                variables[j] = own
+        # Mapped, a network is compiled once, however many there are, to the same numbers; what somebody's own network calls
+        # in its first pass may not be to be mapped.
+        alike = len(set(backbones)) == 1 and ":" not in backbones[0].name
+        if alike:
+            variables = list(_unstack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones)))
+        else:
+            variables = [backbone.init(key) for backbone, key in zip(backbones, keys, strict=True)]
         if split:
             variables[1:] = [{name: _tail(split, tree) for name, tree in own.items()} for own in variables[1:]]
         return tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
