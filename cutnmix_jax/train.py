@@ -51,7 +51,7 @@ def go_on(
     print("compiling; what is compiled is kept for the next start", flush=True)
 
     # What was saved, if anything.
-    made_with = environment.of_run(dataset)
+    made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, config.checkpoint.keep)
     saved = checkpoints.restore(program.shapes())
