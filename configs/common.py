@@ -124,7 +124,7 @@ def make(backbone: str, arg: str | None, dataset: str = "cifar100", method: str 
             "share_trunk": row["share_trunk"],  # one trunk, and a tail for each peer
             "teacher": "",  # the folder of a finished run, for the rows kd and tf_kd_self
             "mapping": "unroll",  # vmap: stacked peers, slower wherever it was measured; for comparison
-            "precision": "tf32",  # tf32 (on a CPU plain float32), float32 or bfloat16; parameters are float32 always
+            "precision": "tf32",  # tf32 (on a CPU float32), float32 or bfloat16; our networks' parameters are float32
             "loss": row["loss"],  # a file of methods/ and its options
             # of the loss terms; 0 leaves a term out of the objective, but not out of the metrics
             "weights": row["weights"],

@@ -256,8 +256,9 @@ def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
     found = []
     for name, leaf in _flat(like).items():
         found.append(flat[f"{prefix}.{name}"])
-        if found[-1].shape != leaf.shape:
-            raise ValueError(f"{name} is {found[-1].shape}, not {leaf.shape}")
+        there, here = (f"{array.dtype}{list(array.shape)}" for array in (found[-1], leaf))
+        if there != here:
+            raise ValueError(f"{name} is {there}, not {here}")
     return jax.tree.unflatten(jax.tree.structure(like), found)
 
 

@@ -29,7 +29,8 @@ def of(step: int, arrays: Mapping[str, jax.Array]) -> Digests:
     told = {}
     for name, leaf in jax.device_get(dict(arrays)).items():
         array = np.asarray(leaf)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        # To numpy bfloat16 is no float.
+        if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
         told[name] = f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
     return {"step": step, "arrays": told, "all": _all(step, told)}

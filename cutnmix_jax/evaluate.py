@@ -40,7 +40,7 @@ def make_evaluator(
         scores = {f"peer_{j}": out.logits for j, out in enumerate(students)}
         scores["ensemble"] = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
         scores |= method.heads(state.params["method"], state.method_state, outputs)
-        scores |= teachers.heads(state.teachers, images)
+        scores |= teachers.heads(state.teachers, state.params["peers"], images)
         labels = data.labels[rows]
         return {name: jnp.sum((score.argmax(-1) == labels) & valid) for name, score in scores.items()}
 

@@ -10,12 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import console, lock, metrics
+from cutnmix_jax import console, environment, lock, metrics
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
 
 CHECKPOINTS, FORCED = "checkpoints", "forced.json"
-# What of `environment.json` decides about the last bits of the numbers.
-_MADE_WITH = ("versions", "backend", "device", "device_count", "cpu_count", "commit")
 
 
 @contextmanager
@@ -98,7 +96,7 @@ def check_images(workdir: Path, sha256: str) -> None:
 
 
 def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> None:
-    """Writes `environment.json`; what a run was made with before it goes on stays there, where it was something else.
+    """Writes `environment.json`; what a run was made with before it goes on stays there, where it decides about bits.
 
     Args:
       workdir: the folder.
@@ -111,10 +109,13 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
     path = workdir / "environment.json"
     before = _fields(path) if step else {}
     earlier = before.pop("earlier", [])
-    known = {name: before[name] for name in _MADE_WITH if name in before}
-    if changed := configuration.difference(known, {name: made_with[name] for name in known}, "environment"):
+    old, new = environment.deciding(before), environment.deciding(made_with)
+    if before and (changed := configuration.difference(old, new, "environment")):
+        changed.sort(key=lambda line: "environment.versions." not in line)  # other versions have other settings
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        console.warn(f"from step {step} on this is the same run up to rounding, not bit for bit ({changed[0]}{more})")
+        console.warn(
+            f"from step {step} on the bits need not be those of a run that nobody disturbed ({changed[0]}{more})"
+        )
         earlier.append({**before, "until_step": step})
     metrics.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.errors import UsageError, blaming
+from cutnmix_jax.optim import as_float32, as_types_of
 from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
 MAPPINGS = ("unroll", "vmap")
@@ -34,15 +35,16 @@ class Teachers(NamedTuple):
 
     Attributes:
       init: `init(params, batch_stats) -> variables`, from those of the peers.
-      forward: `forward(variables, images, key) -> (outputs, variables)`, `Outputs` for the images of each of J peers.
+      forward: `forward(variables, params, images, key) -> (outputs, variables)`, `Outputs` for the images of each of J
+        peers, whose parameters are given for their types.
       follow: `follow(variables, params, step) -> variables`, after the peers' update number `step`, from 0.
-      heads: `heads(variables, images) -> {name: logits}` for evaluation.
+      heads: `heads(variables, params, images) -> {name: logits}` for evaluation, likewise.
     """
 
     init: Callable[[tuple[Tree, ...], tuple[Tree, ...]], Tree]
-    forward: Callable[[Tree, jax.Array, jax.Array], tuple[tuple[Outputs, ...], Tree]]
+    forward: Callable[[Tree, tuple[Tree, ...], jax.Array, jax.Array], tuple[tuple[Outputs, ...], Tree]]
     follow: Callable[[Tree, tuple[Tree, ...], jax.Array], Tree]
-    heads: Callable[[Tree, jax.Array], dict[str, jax.Array]]
+    heads: Callable[[Tree, tuple[Tree, ...], jax.Array], dict[str, jax.Array]]
 
 
 def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False) -> Peers:
@@ -58,8 +60,8 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
 
     def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
         keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
-        # Mapped, a network is compiled once, however many there are, to the same numbers; what somebody's own network calls
-        # in its first pass may not be to be mapped.
+        # Mapped, a network is compiled once, however many there are, to the same numbers; what somebody's own network
+        # calls in its first pass may not be to be mapped.
         alike = len(set(backbones)) == 1 and ":" not in backbones[0].name
         if alike:
             variables = list(_unstack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones)))
@@ -118,9 +120,9 @@ def no_teachers() -> Teachers:
     """Where there is nothing to teach."""
     return Teachers(
         lambda params, batch_stats: {},
-        lambda variables, images, key: ((), variables),
+        lambda variables, params, images, key: ((), variables),
         lambda variables, params, step: variables,
-        lambda variables, images: {},
+        lambda variables, params, images: {},
     )
 
 
@@ -131,8 +133,10 @@ def frozen_teacher(backbone: Backbone, num_peers: int) -> Teachers:
         del params, batch_stats
         return {name: (tree,) for name, tree in backbone.init(jax.random.key(0)).items()}
 
-    def forward(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple[Outputs, ...], Tree]:
-        del key
+    def forward(
+        variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        del params, key
         own = {name: trees[0] for name, trees in variables.items()}
         if images.ndim == 4:
             return (backbone.apply(own, images, False)[0],) * num_peers, variables
@@ -145,22 +149,28 @@ def mean_teachers(peers: Peers) -> Teachers:
     """A running mean of the parameters of every peer (Tarvainen and Valpola 2017), as PCL (Wu and Gong 2021) has it.
 
     alpha = min(1 - 1 / (step + 1), 0.999); the means keep batch statistics of their own, from batches as in training.
+    They are float32 whatever the type of the parameters, and rounded to it where the networks are run: a mean in
+    bfloat16 would stand still, because a thousandth of a difference is less than its last bit.
     """
 
     def init(params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
-        return {"params": params, "batch_stats": batch_stats}
+        return {"params": as_float32(params), "batch_stats": batch_stats}
 
-    def forward(variables: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple[Outputs, ...], Tree]:
-        outputs, stats = peers.forward(variables["params"], variables["batch_stats"], images, True, key)
+    def forward(
+        variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        means = as_types_of(params, variables["params"])
+        outputs, stats = peers.forward(means, variables["batch_stats"], images, True, key)
         return outputs, variables | {"batch_stats": stats}
 
     def follow(variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
         alpha = jnp.minimum(1 - 1 / (step + 1.0), MEAN_DECAY)
-        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], params)
+        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], as_float32(params))
         return variables | {"params": mean}
 
-    def heads(variables: Tree, images: jax.Array) -> dict[str, jax.Array]:
-        outputs, _ = peers.forward(variables["params"], variables["batch_stats"], images, False, jax.random.key(0))
+    def heads(variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+        means = as_types_of(params, variables["params"])
+        outputs, _ = peers.forward(means, variables["batch_stats"], images, False, jax.random.key(0))
         return {f"mean_teacher_{j}": out.logits for j, out in enumerate(outputs)}
 
     return Teachers(init, forward, follow, heads)

@@ -78,6 +78,7 @@ def plan(config: ConfigDict, num_classes: int) -> Plan:
     Raises:
       UsageError: it does not, or a network or the teacher's folder is not what it should be.
     """
+    _check_settings()
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     names, method = configuration.peer_names(config), configuration.make_method(config)
     trained = None
@@ -113,6 +114,18 @@ def check(config: ConfigDict, planned: Plan, dataset: Dataset) -> None:
         if trained := planned.trained:
             alone = peers.make([trained.backbone], config.mapping)
             peers.check(alone, [trained.backbone.name], classes, None, batch, train=False)
+
+
+def _check_settings() -> None:
+    """Raises UsageError where JAX was told something that the program cannot be run with."""
+    wrong = {
+        "jax_enable_x64": (True, "trains in float32"),
+        "jax_numpy_rank_promotion": ("raise", "joins arrays of unlike rank"),
+        "jax_transfer_guard": ("disallow", "moves numbers to and from the device"),
+    }
+    for name, (value, does) in wrong.items():
+        if getattr(jax.config, name) == value:
+            raise UsageError(f"JAX runs with {name}={value}, and this program {does}; leave {name.upper()} out")
 
 
 def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) -> Program:

@@ -55,7 +55,10 @@ def init_state(
     method_params, method_state = method.init(method_key, spec)
     params = {"peers": peer_params, "method": method_params}
     taught_by = teachers.init(peer_params, batch_stats)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, optimizer.init(params), taught_by)
+    opt_state = optimizer.init(params)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, opt_state, taught_by)
+    # A number of Python's among them has a weak type, and with it the step is another program than with what was saved.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
 
 
 def metric_names(method: Method, spec: Spec) -> tuple[str, ...]:
@@ -132,7 +135,8 @@ def make_trainer(
         batch_key, forward_key = jax.random.split(step_key(key, state.step))
         batch, _ = make_batch(batch_key, data, index)
         looked_at = batch.images[0] if same_images else batch.images
-        told, taught_by = teachers.forward(state.teachers, looked_at, jax.random.fold_in(forward_key, TEACHERS))
+        teacher_key = jax.random.fold_in(forward_key, TEACHERS)
+        told, taught_by = teachers.forward(state.teachers, state.params["peers"], looked_at, teacher_key)
         batch = batch._replace(teachers=told)
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (terms, outputs, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)

@@ -79,7 +79,7 @@ def go_on(
     began = loop.Began(start, time.monotonic())
 
     # What was saved, if anything.
-    made_with = environment.of_run(dataset)
+    made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, config.checkpoint.keep)
     saved = checkpoints.restore(program.shapes())

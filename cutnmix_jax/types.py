@@ -142,16 +142,16 @@ class Clock(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes.
+    """Everything that training changes; a step changes no array's type.
 
     Attributes:
       step: int32 scalar, optimizer steps done.
-      params: {'peers': (tree of peer 0, ...), 'method': tree}, float32.
-      batch_stats: (tree of peer 0, ...), float32.
+      params: {'peers': (tree of peer 0, ...), 'method': tree}; float32, or the types that a user's network gives them.
+      batch_stats: (tree of peer 0, ...), likewise.
       method_state: what a method carries along without a gradient.
-      opt_state: the optimizer's, over `params`.
+      opt_state: the optimizer's, over `params`; float32.
       teachers: {'params': (tree, ...), 'batch_stats': (tree, ...)} of networks that are not trained: a frozen one, or
-        the mean of every peer; {} where the method has none.
+        the mean of every peer, whose params are float32; {} where the method has none.
     """
 
     step: jax.Array

@@ -475,7 +475,7 @@ def test_what_a_run_was_made_with_before_stays_in_its_folder(finished, tmp_path,
         warnings = capsys.readouterr().err.splitlines()
         assert len(warnings) == (start == 0)  # told once, where it changed
         if warnings:
-            assert "from step 12 on this is the same run up to rounding, not bit for bit" in warnings[0]
+            assert "from step 12 on the bits need not be those of a run that nobody disturbed" in warnings[0]
             assert f"(environment.versions.jax: {versions['jax']!r} -> '9.9')" in warnings[0]
         now = json.loads(file.read_text())
         assert now["versions"]["jax"] == "9.9" and now["earlier"] == [began | {"until_step": 12}]

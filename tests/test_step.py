@@ -56,13 +56,23 @@ def summaries(images):
     return images.reshape(-1, 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(-1, 12)
 
 
-def build(row, *, loop=False, batch_size=10, num_peers=None, backbone=None):
+def build(
+    row,
+    *,
+    loop=False,
+    batch_size=10,
+    num_peers=None,
+    backbone=None,
+    features=D,
+    mapping="unroll",
+    make=lambda f: jax.jit(f)(),
+):
     fields = common.ROWS[row]
     num_peers = num_peers or fields["num_peers"]
     options = dict(fields["loss"])
     method = methods.load(options.pop("name"), **options)
     backbone = backbone or linear_backbone()
-    joined = peers.make([backbone] * num_peers, "unroll", fields["share_trunk"])
+    joined = peers.make([backbone] * num_peers, mapping, fields["share_trunk"])
     taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
     teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
     optimizer = optim.sgd(0.9, 5e-4, True)
@@ -75,10 +85,10 @@ def build(row, *, loop=False, batch_size=10, num_peers=None, backbone=None):
         views_per_peer=method.views,
         same_class=method.same_class,
     )
-    spec = Spec(K, (D,) * num_peers, 40, D)
-    state = jax.jit(
+    spec = Spec(K, (features,) * num_peers, 40, features)
+    state = make(
         lambda: step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
-    )()
+    )
     trainer = step.make_trainer(
         peers=joined,
         method=method,

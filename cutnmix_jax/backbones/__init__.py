@@ -56,7 +56,8 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
       name: one of `names()`, or `module:function` or `module:Class` for a network of a user's own package, which is
         called as `foreign.from_factory` says.
       num_classes: K.
-      dtype: of the activations, float32 or bfloat16. Parameters, batch statistics and outputs are float32 always.
+      dtype: of the activations, float32 or bfloat16. Outputs are float32 always, and of our own networks parameters and
+        batch statistics, too.
 
     Returns:
       the backbone, as two pure functions.

@@ -79,8 +79,7 @@ def linen_backbone(name: str, module: Any) -> Backbone:
                 rngs=None if key is None else {"dropout": key},
                 mutable=["batch_stats"] if train else [],
             )
-        batch_stats = changed.get("batch_stats", {}) if train else variables["batch_stats"]
-        return outputs_of(name, returned, calls), batch_stats
+        return outputs_of(name, returned, calls), stats_after(variables["batch_stats"], changed, train)
 
     return Backbone(name, init, apply, split_of(name, module) if "part" in arguments(type(module).__call__) else None)
 
@@ -99,7 +98,7 @@ def split_of(name: str, module: Any) -> Split:
             rngs=None if key is None else {"dropout": key},
             mutable=["batch_stats"] if train else [],
         )
-        return returned, changed.get("batch_stats", {}) if train else variables["batch_stats"]
+        return returned, stats_after(variables["batch_stats"], changed, train)
 
     def trunk(
         variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
@@ -117,7 +116,8 @@ def split_of(name: str, module: Any) -> Split:
 
     @functools.cache
     def names() -> frozenset[str]:
-        return frozenset(jax.eval_shape(trunk_variables, jax.eval_shape(jax.random.key, 0))["params"])
+        variables = jax.eval_shape(trunk_variables, jax.eval_shape(jax.random.key, 0))
+        return frozenset(name for tree in variables.values() for name in tree)
 
     return Split(names, trunk, tail)
 
@@ -181,7 +181,8 @@ def nnx_backbone(name: str, make: Callable[..., Any]) -> Backbone:
         if train:
             # What the model has sown during the call was not there before and is left out.
             after = flatten_dict(to_plain(nnx.state(model, nnx.Not(nnx.Param))))
-            batch_stats = unflatten_dict({path: after[path] for path in flatten_dict(batch_stats)})
+            after = unflatten_dict({path: after[path] for path in flatten_dict(batch_stats)})
+            batch_stats = with_types_of(batch_stats, after)
         return outputs_of(name, returned, calls), batch_stats
 
     return Backbone(name, init, apply)
@@ -205,9 +206,29 @@ def recorded_linears(calls: list[Call]) -> Iterator[None]:
         nnx.Linear.__call__ = original  # type: ignore[method-assign]
 
 
-def is_key(array: Any) -> bool:
-    """Whether an array holds typed random keys."""
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+def stats_after(before: Tree, changed: Tree, train: bool) -> Tree:
+    """The batch statistics of a Linen module after a pass, of which `changed` is what it returned as changed."""
+    return with_types_of(before, changed.get("batch_stats", {})) if train else before
+
+
+def with_types_of(before: Tree, after: Tree) -> Tree:
+    """Batch statistics after a pass with the types from before it: a mean in bfloat16 that took in a float32 stays one.
+
+    What is another tree afterwards, or no float any more, is left for `foreign.check` to refuse.
+    """
+    if set(flatten_dict(before)) != set(flatten_dict(after)):
+        return after
+
+    def cast(old: jax.Array, new: jax.Array) -> jax.Array:
+        floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (old, new))
+        return jnp.asarray(new, old.dtype if floats else new.dtype)  # not of a weak type either
+
+    return jax.tree.map(cast, before, after)
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is an array of typed random keys."""
+    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def to_plain(state: Any) -> Tree:
@@ -216,7 +237,7 @@ def to_plain(state: Any) -> Tree:
     for path, variable in nnx.to_flat_state(state):
         if isinstance(variable, nnx.Variable):
             value = variable.get_value()
-            plain[tuple(map(str, path))] = jax.random.key_data(value) if is_key(value) else value
+            plain[tuple(map(str, path))] = jax.random.key_data(value) if is_key(value) else jnp.asarray(value)
     return unflatten_dict(plain)
 
 
@@ -226,8 +247,9 @@ def from_plain(template: Any, tree: Tree) -> Any:
     pairs = []
     for path, variable in nnx.to_flat_state(template):
         if isinstance(variable, nnx.Variable):
-            value = values[tuple(map(str, path))]
-            variable = variable.replace(jax.random.wrap_key_data(value) if is_key(variable.get_value()) else value)
+            value, model = values[tuple(map(str, path))], variable.get_value()
+            impl = jax.random.key_impl(model) if is_key(model) else None
+            variable = variable.replace(jax.random.wrap_key_data(value, impl=impl) if impl else value)
         pairs.append((path, variable))
     return nnx.from_flat_state(pairs)
 
@@ -254,6 +276,5 @@ def classifier_input(name: str, logits: jax.Array, calls: list[Call]) -> jax.Arr
     # A cast or a scaling after the layer makes another array of the same shape.
     if calls and calls[-1][1].shape == logits.shape:
         return calls[-1][0]
-    raise UsageError(
-        f"backbone {name!r} returns logits alone and ends in no fully connected layer; return (logits, features)"
-    )
+    ends = "returns logits alone and ends in no fully connected layer"
+    raise UsageError(f"backbone {name!r} {ends}; return (logits, features)")

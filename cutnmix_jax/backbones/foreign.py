@@ -1,8 +1,11 @@
 """A user's own network as a `Backbone`: found by `my_pkg.nets:make`, made, checked; it names no backbone."""
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +15,8 @@ from cutnmix_jax.backbones import adapters
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.types import Backbone, Tree
+
+TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 
 
 def import_attribute(name: str) -> Callable[..., Any]:
@@ -45,20 +50,24 @@ def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: A
       dtype: of the activations, float32 or bfloat16.
 
     Returns:
-      the backbone. Its outputs are float32; only `nnx.Param` of an NNX module is trained.
+      the backbone. Its outputs are float32; only `nnx.Param` of an NNX module is trained. Parameters and batch
+      statistics keep the types that the network gives them.
 
     Raises:
-      UsageError: if the call fails, or returns something else, or the outputs are not what a backbone returns.
+      UsageError: if the call fails, or returns something else, or a parameter is of none of the types `TRAINED`, or the
+        outputs are not what a backbone returns.
     """
     accepted = adapters.arguments(make)
     kwargs = {"num_classes": num_classes} | ({"dtype": dtype} if "dtype" in accepted else {})
     if "rngs" in accepted:
         find_devices()  # NNX is built for real; without a device that would look like a fault of the network
     with blaming(f"backbone {name!r} fails", "mend it; CONTRIBUTING.md says what is asked of a network"):
-        if "rngs" in accepted:
-            backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs))
-        else:
-            backbone = adapters.linen_backbone(name, make(**kwargs))
+        with types_as_asked_for(name):
+            if "rngs" in accepted:
+                backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs))
+            else:
+                backbone = adapters.linen_backbone(name, make(**kwargs))
+            check_types(backbone)
         check(backbone, num_classes)
     return backbone
 
@@ -66,6 +75,30 @@ def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: A
 def shapes(tree: Tree) -> Tree:
     """A tree with each array replaced by a string that says its shape and type."""
     return jax.tree.map(lambda array: f"{array.shape} {array.dtype}", tree)
+
+
+def check_types(backbone: Backbone) -> None:
+    """Raises UsageError where a parameter is of a type that cannot be trained."""
+    params = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if str(leaf.dtype) not in TRAINED:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UsageError(
+                f"backbone {backbone.name!r}: its parameter {name} is {leaf.dtype}; what can be trained is"
+                f" {', '.join(TRAINED)}, the rest belongs into batch_stats or into another Variable than nnx.Param"
+            )
+
+
+@contextlib.contextmanager
+def types_as_asked_for(name: str) -> Iterator[None]:
+    """Raises UsageError where a network asks for float64: JAX makes float32 of it, and says so in a warning alone."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")  # or it would be told once in a process only
+        yield
+    if any(re.search("dtype (float64|complex128) .*truncated", str(warning.message)) for warning in told):
+        raise UsageError(f"backbone {name!r} asks for float64; what can be trained is {', '.join(TRAINED)}")
+    for other in told:
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 def check(backbone: Backbone, num_classes: int) -> None:
