@@ -24,8 +24,13 @@ print(environment.cores(), names.count("tf_XLAEigen"))
 """
 
 
-def first_core():
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+# A Python that is bound to one core, as `taskset` binds it, and then is another one.
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+BOUND = [sys.executable, "-c", ON_ONE_CORE]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads as Linux shows them")
@@ -46,8 +51,7 @@ def first_core():
 )
 def test_cores_are_the_threads_that_xla_has(variables, bound):
     done = subprocess.run(
-        [sys.executable, "-c", THREADS],
-        cwd=ROOT, env=os.environ | variables, preexec_fn=first_core if bound else None,
+        [*(BOUND if bound else [sys.executable]), "-c", THREADS], cwd=ROOT, env=os.environ | variables,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     told, counted = done.stdout.split()
@@ -64,11 +68,11 @@ def finished(tmp_path_factory):
     return workdir
 
 
-def goes_on(workdir, arguments=(), **how):
+def goes_on(workdir, python=(sys.executable,), **how):
     """Goes on with a run that lacks nothing but its results; returns what it was warned of."""
     (workdir / "results.json").unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "cutnmix_jax.main", *TINY, *arguments, f"--workdir={workdir}"],
+        [*python, "-m", "cutnmix_jax.main", *TINY, f"--workdir={workdir}"],
         capture_output=True, text=True, check=True, **how,
     )  # fmt: skip
     assert "continued from step 12" in done.stdout
@@ -82,11 +86,11 @@ def test_fewer_cores_are_told_once(finished, tmp_path):
     workdir = copy_of(finished, tmp_path)
     before = json.loads((workdir / "environment.json").read_text())
     many = len(os.sched_getaffinity(0))
-    [warning] = goes_on(workdir, cwd=ROOT, preexec_fn=first_core)
+    [warning] = goes_on(workdir, BOUND, cwd=ROOT)
     assert warning == f"warning: {TOLD} (environment.cores: {many} -> 1)"
     now = json.loads((workdir / "environment.json").read_text())
     assert now["cores"] == 1 and now["earlier"] == [before | {"until_step": 12}]
-    assert goes_on(workdir, cwd=ROOT, preexec_fn=first_core) == []
+    assert goes_on(workdir, BOUND, cwd=ROOT) == []
     assert json.loads((workdir / "environment.json").read_text())["earlier"] == now["earlier"]
 
 
