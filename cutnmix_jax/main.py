@@ -1,6 +1,7 @@
 """Trains a run: `python -m cutnmix_jax.main --config=configs/resnet110.py[:dataset,method]`."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -99,6 +100,8 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 12):  # JAX 0.10.1 logs an error for every program that it finds in its cache
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     storage.hush()  # to the end: what a failed save leaves behind is told when Python takes itself apart
     code = main(own_process=True)
     signals.ignore()

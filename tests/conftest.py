@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 os.environ["JAX_PLATFORMS"] = os.environ.get("CUTNMIX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the command does, for what is run in a process of a test's own
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup no run that a test starts would hear it
 
 import pytest  # noqa: E402
