@@ -111,14 +111,14 @@ def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, readi
     """
     ratio_key, box_key, place_key = jax.random.split(key, 3)
     ratio = draw_ratio(ratio_key, alpha)
-    peer_keys = jax.random.split(place_key, num_peers)
     if reading in ("raw", "own"):
-        boxes = jax.vmap(lambda peer_key: cutmix_box(peer_key, ratio, size))(peer_keys)
+        boxes = jax.vmap(lambda peer_key: cutmix_box(peer_key, ratio, size))(jax.random.split(box_key, num_peers))
         return boxes, jnp.broadcast_to(ratio, (num_peers,)) if reading == "raw" else area(boxes, size)
     if reading == "cutmix":
         box, reach = cutmix_box(box_key, ratio, size), _reach(ratio, size)
         if num_peers == 1:
             return box[None], area(box[None], size)
+        peer_keys = jax.random.split(place_key, num_peers)
         boxes = jax.vmap(lambda peer_key: _alike(peer_key, box, reach, size))(peer_keys)
         return boxes, area(boxes, size)
     if reading == "uniform":

@@ -1,6 +1,7 @@
 """Where this program keeps what it can make again, compiled programs and decoded data: the user's cache folder."""
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import platformdirs
 from cutnmix_jax import console
 from cutnmix_jax.errors import one_line
 
-_ALL = "programs are compiled and data are decoded"
+_ALL = "compiled or decoded"
+_FULL: set[Path] = set()  # folders in which nothing can be written
 
 
 @functools.cache
@@ -24,11 +26,11 @@ def folder() -> Path | None:
 
 
 def usable(path: Path, without: str) -> bool:
-    """Makes a folder and writes a byte in it.
+    """Makes a folder and writes a byte in it; where that cannot be, warns. Whether it can be read, at least.
 
     Args:
       path: the folder.
-      without: what is done in each start where that cannot be, for the warning.
+      without: what is done in each start without it, for the warning.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -37,13 +39,18 @@ def usable(path: Path, without: str) -> bool:
             file.flush()
     except (OSError, RuntimeError) as error:
         _warn(str(path), error, without)
-        return False
-    return True
+        _FULL.add(path)
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+
+
+def takes_nothing(path: Path) -> bool:
+    """Whether it was told already that nothing can be written in a folder, or in one that it is in."""
+    return any(path.is_relative_to(full) for full in _FULL)
 
 
 def _warn(what: str, error: Exception, without: str) -> None:
     reason = getattr(error, "strerror", None) or one_line(error)
     console.warn(
-        f"cannot write in {what} ({reason}): {without} anew in each start; HOME, XDG_CACHE_HOME or "
+        f"cannot write in {what} ({reason}): what is not there yet is {without} in each start; HOME, XDG_CACHE_HOME or "
         "JAX_COMPILATION_CACHE_DIR can name another"
     )

@@ -15,7 +15,14 @@ from cutnmix_jax.errors import UsageError
 # 39103 and 39257). The empty value hands nothing to it, which makes steps about half as long again. A GPU does not look
 # at it.
 _SUM_WRONGLY = ("0.10.2", "0.11.0")
-_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""} if jaxlib.__version__ in _SUM_WRONGLY else {}
+
+
+def _options(version: str) -> dict[str, Any]:
+    """What a release of jaxlib needs to sum rightly."""
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if version in _SUM_WRONGLY else {}
+
+
+_OPTIONS = _options(jaxlib.__version__)
 
 # With all its effort JAX 0.12 compiles the first weights of a ResNet-32 for 43 s, with the least for 2 s.
 _LEAST_EFFORT: dict[str, Any] = {"xla_backend_optimization_level": 0}

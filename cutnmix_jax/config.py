@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
 from cutnmix_jax.flags import explain, last_of_each
-from cutnmix_jax.schema import OPTIONAL, RANGES, WEIGHT
+from cutnmix_jax.schema import MOST_PEERS, OPTIONAL, RANGES, WEIGHT
 from cutnmix_jax.types import NEVER, Method
 
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
@@ -104,6 +104,8 @@ def check(config: ConfigDict) -> None:
         if wrong := WEIGHT(weight):
             raise UsageError(f"config.weights.{name}={weight!r}: {wrong}")
     names = peer_names(config)
+    if len(names) > MOST_PEERS:
+        raise UsageError(f"config.peers names {len(names)} networks; at most {MOST_PEERS} are trained together")
     if config.mapping == "vmap" and len(set(names)) > 1:
         raise UsageError("config.mapping='vmap' takes peers of one architecture; use unroll")
     for name in names:

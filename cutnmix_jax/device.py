@@ -42,7 +42,7 @@ def _programs_kept() -> Iterator[None]:
         kept = cache.folder()
         settings = {_CACHE: str(kept / "compiled"), _SHORTEST: 0.5} if kept else {}
     else:  # an address is no folder
-        settings = {} if "://" in chosen or cache.usable(Path(chosen), "programs are compiled") else {_CACHE: None}
+        settings = {} if "://" in chosen or cache.usable(Path(chosen), "compiled") else {_CACHE: None}
     before = {name: jax.config.values[name] for name in settings}
     _change(settings)
     folder = jax.config.values[_CACHE]
@@ -53,6 +53,12 @@ def _programs_kept() -> Iterator[None]:
             yield
         finally:
             _change(before)
+
+
+def programs_are_kept() -> bool:
+    """Whether what is compiled now is there at the next start."""
+    folder, on = jax.config.values[_CACHE], jax.config.values["jax_enable_compilation_cache"]
+    return bool(folder and on) and not cache.takes_nothing(Path(folder))
 
 
 def _change(settings: dict[str, Any]) -> None:
@@ -121,7 +127,7 @@ def _mend_cache(folder: Path) -> None:
                 with contextlib.suppress(OSError):  # another user's, or removed by another run
                     if not _is_whole(path):
                         path.unlink()
-        elif not full:  # a disk that is full for one program is full for the next
+        elif not full and not cache.takes_nothing(folder):  # a disk that is full for one program is full for the next
             full = True
             console.warn(
                 f"cannot keep compiled programs in {folder} ({_why(message)}); they are compiled in each start"

@@ -110,9 +110,9 @@ def blaming(what: str, then: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         raise _too_little_memory(error) or UsageError(f"{what} ({told(error)}); {then}") from error
 
 

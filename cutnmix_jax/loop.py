@@ -22,10 +22,10 @@ STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see
 
 
 class Began(NamedTuple):
-    """When this start of a run began, and when it began to compile; of `time.monotonic()`."""
+    """When this start of a run began, by `time.monotonic()`, and the seconds that its first weights took."""
 
     start: float
-    compiling: float
+    first_weights: float
 
 
 class Speed(NamedTuple):
@@ -66,7 +66,7 @@ def train(
     total = program.epochs * program.steps_per_epoch
     reached = int(saved.state.step)
     saved_at, speed = time.monotonic(), Speed()
-    began = began or Began(saved_at, saved_at)
+    began = began or Began(saved_at, 0.0)
     earlier = float(saved.wall_seconds)
     with console.Display(total, reached, program.batch_size) as display:
         while reached < total:
@@ -89,6 +89,8 @@ def train(
                 due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.ranking[0] == reached
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
+            if stopping and not reached:
+                raise StoppedError("stopped before anything new was trained; the same command begins again")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
             if last or stopping:
                 files.settle()
@@ -152,7 +154,7 @@ def _train_until(
         if reached - count == start and reached < until:
             jax.block_until_ready(totals)
             timed, first = time.monotonic(), reached
-            display.started(reached, timed - began.compiling, timed - began.start)
+            display.started(reached, began.first_weights + timed - begun, timed - began.start)
             stop.defer()
         # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
         if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
@@ -165,6 +167,8 @@ def _train_until(
                 display.update(epoch, program.epochs, done, _means(program, finished, done - before))
     jax.block_until_ready(totals)
     now = time.monotonic()
+    if reached > start:  # one call may do all of it
+        display.started(reached, began.first_weights + now - begun, now - began.start)
     speed = Speed(speed.images + (reached - first) * program.batch_size, speed.seconds + now - timed)
     return saved._replace(state=state, totals=totals, seconds=seconds + (now - begun)), speed
 

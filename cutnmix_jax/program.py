@@ -124,8 +124,9 @@ def _check_settings() -> None:
         "jax_transfer_guard": ("disallow", "moves numbers to and from the device"),
     }
     for name, (value, does) in wrong.items():
-        if getattr(jax.config, name) == value:
-            raise UsageError(f"JAX runs with {name}={value}, and this program {does}; leave {name.upper()} out")
+        told = getattr(jax.config, name)
+        if told == value or str(told).startswith("disallow"):
+            raise UsageError(f"JAX runs with {name}={told}, and this program {does}; leave {name.upper()} out")
 
 
 def assemble(config: ConfigDict, dataset: Dataset, planned: Plan | None = None) -> Program:

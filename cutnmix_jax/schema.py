@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cutnmix_jax import augment, batches, data, methods, peers
 from cutnmix_jax.errors import nearest
 
+MOST_PEERS = 64
 PRECISIONS = ("tf32", "float32", "bfloat16")
 
 Check = Callable[[Any], str]  # what is wrong with a value, or nothing
@@ -79,7 +80,7 @@ RANGES: dict[str, Check] = {
     "test_examples": whole(0),
     "held_out_examples": whole(0),
     "seed": whole(0, 2**32 - 1),
-    "num_peers": whole(1, 64),
+    "num_peers": whole(1, MOST_PEERS),
     "mapping": one_of(peers.MAPPINGS),
     "precision": one_of(PRECISIONS),
     "loss.name": lambda value: one_of(methods.names())(value),

@@ -1,5 +1,6 @@
 """A run, from its configuration to its results; `run` reads from top to bottom."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from cutnmix_jax import batches, console, data, environment, folder, loop, metri
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.compiler import compiled
-from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.device import programs_are_kept, set_up_jax
 from cutnmix_jax.errors import UsageError, one_line, told
 from cutnmix_jax.program import Plan, Program, assemble, check, plan
 from cutnmix_jax.signals import StopRequest
@@ -37,7 +38,7 @@ def run(
     stop, start = stop or StopRequest(), time.monotonic() if start is None else start
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(config, data.num_classes(config.dataset))
-    dataset = None if _finished(workdir) else _load(config, planned)
+    dataset = None if os.path.exists(workdir) else _load(config, planned)  # noqa: PTH110 - it takes any name
     with storage.hushed(), folder.opened(workdir, config, force) as forced:
         if not forced and (results := metrics.read_results(workdir)):
             if planned.trained and "teacher_sha256" in results:
@@ -48,13 +49,6 @@ def run(
         dataset = dataset or _load(config, planned)
         with set_up_jax(config.precision):
             go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
-
-
-def _finished(workdir: Path) -> bool:
-    try:
-        return metrics.read_results(workdir) is not None
-    except OSError:  # the folder is looked at when it is opened
-        return False
 
 
 def _load(config: ConfigDict, planned: Plan) -> Dataset:
@@ -74,17 +68,17 @@ def go_on(
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
-    kept = jax.config.values["jax_compilation_cache_dir"]
-    print("compiling" + ("; what is compiled is kept for the next start" if kept else ""), flush=True)
-    began = loop.Began(start, time.monotonic())
+    print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
 
     # What was saved, if anything.
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, config.checkpoint.keep)
-    saved = checkpoints.restore(program.shapes())
+    saved, asked, first_weights = checkpoints.restore(program.shapes()), time.monotonic(), 0.0
     if saved is None:
         saved = program.init()
+        jax.block_until_ready(saved)
+        first_weights = time.monotonic() - asked
     else:
         if program.trained:
             teacher.check(program.trained, teacher.digest(saved.state.teachers))
@@ -106,7 +100,7 @@ def go_on(
 
     # The epochs.
     try:
-        state = loop.train(program, saved, config, checkpoints, files, stop, began).state
+        state = loop.train(program, saved, config, checkpoints, files, stop, loop.Began(start, first_weights)).state
     finally:
         files.close()
         checkpoints.close()

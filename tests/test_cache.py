@@ -56,6 +56,41 @@ def test_on_a_full_disk(left, tmp_path):
     assert "No space left" in errors[0]
 
 
+def test_what_is_there_is_read_on_a_read_only_disk(tmp_path):
+    errors = mounted(tmp_path / "disk", f'read_again("{tmp_path}")', "test_cache")
+    assert len(errors) == 1 and "Read-only file system" in errors[0], errors
+
+
+def read_again(tmp_path):
+    """Trains with a cache on a disk that takes nothing any more, but holds all that was compiled."""
+    disk = Path(tmp_path) / "disk"
+    jax.config.update("jax_compilation_cache_dir", str(disk))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    assert main.main([*TINY, f"--workdir={tmp_path}/one"]) == 0
+    kept = sorted(disk.iterdir())
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    jax.clear_caches()
+    hits = []
+    jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+    assert main.main([*TINY, f"--workdir={tmp_path}/other"]) == 0
+    assert hits.count("/jax/compilation_cache/cache_hits") > 3 and sorted(disk.iterdir()) == kept
+    print("as it should be")
+
+
+def test_a_second_start_is_as_quiet_as_the_first(tmp_path):
+    """JAX 0.10.1 logs errors about programs that it reads from its cache."""
+    command = [sys.executable, "-m", "cutnmix_jax.main", *TINY]
+    gone = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "TF_CPP_MIN_LOG_LEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    for number in (1, 2):
+        done = subprocess.run(
+            [*command, f"--workdir={tmp_path / str(number)}"],
+            cwd=ROOT, capture_output=True, text=True,
+            env=environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def fill_cache(tmp_path, left):
     """Fills the disk and trains with the cache of compiled programs on it."""
     disk = Path(tmp_path) / "disk"

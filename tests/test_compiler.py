@@ -114,6 +114,17 @@ def test_a_compiler_that_gives_wrong_numbers_is_refused(monkeypatch):
         compiler.check.__wrapped__()
 
 
+def test_releases_that_sum_wrongly_are_kept_from_it():
+    """What they need is an option that this release knows, too."""
+    assert not compiler._options("0.10.1") and not compiler._options("0.12.0.1")
+    for release in ("0.10.2", "0.11.0"):
+        arguments, expected = compiler._example()
+        program = jax.jit(compiler._sums, compiler_options=compiler._options(release)).lower(*arguments).compile()
+        assert compiler._options(release) and "ynn" not in program.as_text()
+        for found, right in zip(program(*arguments), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
 def test_the_expected_sums_are_right():
     arguments, expected = compiler._example()
     with jax.disable_jit():

@@ -309,6 +309,12 @@ def malformed():
 MALFORMED = [case for case in malformed() if case[1] != "--config.checkpoint.every_minutes=inf"]
 
 
+def test_at_most_64_networks(tmp_path, capsys):
+    networks = ",".join(["resnet8"] * 65)
+    code, errors = run(["--config=configs/quickstart.py", f"--config.peers={networks}"], tmp_path, capsys)
+    assert (code, errors) == (2, ["error: config.peers names 65 networks; at most 64 are trained together"])
+
+
 def test_there_are_enough_of_them():
     assert len({case[:2] for case in MALFORMED}) + len(WRONG) > 500
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import jax
 import pytest
-import sklearn  # noqa: F401  whose import sets variables of its own
+import sklearn  # noqa: F401  the import of which sets variables, and so does that of the next one
+import tensorboardX  # noqa: F401
 
 from cutnmix_jax import config as configuration
 from cutnmix_jax import main, train
+from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.signals import SIGNALS, StopRequest
 from tests.test_run import ROOT, TINY, rows_of
@@ -61,6 +63,16 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_reading_records_leaves_no_level_behind():
+    logger = logging.getLogger("absl")
+    for level in (logging.NOTSET, logging.CRITICAL, 17):
+        logger.setLevel(level)
+        with _library.quiet():
+            assert logger.getEffectiveLevel() >= logging.ERROR
+        assert logger.level == level
+    logger.setLevel(logging.NOTSET)
+
+
 def test_importing_it_changes_nothing():
     code = """
 import importlib, json, logging, pkgutil, signal, sys, warnings
@@ -85,14 +97,15 @@ print(xla_bridge._backends)
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd):
-    """Sent while it compiles: here it ends no process, but the run stops as soon as it can, and goes on later."""
+    """Sent while it compiles: here it ends no process, but the run stops as soon as it can, and begins later."""
     before = signal.getsignal(number)
     with pytest.raises(StoppedError), StopRequest() as stop:
         os.kill(os.getpid(), number)
         train.run(config_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
     assert "stopping: the step in progress is finished and saved" in capfd.readouterr().err
-    train.run(config_of(), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
+    train.run(config_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
 

@@ -183,6 +183,12 @@ def test_results_are_those_of_the_rows(finished):
     assert results["seconds"] < results["wall_seconds"] < results["seconds"] + 100
 
 
+def test_compiling_tells_its_time_where_one_call_is_an_epoch(tmp_path, capsys):
+    one_call = ["--config.train_examples=16", "--config.epochs=2", "--config.optimizer.milestones=()"]
+    assert main.main([*TINY, *one_call, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert len(re.findall(r"compiled in [\d.]+ s; trained the first step", capsys.readouterr().out)) == 1
+
+
 class AfterACall(Stop):
     """A request to stop that comes with the first call."""
 

@@ -83,4 +83,5 @@ def write(file: Path | None, arrays: Arrays) -> None:
             if older != file:
                 older.unlink(missing_ok=True)
     except OSError as error:
-        console.warn(f"no cache in {file.parent} ({error.strerror or error}): the records are decoded in each run")
+        if not cache.takes_nothing(file.parent):
+            console.warn(f"no cache in {file.parent} ({error.strerror or error}): the records are decoded in each run")

@@ -16,12 +16,14 @@ def quiet(level: str = "ERROR") -> Iterator[None]:
     """Silences absl's log below a level: tfds reports every step, and that OpenCV would decode faster."""
     from absl import logging
 
-    before = logging.get_verbosity()
+    logger = logging.get_absl_logger()
+    verbosity, before = logging.get_verbosity(), logger.level  # the first changes the second, and knows fewer of them
     logging.set_verbosity(getattr(logging, level))
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        logger.setLevel(before)
 
 
 def imported() -> Any:
