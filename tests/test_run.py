@@ -428,7 +428,8 @@ def test_divergence_is_named_and_keeps_what_was_saved(tmp_path, capsys):
     wild = [*TINY, "--config.optimizer.learning_rate=1e6", f"--workdir={tmp_path}"]
     assert main.main(wild) == 5
     error = capsys.readouterr().err
-    assert "diverged at step 2, in epoch 1: loss, " in error and error.count("\n") == 1
+    # Under some releases of XLA the loss stays finite for four steps, and a variance does not.
+    assert re.search(r"diverged (at step \d, in epoch 1: loss, |by step 4: state)", error) and error.count("\n") == 1
     assert not (tmp_path / "results.json").exists()
 
 
