@@ -87,7 +87,7 @@ def test_results_that_are_none_are_made_again(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     assert main.main([*QUICK, f"--workdir={tmp_path}"]) == 0
     again = json.loads((tmp_path / "results.json").read_text())
-    assert again.pop("wall_seconds") > whole_results.pop("wall_seconds") and again == whole_results
+    assert again | {"wall_seconds": 0} == whole_results | {"wall_seconds": 0}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"epoch": 1}\n', "null\n", '{"epoch": 2, "step": 4}\n', "\x00\x00"])
