@@ -389,7 +389,7 @@ def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():
     chex.assert_trees_all_equal(state.teachers, before)
     teacher = peers.frozen_teacher(linear_backbone(), 2)
     images = jax.random.normal(KEY, (2, 5, 32, 32, 3))
-    outputs, _ = teacher.forward(before, images, KEY)
+    outputs, _ = teacher.forward(before, state.params["peers"], images, KEY)
     weights = before["params"][0]
     for j in range(2):
         expected = summaries(images[j]) @ weights["body"] @ weights["head"]
