@@ -35,7 +35,7 @@ def made_up(num_images: int, num_classes: int) -> Dataset:
 def whole(made: program.Program) -> tuple[Any, Tree, tuple, int]:
     """The function of the real program, what it carries, its other arguments and its steps."""
     order = batches.epoch_order(made.key, 0, len(made.train_data.labels))
-    state, totals, _ = made.init()
+    state, totals, *_ = made.init()
     rest = (made.train_data, order, jnp.float32(0.01), jnp.int32(made.steps_per_call), made.key)
     return made.train, (state, totals), rest, made.steps_per_call
 
