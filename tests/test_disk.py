@@ -14,7 +14,8 @@ from cutnmix_jax.errors import CheckpointError
 from tests.runs import TEN_EPOCHS, assert_same, hooked, made, rows_in, steps_in, whole
 from tests.test_run import ROOT
 
-MOUNT = "mount -t tmpfs -o size=3m,mode=777 none {0} && exec {1} -c 'from tests import {3} as t; t.{2}'"
+CODE = "from cutnmix_jax import storage as s; s.hush(); from tests import {3} as t; t.{2}"
+MOUNT = "mount -t tmpfs -o size=3m,mode=777 none {0} && exec {1} -c '" + CODE + "'"
 
 
 def mounted(folder, call, file="test_disk"):
