@@ -68,7 +68,7 @@ class Display:
 
         Args:
           step: that is done, the first of this start.
-          compiling: seconds since the compiler was first asked.
+          compiling: seconds that the first weights and the first call took, which are nearly all compiling.
           since_start: seconds since the command was given.
         """
         if not self._compiled:

@@ -151,11 +151,13 @@ def _train_until(
         state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
         reached += count
         in_flight.append((reached, totals))
-        if reached - count == start and reached < until:
+        if reached - count == start:
             jax.block_until_ready(totals)
-            timed, first = time.monotonic(), reached
-            display.started(reached, began.first_weights + timed - begun, timed - began.start)
-            stop.defer()
+            now = time.monotonic()
+            display.started(reached, began.first_weights + now - begun, now - began.start)
+            if reached < until:
+                timed, first = now, reached
+                stop.defer()
         # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
         if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
             done, finished = in_flight.popleft()
@@ -167,8 +169,6 @@ def _train_until(
                 display.update(epoch, program.epochs, done, _means(program, finished, done - before))
     jax.block_until_ready(totals)
     now = time.monotonic()
-    if reached > start:  # one call may do all of it
-        display.started(reached, began.first_weights + now - begun, now - began.start)
     speed = Speed(speed.images + (reached - first) * program.batch_size, speed.seconds + now - timed)
     return saved._replace(state=state, totals=totals, seconds=seconds + (now - begun)), speed
 

@@ -60,8 +60,8 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
 
     def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
         keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
-        # Mapped, a network is compiled once, however many there are; what somebody's own network
-        # calls in its first pass may not be to be mapped.
+        # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
+        # pass may not be to be mapped.
         alike = len(set(backbones)) == 1 and ":" not in backbones[0].name
         if alike:
             variables = list(_unstack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones)))
