@@ -1,5 +1,6 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -40,8 +41,7 @@ def results_of(cell: Cell) -> dict[str, Any] | None:
 
 def other_fields(cell: Cell) -> list[str]:
     """Each field in which the run in a cell's folder is not the one that the cell asks for."""
-    file, *overrides = (argument for argument in cell.arguments if not argument.startswith("--workdir="))
-    asked = metrics.config_json(configuration.from_flags(file.removeprefix("--config="), overrides))
+    asked = _asked(cell.arguments)
     try:
         held = json.loads((cell.workdir / "config.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -57,6 +57,13 @@ def other_fields(cell: Cell) -> list[str]:
         if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held["teacher"]):
             changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
     return changed
+
+
+@functools.cache  # a cell is looked at several times, and to read a configuration takes 8 ms
+def _asked(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The fields that the arguments of a cell ask for; not to be changed."""
+    file, *overrides = (argument for argument in arguments if not argument.startswith("--workdir="))
+    return metrics.config_json(configuration.from_flags(file.removeprefix("--config="), overrides))
 
 
 def left_out(cells: Sequence[Cell]) -> str:
