@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import common
-from cutnmix_jax import backbones, batches, compiler, methods, optim, peers, step
+from cutnmix_jax import backbones, batches, compiler
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl
-from cutnmix_jax.types import Dataset, Spec
+from cutnmix_jax.types import Dataset
 from tests.runs import leaves
+from tests.test_step import build
 
 K = 100
 BATCH = {1: 400, 2: 256, 3: 128}  # J -> n, so that J n K is above 32,768, where a release of JAX went wrong
@@ -37,39 +38,17 @@ def noise_for_images():
 @functools.cache
 def step_of(case):
     """The state before a step, and the step itself."""
-    fields = common.ROWS[case.split()[0]]
-    num_peers, options = fields["num_peers"], dict(CASES[case])
-    method = methods.load(options.pop("name"), **options)
-    network = backbones.load("tests.tiny:unbiased", K)
-    joined = peers.make([network] * num_peers, "unroll", fields["share_trunk"])
-    taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
-    teachers = taught_by.get(method.teacher) or peers.frozen_teacher(network, num_peers)
-    dataset, _ = noise_for_images()
-    make_batch = batches.make_batch_maker(
-        dataset,
-        num_peers=num_peers,
-        views=fields["views"],
-        mix={"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "cutmix"},
-        views_per_peer=method.views,
-        same_class=method.same_class,
+    row, (dataset, _) = case.split()[0], noise_for_images()
+    *_, state, totals, trainer = build(
+        row,
+        dataset=dataset,
+        backbone=backbones.load("tests.tiny:unbiased", K),
+        features=6,
+        options=CASES[case],
+        batch_size=BATCH[common.ROWS[row]["num_peers"]],
+        weight_decay=0.0,
     )
-
-    optimizer, spec = optim.sgd(0.9, 0.0, True), Spec(K, (6,) * num_peers, len(dataset.train_labels), 6)
-    trainer = step.make_trainer(
-        peers=joined,
-        method=method,
-        weights=fields["weights"],
-        optimizer=optimizer,
-        make_batch=make_batch,
-        batch_size=BATCH[num_peers],
-        steps_per_epoch=1,
-        epochs=3,
-        loop=False,
-        same_images=fields["views"] == "shared" and fields["mix"] != "cutnmix",
-        teachers=teachers,
-    )
-    state = step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
-    return state, step.zero_totals(method, spec), trainer
+    return state, totals, trainer
 
 
 def terms_and_gradients(case, noise=0):

@@ -66,26 +66,29 @@ def build(
     features=D,
     mapping="unroll",
     make=lambda f: jax.jit(f)(),
+    dataset=DATASET,
+    options=None,
+    weight_decay=5e-4,
 ):
     fields = common.ROWS[row]
     num_peers = num_peers or fields["num_peers"]
-    options = dict(fields["loss"])
+    options = dict(options or fields["loss"])
     method = methods.load(options.pop("name"), **options)
-    backbone = backbone or linear_backbone()
+    backbone, num_train = backbone or linear_backbone(), len(dataset.train_labels)
     joined = peers.make([backbone] * num_peers, mapping, fields["share_trunk"])
     taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
     teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
-    optimizer = optim.sgd(0.9, 5e-4, True)
+    optimizer = optim.sgd(0.9, weight_decay, True)
     mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
     make_batch = batches.make_batch_maker(
-        DATASET,
+        dataset,
         num_peers=num_peers,
         views=fields["views"],
         mix=mix,
         views_per_peer=method.views,
         same_class=method.same_class,
     )
-    spec = Spec(K, (features,) * num_peers, 40, features)
+    spec = Spec(dataset.num_classes, (features,) * num_peers, num_train, features)
     state = make(
         lambda: step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
     )
@@ -96,7 +99,7 @@ def build(
         optimizer=optimizer,
         make_batch=make_batch,
         batch_size=batch_size,
-        steps_per_epoch=40 // batch_size,
+        steps_per_epoch=num_train // batch_size,
         epochs=3,
         loop=loop,
         same_images=fields["views"] == "shared" and fields["mix"] != "cutnmix",
