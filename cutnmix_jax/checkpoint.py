@@ -1,25 +1,36 @@
 """Saved states: a thin wrapper around Orbax, which writes in the background and commits by a rename.
 
 A state is saved as a flat dictionary from path to array, so what lies on disk does not depend on the Python types of
-the state's nodes, and beside it the SHA-256 of each array: Orbax alone gives back a flipped bit without a word.
+the state's nodes. Beside it are the SHA-256 of each array, because Orbax alone gives back a flipped bit without a word;
+the rows up to it, so that they are as safe as it is; and a fingerprint of the random numbers that it goes on with.
 """
 
 import contextlib
 import errno
 import gc
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
-from cutnmix_jax import console, digests, storage
-from cutnmix_jax.errors import CheckpointError, DivergedError, excused, may_be_whole
-from cutnmix_jax.metrics import PATIENCE, ROWS
-from cutnmix_jax.types import Tree
+from cutnmix_jax import console, digests, files, storage
+from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError, excused
+from cutnmix_jax.metrics import PATIENCE, ROWS, ranking
+from cutnmix_jax.types import Row, Tree
+
+_AROUND = 1 << 24  # bytes that a file of a checkpoint may have besides the arrays: names, shapes, rows
+
+
+class Restored(NamedTuple):
+    """A state, and the rows of the epochs up to it."""
+
+    state: Tree
+    rows: list[Row]
 
 
 class Checkpoints:
@@ -41,13 +52,19 @@ class Checkpoints:
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
+        there = digests.steps_in(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
+        if self.steps() != there:
+            raise CheckpointError(
+                f"{self._folder} has entries that are checkpoints of steps {there}, or of {self.steps()}; move "
+                "away what the run has not written, or choose another --workdir"
+            )
 
     def steps(self) -> list[int]:
         """The steps that are saved, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Tree, ranking: Sequence[int] = ()) -> None:
+    def save(self, step: int, state: Tree, rows: Sequence[Row] = ()) -> None:
         """Begins to save a state under its step number; returns once it is copied to the host.
 
         The first one of a run is on disk when this returns. Where a later one fails, a warning tells of it and training
@@ -56,7 +73,7 @@ class Checkpoints:
         Args:
           step: of the state; one that is saved already is left alone.
           state: any tree of arrays.
-          ranking: steps, the best first; the first of them that is saved is kept although it is old.
+          rows: of the epochs up to the step. Of them the best one that is saved is kept although it is old.
 
         Raises:
           CheckpointError: it cannot be written, and no other is there.
@@ -71,21 +88,21 @@ class Checkpoints:
         left = self._left()
         try:
             if self.steps():
-                self._begin(step, state, ranking)
+                self._begin(step, state, rows)
         except DivergedError:
             raise
         except Exception as error:
             failed = failed or error
             self._reopen()
         if not self.steps():  # the first one, or somebody has removed them
-            self.finish(step, state, ranking)
+            self.finish(step, state, rows)
             return
         warning = f"({storage.reason(failed)}); training goes on, {left}" if failed else ""
         if warning and warning != self._warned:  # once for as long as it lasts
             console.warn(f"cannot save in {self._folder} {warning}")
         self._warned = warning
 
-    def finish(self, step: int, state: Tree, ranking: Sequence[int] = ()) -> None:
+    def finish(self, step: int, state: Tree, rows: Sequence[Row] = ()) -> None:
         """Like `save`, but tries more than once and returns when the state is on disk.
 
         Raises:
@@ -97,7 +114,7 @@ class Checkpoints:
             time.sleep(seconds)
             try:
                 self._manager.wait_until_finished()
-                self._begin(step, state, ranking)
+                self._begin(step, state, rows)
                 self._manager.wait_until_finished()
                 if step not in self.steps():  # Orbax takes none that is older than its newest
                     raise ValueError(f"it holds {self.steps()}")
@@ -112,14 +129,14 @@ class Checkpoints:
             "make room or let it be written, and give the same command again"
         )
 
-    def _begin(self, step: int, state: Tree, ranking: Sequence[int]) -> None:
-        flat = _flat(state)
-        told, size = digests.of(step, flat), sum(leaf.nbytes for leaf in flat.values())
+    def _begin(self, step: int, state: Tree, rows: Sequence[Row]) -> None:
+        flat = digests.flat(state)
+        told, size = digests.of(step, flat, rows), sum(leaf.nbytes for leaf in flat.values())
         free = shutil.disk_usage(self._folder).free
         if free < size:  # so that a save that cannot succeed does not fill what is left
             raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free")
         assert self._preserve
-        self._preserve.ranking = ranking
+        self._preserve.ranking = ranking(rows)
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
         self._manager.save(step, args=saved)
 
@@ -135,8 +152,8 @@ class Checkpoints:
         steps = self.steps()
         return f"the newest checkpoint is that of step {steps[-1]}" if steps else "no checkpoint is there"
 
-    def restore(self, like: Tree) -> Tree | None:
-        """Reads the newest state that is whole.
+    def restore(self, like: Tree) -> Restored | None:
+        """Reads the newest state that is whole, and its rows.
 
         Newer ones that are not are moved to `checkpoints-damaged` beside the folder, with a warning.
 
@@ -144,26 +161,27 @@ class Checkpoints:
           like: a state of the same structure, shapes and types.
 
         Returns:
-          The state, or None where nothing was saved yet.
+          The state and the rows, or None where nothing was saved yet.
 
         Raises:
-          CheckpointError: something was saved and none of it is whole, or it is the state of another program; nothing
-            was moved.
-          UsageError: it cannot be read for want of memory, or of a library; nothing was moved.
+          CheckpointError: something was saved and none of it is whole, or it cannot be read, or it is the state of
+            another program; nothing was moved.
+          UsageError: it cannot be read for want of memory, or of a library, or goes on with other random numbers;
+            nothing was moved.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                flat = self._read_flat(step, _flat(like))
-            except CheckpointError:
+                flat, told = self._read_flat(step, digests.flat(like))
+            except (CheckpointError, UsageError):
                 raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
                 if excuse := excused(error):
                     raise excuse from error
-                if may_be_whole(error):
+                if reason := files.unreadable(self._folder / str(step), error):
                     raise CheckpointError(
-                        f"cannot read the checkpoint of step {step} in {self._folder}: {storage.reason(error)}; let it "
-                        "be read or move it away, and give the same command again"
+                        f"cannot read the checkpoint of step {step} in {self._folder} ({reason}); let it be read or "
+                        "move it away, and give the same command again"
                     ) from error
                 damaged[step] = storage.reason(error)
                 continue
@@ -171,7 +189,8 @@ class Checkpoints:
                 console.warn(
                     f"the checkpoint of step {broken} is damaged ({reason}); moved to {self._put_aside(broken)}"
                 )
-            return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+            state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
+            return Restored(state, told["rows"])
         if damaged:
             newest, reason = next(iter(damaged.items()))
             raise CheckpointError(
@@ -196,38 +215,54 @@ class Checkpoints:
             raise CheckpointError(f"{self._folder} holds no checkpoint")
         step = self.steps()[-1]
         try:
-            flat = self._read_flat(step, None)
+            flat, _ = self._read_flat(step, None)
             return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
             raise excused(error) or CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"
             ) from error
 
-    def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> dict[str, jax.Array]:
+    def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
-        told = self._manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))["digests"]
-        digests.check(told)
+        folder = self._folder / str(step)
+        files.survey(folder, files.MOST_BYTES)
+        told = digests.read(self._folder, step)
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
+        elif told["stream"] != digests.stream():
+            raise UsageError(
+                f"the run in {self._folder.parent} was begun with other random numbers than JAX draws now; unset "
+                "JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_THREEFRY_PARTITIONABLE, or set them and install "
+                "JAX as its environment.json says, or choose another --workdir"
+            )
         elif other := digests.difference(told, wanted):
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} is that of another program ({other}); "
                 "use the fields and the version it was made with, or choose another --workdir"
             )
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
+        most = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
+        files.survey(folder, 2 * most + _AROUND)  # before Orbax reads what may be larger than memory
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         flat = self._manager.restore(step, args=args)["state"]
         digests.compare(told, digests.of(step, flat))
-        return flat
+        return flat, told
 
     def _put_aside(self, step: int) -> Path:
-        target = self._folder.with_name(f"{self._folder.name}-damaged") / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(self._folder / str(step), target)  # may be on another disk, by a link or a mount
-        with contextlib.suppress(OSError):  # the rows up to it, which who mends it by hand wants back with it
-            shutil.copy(self._folder.with_name(ROWS), target.with_name(f"metrics-{target.name}.jsonl"))
+        damaged = self._folder.with_name(f"{self._folder.name}-damaged")
+        try:
+            damaged.mkdir(exist_ok=True)
+            target = files.put_aside(self._folder / str(step), damaged / str(step))
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._folder} is damaged and cannot be moved to {damaged} "
+                f"({error.strerror}); move it away"
+            ) from error
+        with contextlib.suppress(OSError, CheckpointError):  # which who mends it by hand may want back with it
+            rows = files.read(self._folder.with_name(ROWS))
+            files.write(target.with_name(f"metrics-{target.name}.jsonl"), rows)
         self._manager.reload()
         return target
 
@@ -254,14 +289,9 @@ class _NewestAndBest:
 
 def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
     found = []
-    for name, leaf in _flat(like).items():
+    for name, leaf in digests.flat(like).items():
         found.append(flat[f"{prefix}.{name}"])
         there, here = (f"{array.dtype}{list(array.shape)}" for array in (found[-1], leaf))
         if there != here:
             raise ValueError(f"{name} is {there}, not {here}")
     return jax.tree.unflatten(jax.tree.structure(like), found)
-
-
-def _flat(tree: Tree) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

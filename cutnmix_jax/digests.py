@@ -1,27 +1,36 @@
-"""What a saved state and the data must be when they are read again: type, shape and SHA-256 of every array."""
+"""What a saved state, the data and the random numbers must be when they are met again: a SHA-256 of each."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from cutnmix_jax.errors import DivergedError
-from cutnmix_jax.types import Dataset, Tree
+from cutnmix_jax import files
+from cutnmix_jax.compiler import compiled
+from cutnmix_jax.errors import CheckpointError, DivergedError
+from cutnmix_jax.types import Dataset, Row, Tree
 
-Digests = dict[str, Any]  # `step`, `arrays`: name -> "type[shape] sha256", and `all`, the SHA-256 of both
+_OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a program can change while it runs
+
+# `step`, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `stream`, and `all`, the SHA-256 of all these.
+Digests = dict[str, Any]
 
 DIVERGED = "lower config.optimizer.learning_rate and start in another --workdir; what was saved before is left"
 
 
-def of(step: int, arrays: Mapping[str, jax.Array]) -> Digests:
+def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = ()) -> Digests:
     """Computes the digests of a state, on the host.
 
     Args:
       step: of the state.
       arrays: a name -> an array of any type and shape.
+      rows: of the epochs up to the step, which are kept with it.
 
     Raises:
       DivergedError: an array is not finite. Saved, it would push out what is.
@@ -32,8 +41,60 @@ def of(step: int, arrays: Mapping[str, jax.Array]) -> Digests:
         # To numpy bfloat16 is no float.
         if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
-        told[name] = f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
-    return {"step": step, "arrays": told, "all": _all(step, told)}
+        told[name] = _of_array(array)
+    found = {"step": step, "arrays": told, "rows": list(rows), "stream": stream()}
+    return found | {"all": _all(found)}
+
+
+def flat(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by their names, which have dots between their parts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def of_network(variables: dict[str, Tree]) -> str:
+    """The SHA-256 of a network, {'params': tree, 'batch_stats': tree}."""
+    arrays = {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(variables)).items()}
+    return _of_json({name: _of_array(array) for name, array in arrays.items()})
+
+
+def of_saved_network(told: Digests) -> str:
+    """`of_network` of peer 0, out of the digests of the state that it is in."""
+    parts = {"params": "state.params.peers.0.", "batch_stats": "state.batch_stats.0."}
+    return _of_json(
+        {
+            f"{part}.{name.removeprefix(prefix)}": text
+            for part, prefix in parts.items()
+            for name, text in told["arrays"].items()
+            if name.startswith(prefix)
+        }
+    )
+
+
+def stream() -> str:
+    """A fingerprint of JAX's random numbers, of all kinds that training draws: the same for the same stream.
+
+    Keys, bits, and what is made of them without rounding; a setting, a variable or a release that changes one of them
+    changes crops, boxes and order.
+    """
+    settings = {name: str(value) for name, value in jax.config.values.items() if _OF_THE_STREAM.search(name)}
+    return _stream(json.dumps(settings, sort_keys=True))
+
+
+@functools.cache  # it is asked for at each save
+def _stream(settings: str) -> str:
+    def draw() -> tuple[jax.Array, ...]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 4)
+        return (
+            jax.random.key_data(keys),
+            jax.random.bits(keys[0], (4, 4)),
+            jax.random.permutation(keys[1], 16),
+            jax.random.randint(keys[2], (8,), 0, 9),
+            jax.random.uniform(keys[3], (3, 3)) < 0.5,
+        )
+
+    drawn = [np.asarray(array) for array in compiled(draw, once=True)()]
+    return _of_json([f"{array.dtype}{array.tolist()}" for array in drawn])[:16]
 
 
 def of_tree(tree: Tree) -> str:
@@ -51,9 +112,38 @@ def of_data(dataset: Dataset) -> str:
     return of_tree((dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels))
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The steps whose checkpoints are in a folder, oldest first: what counts as one is decided here.
+
+    Raises:
+      CheckpointError: something else than a folder has the name of one.
+      OSError: the folder cannot be read.
+    """
+    if not files.kind(folder):
+        return []
+    files.refuse_other(folder, "folder")
+    paths = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+    for path in paths:
+        files.refuse_other(path, "folder")
+        if path.name != str(int(path.name)):
+            raise CheckpointError(f"{path} has the name of no step; move it away, or choose another --workdir")
+    return sorted(int(path.name) for path in paths)
+
+
+def read(folder: Path, step: int) -> Digests:
+    """What a checkpoint says of itself, without its arrays.
+
+    Raises:
+      CheckpointError, OSError, ValueError, LookupError, TypeError: it cannot be read, or does not say it.
+    """
+    told = files.read_fields(folder / str(step) / "digests" / "metadata")
+    check(told)
+    return told
+
+
 def check(told: Digests) -> None:
     """Raises ValueError unless the digests themselves are what was written."""
-    if told["all"] != _all(told["step"], told["arrays"]):
+    if told["all"] != _all(told):
         raise ValueError("its digests are damaged")
 
 
@@ -76,5 +166,13 @@ def difference(told: Digests, wanted: Mapping[str, Any]) -> str:
     return ""
 
 
-def _all(step: int, arrays: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps([step, arrays], sort_keys=True).encode()).hexdigest()
+def _of_array(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+def _of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _all(told: Mapping[str, Any]) -> str:
+    return _of_json({name: value for name, value in told.items() if name != "all"})

@@ -14,7 +14,7 @@ from typing import NoReturn
 from cutnmix_jax.streams import unbreakable
 
 _PACKAGE = Path(__file__).parent
-_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UserError(Exception):
@@ -133,9 +133,9 @@ def excused(error: BaseException) -> UsageError | None:
     return None
 
 
-def may_be_whole(error: BaseException) -> bool:
-    """Whether a file could not be read for want of rights or of a disk that answers, whatever is in it."""
-    return any(os.strerror(number) in str(error) for number in _NO_DAMAGE)  # libraries in C++ give the text alone
+def too_few(error: BaseException) -> bool:
+    """Whether the process or the machine had too few files or too little memory left to look at a file."""
+    return any(os.strerror(number) in str(error) for number in _TOO_FEW)  # libraries in C++ give the text alone
 
 
 def installation(error: BaseException) -> UsageError:

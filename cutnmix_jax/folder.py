@@ -1,23 +1,40 @@
 """The folder of a run: made, kept from others, and shown to belong to a configuration."""
 
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import console, environment, lock, metrics
+from cutnmix_jax import console, digests, environment, files, lock, metrics
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
+from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
 
-CHECKPOINTS, FORCED = "checkpoints", "forced.json"
+FORCED, ENVIRONMENT, EVENTS = "forced.json", "environment.json", "tensorboard"
+SAMPLES, CURVES = "samples.png", "curves.png"
+
+_FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
+# Written once the folder is known to be a run's.
+_WRITTEN = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
+_FILES = (lock.LOCK, lock.OWNER, *_WRITTEN)
+
+
+class Opened(NamedTuple):
+    """A folder that nobody else can start in.
+
+    Attributes:
+      forced: whether it holds a run with other fields, which is gone on with by force.
+      check: raises CheckpointError where it stands under its name no longer.
+    """
+
+    forced: bool
+    check: Callable[[], None]
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
+def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
     """Makes the folder, keeps others out of it and checks that it belongs to this run.
 
     Args:
@@ -26,11 +43,12 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
       force: go on although fields have changed, as far as they leave the state and its place in the data alone.
 
     Yields:
-      Whether it holds a run with other fields, which is gone on with by force.
+      The folder.
 
     Raises:
-      UsageError: it cannot be made, somebody else is in it, or it holds a run with other fields.
-      CheckpointError: its `config.json` cannot be read, or its checkpoints are gone.
+      UsageError: it cannot be made, somebody else is in it, it holds a run with other fields, or files of no run.
+      CheckpointError: something in it is not what a run has under that name, its `config.json` cannot be read, or its
+        checkpoints are gone. Nothing in it was changed.
     """
     try:
         str(workdir.absolute()).encode()
@@ -42,37 +60,38 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[bool]:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(workdir, error) from error
-    with lock.held(workdir):
+    _check_kinds(workdir)
+    with lock.held(workdir) as check:
         forced = _is_changed(config, workdir, force)
+        _check_checkpoints(workdir)
         try:
-            for name in (CHECKPOINTS, "tensorboard"):
+            for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
-        _check_checkpoints(workdir)
-        yield forced
+        yield Opened(forced, check)
 
 
 def claim(workdir: Path, config: ConfigDict, step: int) -> None:
-    """Writes `config.json`, once it is sure that the run can go on with it.
+    """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
-    Where it had other fields, its results are put aside and `forced.json` gets a line that stays with the run.
+    Results that are there are of something else, and put aside. Where the run had other fields, `forced.json` gets a
+    line that stays with it.
 
     Args:
       workdir: the folder.
       config: of the run.
       step: at which it goes on.
     """
-    path, results = workdir / "config.json", workdir / "results.json"
+    path, results = workdir / CONFIG, workdir / RESULTS
     new = metrics.config_json(config)
-    old = json.loads(path.read_text()) if path.exists() else new
-    if changed := configuration.changes(old, new) if step else []:
-        if results.exists():
-            results.rename(workdir / f"results-before-{time.strftime('%Y%m%d-%H%M%S')}.json")
-        metrics.write_json(workdir / FORCED, {"changes": [*forced(workdir), {"step": step, "changed": changed}]})
-    if path.exists() and old == new:
-        return
-    metrics.write_json(path, new)
+    old = files.read_fields(path) if files.kind(path) else None
+    if files.kind(results):
+        files.put_aside(results, workdir / "results-before.json")
+    if changed := configuration.changes(old, new) if step and old else []:
+        files.write_json(workdir / FORCED, {"changes": [*forced(workdir), {"step": step, "changed": changed}]})
+    if old != new:
+        files.write_json(path, new)
 
 
 def check_images(workdir: Path, sha256: str) -> None:
@@ -84,7 +103,7 @@ def check_images(workdir: Path, sha256: str) -> None:
     """
     if not _saved(workdir):
         return
-    path = workdir / "environment.json"
+    path = workdir / ENVIRONMENT
     before = _fields(path).get("data_sha256")
     if before is None:
         console.warn(f"{path} does not tell which images the run was begun with; they may be others now")
@@ -106,9 +125,10 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
     Raises:
       OSError: the file cannot be written.
     """
-    path = workdir / "environment.json"
+    path = workdir / ENVIRONMENT
     before = _fields(path) if step else {}
     earlier = before.pop("earlier", [])
+    earlier = earlier if isinstance(earlier, list) else []
     old, new = environment.deciding(before), environment.deciding(made_with)
     if before and (changed := configuration.difference(old, new, "environment")):
         changed.sort(key=lambda line: "environment.versions." not in line)  # other versions have other settings
@@ -117,41 +137,69 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
             f"from step {step} on the bits need not be those of a run that nobody disturbed ({changed[0]}{more})"
         )
         earlier.append({**before, "until_step": step})
-    metrics.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
+    files.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where it cannot be read."""
+    """What a file of JSON says; nothing where it says nothing.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return files.read_fields(path)
+    except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    except OSError as error:
+        raise _cannot_read(path, error) from error
 
 
 def forced(workdir: Path) -> list[dict[str, Any]]:
     """The changes of fields that the run was made to go on with, oldest first: at which `step`, and what `changed`."""
     path = workdir / FORCED
-    return _fields(path).get("changes", [{"changed": [f"{FORCED} cannot be read"]}]) if path.exists() else []
+    if not files.kind(path):
+        return []
+    changes = _fields(path).get("changes")
+    return changes if isinstance(changes, list) else [{"changed": [f"{FORCED} cannot be read"]}]
 
 
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir")
 
 
+def _cannot_read(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {path}: {error.strerror}; let it be read, or choose another --workdir")
+
+
+def _check_kinds(workdir: Path) -> None:
+    """Raises CheckpointError unless what has the name of a file of a run is a file, and of a folder a folder."""
+    try:
+        for name in _FILES:
+            files.refuse_other(workdir / name, "file")
+        for name in _FOLDERS:
+            files.refuse_other(workdir / name, "folder")
+        digests.steps_in(workdir / CHECKPOINTS)
+    except OSError as error:
+        raise _cannot_read(Path(error.filename or workdir), error) from error
+
+
 def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
     """Whether something was saved with other fields; raises UsageError unless the run may go on with these."""
-    path, new = workdir / "config.json", metrics.config_json(config)
-    if not path.exists() and _begun(workdir):  # it is written before anything else
-        raise CheckpointError(
-            f"{path} is gone, which says how the run was begun; restore it or choose another --workdir"
-        )
+    path, new = workdir / CONFIG, metrics.config_json(config)
+    if not files.kind(path):  # it is written before anything else
+        if _begun(workdir):
+            raise CheckpointError(
+                f"{path} is gone, which says how the run was begun; restore it or choose another --workdir"
+            )
+        if others := [name for name in _WRITTEN if files.kind(workdir / name)]:
+            raise UsageError(
+                f"{workdir} holds {others[0]} and no {CONFIG}, so it is no run's; choose another --workdir"
+            )
+        return False
     try:
-        old = json.loads(path.read_text()) if path.exists() else new
-        if not isinstance(old, dict):
-            raise ValueError("it holds no fields")
+        old = files.read_fields(path)
     except OSError as error:
-        raise _cannot_write(workdir, error) from error
+        raise _cannot_read(path, error) from error
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
     changed, ours = configuration.changes(old, new), set(old) == set(new)
@@ -171,17 +219,24 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
 
 def _saved(workdir: Path) -> bool:
     """Whether there are checkpoints, whole or not."""
-    folder = workdir / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(digests.steps_in(workdir / CHECKPOINTS))
 
 
 def _begun(workdir: Path) -> bool:
-    return _saved(workdir) or bool(metrics.read_rows(workdir / "metrics.jsonl"))
+    return _saved(workdir) or bool(_rows(workdir))
+
+
+def _rows(workdir: Path) -> list[metrics.Row]:
+    path = workdir / metrics.ROWS
+    try:
+        return metrics.read_rows(path)
+    except OSError as error:
+        raise _cannot_read(path, error) from error
 
 
 def _check_checkpoints(workdir: Path) -> None:
     """Raises CheckpointError where a run has rows that no kill can explain, and no checkpoint: it would begin again."""
-    rows = len(metrics.read_rows(workdir / "metrics.jsonl"))
+    rows = len(_rows(workdir))
     # The first epoch is the best so far, and so is saved; and the first checkpoint is on disk before the second epoch.
     if rows > 1 and not _saved(workdir):
         raise CheckpointError(

@@ -1,28 +1,35 @@
 """One run at a time in a folder: a lock that the operating system lets go of when its owner dies."""
 
-import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax import files
+from cutnmix_jax.errors import CheckpointError, UsageError
 
-_LOCK, _OWNER = ".lock", ".owner.json"
+LOCK, OWNER = ".lock", ".owner.json"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[Callable[[], None]]:
     """Keeps others out of a folder while it is open.
+
+    Yields:
+      What raises CheckpointError where the folder stands under its name no longer: what is written there then would be
+      half a run.
 
     Raises:
       UsageError: somebody else holds it, and says who; or it cannot be locked.
     """
-    lock = FileLock(folder / _LOCK)
+    # A lock that is a file alone outlives its owner, and two machines can hold it.
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -30,20 +37,54 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:  # a disk that is read-only, or a network's that knows no locks
         raise UsageError(f"cannot lock {folder}: {error.strerror}; choose another --workdir") from error
     try:
-        owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        owner: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        owner["start"] = uuid.uuid4().hex
         with suppress(OSError):  # a full disk; the lock holds without a name
-            (folder / _OWNER).write_text(json.dumps(owner) + "\n")
-        yield
+            files.write_json(folder / OWNER, owner)
+        begun = _identity(folder)
+
+        def check() -> None:
+            # The numbers of some network file systems change by themselves; what was written in the folder does not.
+            if _identity(folder) != begun and _read_owner(folder).get("start") != owner["start"]:
+                raise CheckpointError(
+                    f"{folder} was moved, removed or replaced while the run went on; nothing more is written. Put it "
+                    "back and give the same command again, or go on where it is now with --workdir"
+                )
+
+        yield check
     finally:
         with suppress(OSError):
-            (folder / _OWNER).unlink()
-        lock.release()
+            if _read_owner(folder).get("start") == owner["start"]:
+                (folder / OWNER).unlink()
+        with suppress(OSError):  # a file system that has gone; the kernel lets go with the process
+            lock.release()
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one under its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _read_owner(folder: Path) -> dict[str, Any]:
+    """What the owner has written; nothing where that cannot be read."""
+    try:
+        return files.read_fields(folder / OWNER)
+    except (OSError, ValueError, CheckpointError):
+        return {}
 
 
 def wait(folder: Path, seconds: float) -> None:
     """Returns when nobody holds the folder, or after so many seconds."""
     try:
-        with FileLock(folder / _LOCK).acquire(timeout=seconds):
+        with FileLock(folder / LOCK, fallback_to_soft=False).acquire(timeout=seconds):
             pass
     except Timeout:
         pass
@@ -61,11 +102,9 @@ def _alive(process: int) -> bool:
 
 def _owner(folder: Path) -> str:
     for _ in range(10):  # it may be about to write its name over that of a dead one
-        try:
-            owner = json.loads((folder / _OWNER).read_text())
+        owner = _read_owner(folder)
+        with suppress(KeyError, TypeError, OverflowError):
             if owner["host"] != platform.node() or _alive(owner["pid"]):
                 return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
         time.sleep(0.05)
     return "another process"

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ def train(
     files: metrics.Metrics,
     stop: StopRequest,
     began: Began | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Trains what is left of a run.
 
@@ -54,6 +56,7 @@ def train(
       files: where the rows go.
       stop: says when to stop.
       began: when; now, where nothing is said.
+      check: is called before anything is written; raises where the folder is not there any more.
 
     Returns:
       What was saved last.
@@ -61,7 +64,7 @@ def train(
     Raises:
       StoppedError: it was told to stop, and has saved.
       DivergedError: something is not finite; what was saved before is left as it was.
-      CheckpointError: it cannot be saved.
+      CheckpointError: it cannot be saved, or its folder is not there any more.
     """
     total = program.epochs * program.steps_per_epoch
     reached = int(saved.state.step)
@@ -80,26 +83,29 @@ def train(
             due = _due(config, reached, saved_at)
             if reached == (epoch + 1) * program.steps_per_epoch:
                 row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
+                check()
                 # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
                 files.append(row)
                 display.epoch_done(row, program.epochs)
                 state = program.calibrate(saved.state) if program.calibrate else saved.state
                 totals, speed = step.zero_totals(program.method, program.spec), Speed()
                 saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
-                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or files.ranking[0] == reached
+                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or metrics.ranking(files.rows)[0] == reached
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
                 raise StoppedError("stopped before anything new was trained; the same command begins again")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
+            if last or stopping or due:
+                check()
             if last or stopping:
                 files.settle()
-                checkpoints.finish(reached, saved, files.ranking)
+                checkpoints.finish(reached, saved, files.rows)
             elif due:
                 if not checkpoints.steps():
                     files.settle()  # there is nothing to fall back on yet
                 if files.written():
-                    checkpoints.save(reached, saved, files.ranking)
+                    checkpoints.save(reached, saved, files.rows)
                 saved_at = time.monotonic()
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutnmix_jax import signals, storage
+from cutnmix_jax import files, signals, storage
 from cutnmix_jax.errors import CheckpointError, CommandLine, StoppedError, UsageError, excused, exit_code_of, one_line
 from cutnmix_jax.signals import StopRequest
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
 
 
 def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
+    if own_process:
+        files.allow_many()
     parser = CommandLine("cutnmix_jax.main", "Train peer networks together, by a row of the paper's tables.", _EPILOG)
     parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
@@ -72,7 +74,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     from cutnmix_jax import device, train
 
     try:
-        workdir = Path(known.workdir) if known.workdir else config.default_workdir(run_config)
+        workdir = _folder(known.workdir) if known.workdir else config.default_workdir(run_config)
         with device.told_once():
             train.run(run_config, workdir, stop, known.force, start)
     except OSError as error:
@@ -80,6 +82,14 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, config.peer_names(run_config)) from error
+
+
+def _folder(name: str) -> Path:
+    """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--workdir={name}: {one_line(error)}; write the folder out") from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:
@@ -93,7 +103,7 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
     for seed in seeds.parse(known.seeds):
         fields = [*overrides, f"--config.seed={seed}"]
         default = config.default_workdir(config.from_flags(known.config, fields))
-        workdirs[seed] = Path(known.workdir, default.name) if known.workdir else default
+        workdirs[seed] = _folder(known.workdir) / default.name if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
         commands[seed] += ["--force"] * known.force
     return commands, workdirs
@@ -102,7 +112,5 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
 if __name__ == "__main__":
     if sys.version_info < (3, 12):  # JAX 0.10.1 logs an error for every program that it finds in its cache
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    storage.hush()  # to the end: what a failed save leaves behind is told when Python takes itself apart
-    code = main(own_process=True)
-    signals.ignore()
-    sys.exit(code)
+    storage.hush()  # to the end: what a failed save leaves behind is told in threads of its own
+    signals.end(main(own_process=True))

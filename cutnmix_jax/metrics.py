@@ -1,44 +1,24 @@
-"""The files of a run besides its checkpoints; the run's folder is described in the README."""
+"""The rows of a run, in `metrics.jsonl` and for TensorBoard, and its results; the README describes the folder."""
 
 import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from cutnmix_jax import console, environment
+from cutnmix_jax import console, environment, files
 from cutnmix_jax.errors import CheckpointError, told
-from cutnmix_jax.types import Dataset
+from cutnmix_jax.types import Dataset, Row
 
 ROWS = "metrics.jsonl"
-Row = dict[str, Any]  # one line of it
 
 PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    _write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file under its name
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # the rest of a full disk is worth more than half a file
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
@@ -46,41 +26,60 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def config_sha256(config: ConfigDict) -> str:
-    """A digest of the configuration, the same for the same fields."""
-    return hashlib.sha256(json.dumps(config_json(config), sort_keys=True).encode()).hexdigest()
+def config_sha256(fields: Mapping[str, Any]) -> str:
+    """A digest of the fields of a `config.json`, the same for the same fields."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def ranking(rows: Sequence[Row]) -> list[int]:
+    """The step after each epoch, by the mean accuracy of the peers, the best first, the first of equals first."""
+    return [row["step"] for row in sorted(rows, key=lambda row: -row["test/accuracy"])]
 
 
 class Metrics:
     """`metrics.jsonl` and the TensorBoard events of a run, one row per epoch."""
 
-    def __init__(self, folder: Path, epochs_done: int):
-        """Goes on after `epochs_done` epochs: rows of later epochs, written but not saved with a state, are dropped.
+    def __init__(self, folder: Path, rows: Sequence[Row]):
+        """Goes on after the epochs of `rows`, which were saved with the state.
+
+        Later ones in the file are dropped, because they are made again; a file with other ones is put aside.
 
         Raises:
-          CheckpointError: a row of an epoch that is done is missing.
+          OSError: the file that is there cannot be read.
         """
         self._path = folder / ROWS
-        self.rows = rows_done(self._path, epochs_done)
-        self._whole = self._path.exists() and self._path.read_bytes() == _lines(self.rows).encode()
+        self.rows = list(rows)
+        self._left: tuple[int, ...] | None = None
+        ours = _lines(rows).encode()
+        with contextlib.suppress(FileNotFoundError):
+            there = files.read(self._path)
+            if there == ours and self._path.lstat().st_nlink == 1:  # or a copy by links would change with it
+                self._left = _identity(self._path)
+            elif not there.startswith(ours) and not ours.startswith(there):
+                aside = files.put_aside(self._path, self._path.with_name("metrics-before.jsonl"))
+                console.warn(
+                    f"{self._path} had other rows than the run; it is made again, and they are in {aside.name}"
+                )
         self.written()
-        self._events = _Events(folder / "tensorboard", epochs_done + 1)
-
-    @property
-    def ranking(self) -> list[int]:
-        """The step after each epoch, by the mean accuracy of the peers, the best first, the first of equals first."""
-        return [row["step"] for row in sorted(self.rows, key=lambda row: -row["test/accuracy"])]
+        self._events = _Events(folder / "tensorboard", len(rows) + 1)
 
     def append(self, row: Row) -> None:
         """Adds the row of an epoch; one that cannot be written waits, with a warning."""
         self.rows.append(row)
-        if self._whole:
-            self._try(lambda: _append(self._path, _lines([row])))
+        self._left = None
+        self.written()
         self._events.add(row)
 
     def written(self) -> bool:
-        """Whether all rows are on disk; those that wait are tried again."""
-        return self._whole or self._try(lambda: _write_whole(self._path, _lines(self.rows)))
+        """Whether all rows are on disk; those that wait, or that somebody else has changed, are written again."""
+        if self._left is None or _identity(self._path) != self._left:
+            try:
+                files.write(self._path, _lines(self.rows))
+                self._left = _identity(self._path)
+            except OSError as error:
+                self._left = None
+                console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+        return self._left is not None
 
     def settle(self) -> None:
         """Returns when all rows are on disk.
@@ -96,15 +95,6 @@ class Metrics:
             f"cannot write {self._path}; what was saved stays: make room or let it be written, and give the same "
             "command again"
         )
-
-    def _try(self, write: Callable[[], None]) -> bool:
-        try:
-            write()
-            self._whole = True
-        except OSError as error:
-            self._whole = False
-            console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
-        return self._whole
 
     def close(self) -> None:
         """Closes the TensorBoard events."""
@@ -159,18 +149,13 @@ class _Events:
                 file.close()
 
 
-def _append(path: Path, text: str) -> None:
-    """Adds to a file; it is on disk when this returns, and the file as it was where it cannot be."""
-    size = path.stat().st_size
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when somebody else writes a file."""
     try:
-        with path.open("a") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        found = path.lstat()
     except OSError:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)
-        raise
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _lines(rows: Sequence[Row]) -> str:
@@ -183,40 +168,25 @@ def best_of(rows: Sequence[Row]) -> Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file, none where there is no file; what follows a line that is none is left out."""
+    """The rows of a metrics file, none where there is no file; what follows a line that is none is left out.
+
+    Raises:
+      CheckpointError, OSError: it is no file, or cannot be read.
+    """
+    try:
+        text = files.read(path).decode(errors="replace")
+    except FileNotFoundError:
+        return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = files.parsed(line)
+        except ValueError:
             break
         if not isinstance(row, dict):
             break
         rows.append(row)
     return rows
-
-
-def rows_done(path: Path, epochs_done: int) -> list[Row]:
-    """The rows of the epochs that are done; later ones are left out.
-
-    Raises:
-      CheckpointError: one is missing, or is not a row.
-    """
-    rows = read_rows(path)[:epochs_done]
-    numbers = [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
-    told = [row.get("epoch") for row in numbers if {"step", "test/accuracy", "seconds"} <= set(row)]
-    if told != list(range(1, epochs_done + 1)):
-        raise CheckpointError(f"{path} lacks rows of the {epochs_done} epochs that are saved; restore the file")
-    return rows
-
-
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """What `results.json` of a run says; None where there is none, or none that can be read."""
-    try:
-        found = json.loads((folder / "results.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"last", "best", "epochs"} <= set(found) else None
 
 
 def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
@@ -229,16 +199,17 @@ def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int,
         "epochs": config.epochs,
         "train_examples": num_train,
         "test_examples": len(dataset.test_labels),
-        "last": _summary(rows[-1]),
-        "best": _summary(best_of(rows)),
+        "last": summary(rows[-1]),
+        "best": summary(best_of(rows)),
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
         "versions": environment.versions(),
-        "config_sha256": config_sha256(config),
+        "config_sha256": config_sha256(config_json(config)),
     }
 
 
-def _summary(row: Row) -> dict[str, Any]:
+def summary(row: Row) -> dict[str, Any]:
+    """What results say of an epoch: its number, and the accuracy of each peer, of their mean and of other heads."""
     tested = {name.removeprefix("test/"): value for name, value in row.items() if name.startswith("test/")}
     peers = [name for name in tested if name.removeprefix("accuracy_peer_").isdigit()]
     heads = {name: value for name, value in tested.items() if name not in peers}

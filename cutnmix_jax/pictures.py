@@ -1,5 +1,6 @@
 """The pictures of a run: its first batch, and its curves."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from cutnmix_jax import files
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 # Okabe and Ito's palette, told apart by colour-blind readers; a marker and a dash besides for print.
@@ -40,7 +42,14 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
         grid[j][0].set_ylabel(f"peer {j}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
     boxed = ", the partner's box outlined" if np.asarray(how.boxes).any() else ""
     figure.suptitle(f"First batch: label shares above each image{boxed}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Writes a picture as PNG, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    files.write(path, drawn.getvalue())
 
 
 def _outline(axes: Axes, box: np.ndarray, size: int) -> None:
@@ -79,7 +88,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def _line(axes: Axes, i: int, epochs: Sequence[int], values: Sequence[float], label: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from cutnmix_jax import metrics, signals
+from cutnmix_jax import finished, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -142,7 +142,7 @@ def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
 def _show(workdirs: Mapping[int, Path]) -> None:
     last = {}
     for seed, folder in workdirs.items():
-        results = metrics.read_results(folder)
+        results = finished.read(folder)
         if results:
             last[seed] = 100 * results["last"]["accuracy"]
     each = ", ".join(f"seed {seed} {accuracy:.2f}" for seed, accuracy in last.items())

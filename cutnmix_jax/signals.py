@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from cutnmix_jax.errors import StoppedError
 
@@ -97,10 +98,14 @@ def heard() -> list[signal.Signals]:
     return [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
 
 
-def ignore() -> None:
-    """From now on signals change nothing: the process has done what it was for, and only takes itself apart."""
-    for number in SIGNALS:
+def end(code: int) -> NoReturn:
+    """Ends the process, which has done what it was for, at once.
+
+    Threads that a library left behind, of a save that failed for instance, are not waited for: that can take minutes.
+    """
+    for number in SIGNALS:  # a stop that comes now comes too late to change the exit code
         signal.signal(number, signal.SIG_IGN)
+    os._exit(code)
 
 
 def _end(message: str, code: int) -> None:

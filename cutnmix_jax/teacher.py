@@ -1,6 +1,5 @@
 """A trained network out of the folder of a finished run, to teach another."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cutnmix_jax import backbones, digests, metrics
+from cutnmix_jax import backbones, digests, files, finished
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
@@ -48,16 +47,12 @@ def find(
       CheckpointError: from `load`: its checkpoint cannot be read.
     """
     path = Path(folder)
-    try:
-        results = metrics.read_results(path)
-    except OSError as error:
-        raise UsageError(
-            f"config.teacher={folder[:200]} cannot be read: {error.strerror}; name a run's folder"
-        ) from error
+    results, why_not = finished.look(path)
     if results is None:
-        raise UsageError(f"config.teacher={folder}: no finished run there; train it first")
+        why_not = why_not and f" ({why_not[:300]})"
+        raise UsageError(f"config.teacher={folder[:200]}: no finished run there{why_not}; train it first")
     try:
-        trained = ConfigDict(json.loads((path / "config.json").read_text()))
+        trained = ConfigDict(files.read_fields(path / finished.CONFIG))
         name, trained_on = str(configuration.peer_names(trained)[0]), trained.dataset
     except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
@@ -76,14 +71,17 @@ def find(
 
     def load() -> dict[str, Tree]:
         shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
-        checkpoints = Checkpoints(path / "checkpoints", None)
+        checkpoints = Checkpoints(path / finished.CHECKPOINTS, None)
         try:
-            return checkpoints.read_parts(
+            network = checkpoints.read_parts(
                 {"params": ("state.params.peers.0", shapes["params"]),
                  "batch_stats": ("state.batch_stats.0", shapes["batch_stats"])}
             )  # fmt: skip
         finally:
             checkpoints.close()
+        if digests.of_network(network) != results["weights_sha256"]:  # somebody has changed them since
+            raise CheckpointError(f"config.teacher={folder}: its newest weights are not those of its results")
+        return network
 
     return Trained(backbone, load, folder)
 
@@ -93,7 +91,7 @@ def digest(networks: Tree) -> str:
 
     Of the peers at the end of a run it is `weights_sha256` in the results, and `teacher_sha256` in those of a student.
     """
-    return digests.of_tree({name: trees[0] for name, trees in networks.items()})
+    return digests.of_network({name: trees[0] for name, trees in networks.items()})
 
 
 def check(trained: Trained, taught_by: str) -> None:
@@ -101,13 +99,13 @@ def check(trained: Trained, taught_by: str) -> None:
 
     Args:
       trained: from `find`.
-      taught_by: `digests.of_tree` of that one's variables.
+      taught_by: `digests.of_network` of that one.
 
     Raises:
       UsageError: it is another one.
       CheckpointError: its checkpoint cannot be read.
     """
-    if digests.of_tree(trained.load()) != taught_by:
+    if digests.of_network(trained.load()) != taught_by:
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

@@ -9,13 +9,27 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, console, data, environment, folder, loop, metrics, step, storage, summary, teacher
+from cutnmix_jax import (
+    batches,
+    console,
+    data,
+    environment,
+    files,
+    finished,
+    folder,
+    loop,
+    metrics,
+    step,
+    storage,
+    summary,
+    teacher,
+)
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import programs_are_kept, set_up_jax
 from cutnmix_jax.errors import UsageError, one_line, told
-from cutnmix_jax.program import Plan, Program, assemble, check, plan
+from cutnmix_jax.program import Plan, Program, Saved, assemble, check, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
 
@@ -39,16 +53,19 @@ def run(
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(config, data.num_classes(config.dataset))
     dataset = None if os.path.exists(workdir) else _load(config, planned)  # noqa: PTH110 - it takes any name
-    with storage.hushed(), folder.opened(workdir, config, force) as forced:
-        if not forced and (results := metrics.read_results(workdir)):
+    with storage.hushed(), folder.opened(workdir, config, force) as opened:
+        results, why_not = finished.look(workdir)
+        if results and not opened.forced:
             if planned.trained and "teacher_sha256" in results:
                 teacher.check(planned.trained, results["teacher_sha256"])
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return
+        if why_not and not opened.forced:
+            console.warn(f"the results in {workdir} are not used, and are put aside: {why_not[:300]}")
         dataset = dataset or _load(config, planned)
         with set_up_jax(config.precision):
-            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, forced, start)
+            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, opened, start)
 
 
 def _load(config: ConfigDict, planned: Plan) -> Dataset:
@@ -63,7 +80,7 @@ def go_on(
     dataset: Dataset,
     program: Program,
     stop: StopRequest,
-    forced: bool,
+    opened: folder.Opened,
     start: float,
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
@@ -73,10 +90,10 @@ def go_on(
     # What was saved, if anything.
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
-    checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, config.checkpoint.keep)
-    saved, asked, first_weights = checkpoints.restore(program.shapes()), time.monotonic(), 0.0
-    if saved is None:
-        saved = program.init()
+    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep)
+    restored, asked, first_weights = checkpoints.restore(program.shapes()), time.monotonic(), 0.0
+    saved: Saved = restored.state if restored else program.init()
+    if not restored:
         jax.block_until_ready(saved)
         first_weights = time.monotonic() - asked
     else:
@@ -84,41 +101,42 @@ def go_on(
             teacher.check(program.trained, teacher.digest(saved.state.teachers))
         print(f"continued from step {int(saved.state.step)}", flush=True)
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
-    if forced and begun >= total:
+    if opened.forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    done = begun // program.steps_per_epoch
-    metrics.rows_done(workdir / metrics.ROWS, done)  # before the folder is changed
-    with _expendable("environment.json", OSError):
-        folder.note_environment(workdir, made_with, begun)
     folder.claim(workdir, config, begun)
-    files = metrics.Metrics(workdir, done)
+    with _expendable(folder.ENVIRONMENT, OSError):
+        folder.note_environment(workdir, made_with, begun)
+    written = metrics.Metrics(workdir, restored.rows if restored else [])
     first_batch = _first_batch(program)
-    with _expendable("samples.png", Exception):
+    with _expendable(folder.SAMPLES, Exception):
         from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
 
-        pictures.samples(workdir / "samples.png", *first_batch, dataset)
+        pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
 
     # The epochs.
     try:
-        state = loop.train(program, saved, config, checkpoints, files, stop, loop.Began(start, first_weights)).state
+        began = loop.Began(start, first_weights)
+        state = loop.train(program, saved, config, checkpoints, written, stop, began, opened.check).state
     finally:
-        files.close()
+        written.close()
         checkpoints.close()
 
     # The results.
-    results = metrics.results(config, configuration.backbone_name(config), dataset, program.spec.num_train, files.rows)
+    backbone, num_train = configuration.backbone_name(config), program.spec.num_train
+    results = metrics.results(config, backbone, dataset, num_train, written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if program.trained:
         results["teacher_sha256"] = teacher.digest(state.teachers)
     if changes := folder.forced(workdir):
         results["forced"] = changes
-    metrics.write_json(workdir / "results.json", results)
+    opened.check()
+    files.write_json(workdir / finished.RESULTS, results)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
-    with _expendable("curves.png", Exception):
+    with _expendable(folder.CURVES, Exception):
         from cutnmix_jax import pictures
 
-        pictures.curves(workdir / "curves.png", files.rows, title)
+        pictures.curves(workdir / folder.CURVES, written.rows, title)
     console.table(results)
     print(f"run: {workdir}", flush=True)
 

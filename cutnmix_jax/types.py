@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 Tree = Any  # a pytree of arrays
+Row = dict[str, Any]  # a line of metrics.jsonl, the numbers of an epoch
 
 
 class Dataset(NamedTuple):

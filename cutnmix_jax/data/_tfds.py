@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cutnmix_jax import files
 from cutnmix_jax.data import _cache, _library
-from cutnmix_jax.errors import DataError, UsageError, UserError, excused, installation, may_be_whole, told
+from cutnmix_jax.errors import DataError, UsageError, UserError, excused, installation, told
 from cutnmix_jax.types import Dataset
 
 IMAGE_SHAPE = (32, 32, 3)
@@ -162,8 +163,8 @@ def unreadable(source: Source, folder: Path, what: str, error: Exception) -> Use
     """
     if excuse := excused(error):
         return excuse
-    if may_be_whole(error):
-        return DataError(f"{source.title} cannot be read: {what} ({told(error)}); let it be read and try again")
+    if reason := files.unreadable(folder, error):
+        return DataError(f"{source.title} cannot be read: {what} ({reason}); let it be read and try again")
     if failed := _library.failure():
         return installation(failed)
     return damaged(source, folder, f"{what} ({told(error, 1000)})")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cutnmix_jax import metrics
-from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS
+from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS, save
 from scripts.paper.cells import HEADLINE, Key, columns_of, datasets_of, rows_of, title
 
 
@@ -50,7 +50,7 @@ def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     figure.suptitle(f"{heading}\nlast epoch; {over_seeds(grid, 'bars of one standard deviation', 'bar')}", fontsize=10)
-    figure.savefig(path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
@@ -66,7 +66,7 @@ def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, frameon=False, loc="lower right")
     figure.suptitle(f"{heading}\n{over_seeds(grid, 'one standard deviation shaded', 'shade')}", fontsize=10)
-    figure.savefig(path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def over_seeds(grid: Mapping[Key, Any], shown: str, what: str) -> str:

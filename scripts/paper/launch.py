@@ -1,18 +1,16 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
 import functools
-import json
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import folder, lock, metrics, seeds, signals
-from cutnmix_jax.errors import StoppedError, UsageError, UserError, of_exit_code
+from cutnmix_jax import files, finished, folder, lock, metrics, seeds, signals
+from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
 from scripts.paper import progress
 from scripts.paper.cells import HEADLINE, Cell
 from scripts.paper.progress import LOG, Started
@@ -35,26 +33,26 @@ class Job(NamedTuple):
 
 def results_of(cell: Cell) -> dict[str, Any] | None:
     """What a finished run came to; None where there is none, or one of another configuration in its folder."""
-    results = metrics.read_results(cell.workdir)
+    results = finished.read(cell.workdir)
     return results if results and not other_fields(cell) else None
 
 
 def other_fields(cell: Cell) -> list[str]:
     """Each field in which the run in a cell's folder is not the one that the cell asks for."""
     asked = _asked(cell.arguments)
+    results, why_not = finished.look(cell.workdir)
+    if why_not:
+        return [why_not]
     try:
-        held = json.loads((cell.workdir / "config.json").read_text())
-    except (FileNotFoundError, ValueError):
-        held = None
-    if not isinstance(held, dict):
-        return ["its config.json cannot be read"]
-    if (cell.workdir / folder.FORCED).exists():
+        held = files.read_fields(cell.workdir / finished.CONFIG)
+    except (OSError, ValueError, CheckpointError) as error:
+        return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
+    if files.kind(cell.workdir / folder.FORCED):
         return ["its fields were changed by --force"]
     changed = configuration.changes(held, asked)
-    results = metrics.read_results(cell.workdir)
     if cell.teacher and results:
-        teacher = metrics.read_results(cell.teacher.workdir) or {}
-        if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held["teacher"]):
+        teacher = finished.read(cell.teacher.workdir) or {}
+        if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held.get("teacher")):
             changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
     return changed
 
@@ -67,14 +65,14 @@ def _asked(arguments: tuple[str, ...]) -> dict[str, Any]:
 
 
 def left_out(cells: Sequence[Cell]) -> str:
-    """A line about finished runs that are in the place of cells and are not theirs; empty where there are none."""
-    finished = (cell for cell in cells if metrics.read_results(cell.workdir))
-    others = [(cell, changed[0]) for cell in finished if (changed := other_fields(cell))]
+    """A line about results that are in the place of cells and are not theirs; empty where there are none."""
+    with_results = (cell for cell in cells if any(finished.look(cell.workdir)))
+    others = [(cell, changed[0]) for cell in with_results if (changed := other_fields(cell))]
     if not others:
         return ""
     (cell, change), count = others[0], len(others)
-    runs = f"{count} finished runs with other fields, the first" if count > 1 else "a finished run with other fields"
-    return f"left out: {runs} in {cell.workdir} ({change})"
+    runs = f"results of {count} other runs, the first" if count > 1 else "results of another run"
+    return f"left out: {runs} in {cell.workdir} ({change[:300]})"
 
 
 def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
@@ -117,6 +115,9 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
                     except OSError as error:
                         _fail(cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), failed, "failed")
                         continue
+                    except CheckpointError as error:
+                        _fail(cell, error, failed, "failed")
+                        continue
                     running.append(Job(Started(cell, time.monotonic(), logged), process, slot))
                     if stop:  # the signal came before the process was listed
                         process.send_signal(signal.SIGTERM)
@@ -157,8 +158,8 @@ def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, UserEr
             return cell
         expected.remove(cell)
         why = f"no finished run of its teacher in {cell.teacher.workdir}"
-        if metrics.read_results(cell.teacher.workdir):
-            why += f", but one with other fields ({other_fields(cell.teacher)[0]})"
+        if any(finished.look(cell.teacher.workdir)):
+            why += f", but results of another one ({other_fields(cell.teacher)[0]})"
         _fail(cell, UsageError(why), failed, "left out")
     return None
 
@@ -174,7 +175,7 @@ def _start(cell: Cell, device: str) -> subprocess.Popen:
     lock.wait(cell.workdir, seconds=60)
     # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
     environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device else {}
-    with Path(cell.workdir, LOG).open("a") as log:
+    with files.append(cell.workdir / LOG) as log:
         return seeds.start(cell.arguments, log, environment)
 
 

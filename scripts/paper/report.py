@@ -8,13 +8,14 @@ Whatever runs are there: missing cells stay empty.
 """
 
 import csv
+import io
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import metrics
+from cutnmix_jax import files, metrics
 from cutnmix_jax.errors import CommandLine
 from scripts.paper import figures, launch, options
 from scripts.paper.cells import (
@@ -32,6 +33,10 @@ from scripts.paper.cells import (
 )
 
 MISSING = "—"
+# What has a meaning of its own in LaTeX, and how it is written.
+_LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
+}  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -95,23 +100,23 @@ def write(choice: Choice, folder: Path) -> None:
     grid = gather(choice)
     options.make(folder)
     name = choice.table + ("_mini" if choice.mini else "")
-    files = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}.tex"]
-    files[0].write_text(markdown(choice, grid))
-    with files[1].open("w", newline="") as file:
-        csv.writer(file).writerows(rows_of_csv(grid))
-    files[2].write_text(latex(choice, grid))
+    written = [folder / f"{name}.md", folder / f"{name}.csv", folder / f"{name}.tex"]
+    values = io.StringIO()
+    csv.writer(values).writerows(rows_of_csv(grid))
+    for path, text in zip(written, (markdown(choice, grid), values.getvalue(), latex(choice, grid)), strict=True):
+        files.write(path, text)
     heading = TABLES[choice.table].title + (" (mini: no reproduction)" if choice.mini else "")
     if any(found.last for found in grid.values()):
         picture = folder / f"{name}.png"
         if choice.table == "fig1":
             figures.curves(picture, heading, grid)
             picture = folder / f"{name}_accuracy.png"
-            files.append(folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
         figures.accuracies(picture, heading, grid)
-        files.append(picture)
+        written.append(picture)
     if others := launch.left_out(cells_of(choice)):
         print(others)
-    print("written: " + ", ".join(map(str, files)), flush=True)
+    print("written: " + ", ".join(map(str, written)), flush=True)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -199,8 +204,13 @@ def _notes(choice: Choice, grid: Grid) -> list[str]:
             "device": sorted({one["device"] for one in results}),
             "jax": sorted({one["versions"]["jax"] for one in results}),
         }
-        notes.append("; ".join(f"{name} {' or '.join(values)}" for name, values in kinds.items()) + ".")
+        notes.append("; ".join(f"{name} {' or '.join(map(_plain, values))}" for name, values in kinds.items()) + ".")
     return notes
+
+
+def _plain(text: str) -> str:
+    """A text out of a run's folder, without what would begin a line, a cell or markup of a table's own."""
+    return "".join(character if character.isalnum() or character in " .,+-()/@" else "?" for character in text[:100])
 
 
 def _marks(grid: Grid) -> str:
@@ -262,7 +272,7 @@ def _latex_cell(grid: Grid, key: Key) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("_", "\\_").replace("%", "\\%").replace("&", "\\&")
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def main() -> None:
