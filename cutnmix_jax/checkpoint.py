@@ -53,7 +53,16 @@ class Checkpoints:
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
         there = digests.steps_in(self._folder)
-        self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
+        except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
+            if excuse := excused(error):
+                raise excuse from error
+            why = files.unreadable(self._folder, error) or storage.reason(error)
+            raise CheckpointError(
+                f"cannot read the checkpoints in {self._folder} ({why}); let them be read or move them away, and "
+                "give the same command again"
+            ) from error
         if self.steps() != there:
             raise CheckpointError(
                 f"{self._folder} has entries that are checkpoints of steps {there}, or of {self.steps()}; move "

@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import os
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -69,11 +72,25 @@ def _change(settings: dict[str, Any]) -> None:
 
 
 def find_devices() -> None:
-    """Raises UsageError where JAX finds no device of the kind that it was told to use."""
+    """Raises UsageError where JAX finds no device of the kind that it was told to use, or XLA refuses its flags."""
+    _check_flags()
     try:
         jax.devices()
-    except RuntimeError as error:
-        raise UsageError(f"JAX finds no device: {one_line(error)[:200]}; see JAX_PLATFORMS") from error
+    except (RuntimeError, AssertionError) as error:  # the second without a word, for a GPU's driver that is not there
+        wanted = f"{one_line(error)[:200]}; " if str(error) else ""
+        told = f"{wanted}JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}, leave it out or name what is there"
+        raise UsageError(f"JAX finds no device: {told}") from error
+
+
+def _check_flags() -> None:
+    """Has another process read XLA_FLAGS, because XLA ends the one in which it reads a flag that it does not know."""
+    if "XLA_FLAGS" not in os.environ:
+        return
+    read = "from jaxlib import xla_client; xla_client.CompileOptions().executable_build_options.debug_options"
+    ended = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, errors="replace")
+    if ended.returncode and "XLA_FLAGS" in ended.stderr:
+        refused = ended.stderr.strip().splitlines()[0].rpartition("] ")[2]
+        raise UsageError(f"XLA refuses its flags ({refused[:300]}); mend XLA_FLAGS, or leave it out")
 
 
 def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageError:

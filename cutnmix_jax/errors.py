@@ -84,6 +84,22 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}there are: {', '.join(valid)}"
 
 
+def folder_of(name: str, flag: str) -> Path:
+    """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home.
+
+    Args:
+      name: of the folder.
+      flag: that it was given with, for the error.
+
+    Raises:
+      UsageError: there is no such home.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{flag}={name}: {one_line(error)}; write the folder out") from error
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error, folded into a single line."""
     return " ".join(str(error).split())
@@ -154,6 +170,10 @@ def _too_little_memory(error: BaseException) -> UsageError | None:
 
 def _incomplete(error: BaseException) -> UsageError | None:
     """Whether something failed to import that is not ours: a fault of ours stays a traceback."""
+    if isinstance(error, ValueError) and "JAX flag" in str(error):  # read while JAX is imported
+        return UsageError(
+            f"a setting of JAX has no meaning ({told(error)}); mend the variable JAX_..., or leave it out"
+        )
     imported = isinstance(error, ImportError) and (error.name or "").partition(".")[0] != _PACKAGE.name
     return installation(error) if imported or _out_of_an_import(error) else None
 

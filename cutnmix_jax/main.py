@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax import files, signals, storage
-from cutnmix_jax.errors import CheckpointError, CommandLine, StoppedError, UsageError, excused, exit_code_of, one_line
+from cutnmix_jax.errors import (
+    CheckpointError,
+    CommandLine,
+    StoppedError,
+    UsageError,
+    excused,
+    exit_code_of,
+    folder_of,
+    one_line,
+)
 from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:
@@ -74,7 +83,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     from cutnmix_jax import device, train
 
     try:
-        workdir = _folder(known.workdir) if known.workdir else config.default_workdir(run_config)
+        workdir = folder_of(known.workdir, "--workdir") if known.workdir else config.default_workdir(run_config)
         with device.told_once():
             train.run(run_config, workdir, stop, known.force, start)
     except OSError as error:
@@ -82,14 +91,6 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, config.peer_names(run_config)) from error
-
-
-def _folder(name: str) -> Path:
-    """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"--workdir={name}: {one_line(error)}; write the folder out") from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:
@@ -103,7 +104,7 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
     for seed in seeds.parse(known.seeds):
         fields = [*overrides, f"--config.seed={seed}"]
         default = config.default_workdir(config.from_flags(known.config, fields))
-        workdirs[seed] = _folder(known.workdir) / default.name if known.workdir else default
+        workdirs[seed] = folder_of(known.workdir, "--workdir") / default.name if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
         commands[seed] += ["--force"] * known.force
     return commands, workdirs

@@ -57,9 +57,7 @@ class Metrics:
                 self._left = _identity(self._path)
             elif not there.startswith(ours) and not ours.startswith(there):
                 aside = files.put_aside(self._path, self._path.with_name("metrics-before.jsonl"))
-                console.warn(
-                    f"{self._path} had other rows than the run; it is made again, and they are in {aside.name}"
-                )
+                console.warn(f"{self._path} had other rows than the run; it is made again, those are in {aside.name}")
         self.written()
         self._events = _Events(folder / "tensorboard", len(rows) + 1)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import data, loop, metrics, program, storage
+from cutnmix_jax import data, digests, loop, metrics, program, storage
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
 
@@ -42,11 +42,10 @@ class Made:
         stop, program, config = stop or Stop(), program or self.program, config or self.config
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-        saved = checkpoints.restore(program.shapes())
-        if saved is None:
-            saved = jax.tree.map(jnp.array, self.first)
+        restored = checkpoints.restore(program.shapes())
+        saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
         begun = int(saved.state.step)
-        files = metrics.Metrics(workdir, begun // program.steps_per_epoch)
+        files = metrics.Metrics(workdir, restored.rows if restored else [])
         try:
             with storage.hushed():
                 loop.train(program, saved, config, checkpoints, files, stop)
@@ -61,7 +60,7 @@ class Made:
             alone = Path(workdir) / "alone"
             shutil.copytree(Path(workdir) / "checkpoints" / str(step), alone / str(step))
         reader = Checkpoints(Path(workdir) / "checkpoints" if step is None else alone, None)
-        saved = reader.restore(self.program.shapes())
+        saved = reader.restore(self.program.shapes()).state
         reader.close()
         if step is not None:
             shutil.rmtree(alone)
@@ -104,6 +103,16 @@ def stopped_after(made, workdir, steps):
 def rows_in(workdir):
     """The rows without what differs from run to run."""
     rows = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return timeless(rows)
+
+
+def rows_saved(workdir, step):
+    """The same of the rows that a checkpoint holds."""
+    return timeless(digests.read(Path(workdir) / "checkpoints", step)["rows"])
+
+
+def timeless(rows):
+    """Rows without what differs from run to run."""
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
@@ -116,6 +125,8 @@ def assert_same(made, one, other):
     """Two folders hold the same run, bit for bit."""
     chex.assert_trees_all_equal(made.saved(one), made.saved(other))
     assert rows_in(one) == rows_in(other)
+    for folder in (one, other):
+        assert rows_saved(folder, steps_in(folder)[-1]) == rows_in(folder)
     assert [row["epoch"] for row in rows_in(one)] == list(range(1, made.config.epochs + 1))
 
 

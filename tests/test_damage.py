@@ -1,7 +1,11 @@
 """What is damaged is never restored: a whole older checkpoint is, or nothing is touched."""
 
+import contextlib
+import errno
 import json
+import os
 import random
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import checkpoint, digests
+from cutnmix_jax import checkpoint, digests, main
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
-from tests.runs import assert_same, made, rows_in, steps_in, stopped_after, whole
+from tests.hostile import OTHER, snapshot
+from tests.runs import TEN_EPOCHS, assert_same, made, rows_in, steps_in, stopped_after, whole
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,8 @@ def restored(folder):
     """What a start would go on from."""
     checkpoints = Checkpoints(folder / "checkpoints", 3)
     try:
-        return jax.device_get(checkpoints.restore(made().program.shapes())._replace(seconds=0, wall_seconds=0))
+        state = checkpoints.restore(made().program.shapes()).state
+        return jax.device_get(state._replace(seconds=0, wall_seconds=0))
     finally:
         checkpoints.close()
 
@@ -52,13 +58,18 @@ def large(seed):
     return {name: jnp.asarray(chance.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
 
 
+def rows_to(step):
+    """Of epochs of two steps."""
+    return [{"epoch": n, "step": 2 * n, "test/accuracy": 1 / n} for n in range(1, step // 2 + 1)]
+
+
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory):
     """Checkpoints of two steps, and what they hold."""
     folder = tmp_path_factory.mktemp("large") / "checkpoints"
     checkpoints = Checkpoints(folder, 3)
     for step in (24, 26):
-        checkpoints.finish(step, large(step))
+        checkpoints.finish(step, large(step), rows_to(step))
     checkpoints.close()
     return folder
 
@@ -76,10 +87,11 @@ def test_a_flipped_bit(number, larger, tmp_path, capsys):
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         file.write_bytes(content)
     checkpoints = Checkpoints(folder, 3)
-    found = jax.device_get(checkpoints.restore(large(0)))
+    found = checkpoints.restore(large(0))
     checkpoints.close()
     used = 24 if (tmp_path / "checkpoints-damaged").exists() else 26
-    chex.assert_trees_all_equal(found, jax.device_get(large(used)))
+    chex.assert_trees_all_equal(jax.device_get(found.state), jax.device_get(large(used)))
+    assert found.rows == rows_to(used)
     assert capsys.readouterr().err.count("step 26 is damaged") == (used == 24)
 
 
@@ -117,43 +129,129 @@ def test_a_run_goes_on_from_the_one_before(copied, tmp_path, capsys):
     assert [json.loads(line)["epoch"] for line in rows.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_on_another_disk(copied, tmp_path):
-    """A link in the place of the checkpoints: nothing can be renamed from there to beside it."""
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/26"])
+def test_on_another_disk(name, copied, tmp_path, capsys):
+    """A link is not followed: what it leads to is somebody else's, and cannot be renamed to beside the folder."""
     if not Path("/dev/shm").is_dir():
         pytest.skip("no other disk")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
         if Path(disk).stat().st_dev == copied.stat().st_dev:
             pytest.skip("no other disk")
-        shutil.move(copied / "checkpoints", f"{disk}/states")
-        (copied / "checkpoints").symlink_to(f"{disk}/states")
-        max(files_of(copied, 26), key=lambda path: path.stat().st_size).write_bytes(b"x")
-        assert made().train(copied) == 24
-        assert_same(made(), copied, whole("cutnmix", tmp_path / "whole"))
-        assert len(list((copied / "checkpoints-damaged").glob("26-*"))) == 1
+        shutil.move(copied / name, f"{disk}/states")
+        (copied / name).symlink_to(f"{disk}/states")
+        before = snapshot(copied), snapshot(disk)
+        command = ["--config=configs/quickstart.py:digits,cutnmix", *TEN_EPOCHS, f"--workdir={copied}"]
+        assert main.main(command) == 4
+        [error] = capsys.readouterr().err.splitlines()
+        assert f"{copied / name} is a link to {disk}/states, where a run has a folder" in error
+        with pytest.raises(CheckpointError, match="is a link to"):
+            restored(copied)
+        assert (snapshot(copied), snapshot(disk)) == before
+        (copied / name).unlink()
+        shutil.move(f"{disk}/states", copied / name)
+    assert made().train(copied) == 26
+    assert_same(made(), copied, whole("cutnmix", tmp_path / "whole"))
+
+
+@contextlib.contextmanager
+def as_who_has_no_rights(folder):
+    """Root may read everything, so it is somebody else for a while, whose the folder is."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, OTHER, OTHER, follow_symlinks=False)
+    os.seteuid(OTHER)  # of all threads, those of TensorStore too
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize(
-    "error",
+    "name", [".", "state", "state/ocdbt.process_0/d", "largest", "digests/metadata", "_CHECKPOINT_METADATA"]
+)
+def test_what_may_not_be_read_is_not_moved(name, stopped):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders let nobody else in
+        Path(place).chmod(0o755)
+        folder = Path(place) / "run"
+        shutil.copytree(stopped[0], folder)
+        path = max(files_of(folder, 26), key=lambda path: path.stat().st_size)
+        path = path if name == "largest" else folder / "checkpoints" / "26" / name
+        before, mode = snapshot(folder / "checkpoints"), path.stat().st_mode
+        path.chmod(0)
+        with as_who_has_no_rights(folder), pytest.raises(CheckpointError) as raised:
+            restored(folder)
+        path.chmod(mode)
+        assert re.search(
+            "cannot read the checkpoint of step 26 .*Permission denied.* let it be read", str(raised.value)
+        )
+        assert snapshot(folder / "checkpoints") == before and not (folder / "checkpoints-damaged").exists()
+        assert made().train(folder) == 26
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("said", [None, "anything at all"])
+def test_what_a_disk_does_not_give_back_is_not_moved(number, said, copied, monkeypatch):
+    """Whatever a library says of it: the file system is asked."""
+    before, real = snapshot(copied), {"os": os.open, "path": Path.open}
+
+    def opened(how):
+        def fails(path, *rest, **more):
+            if f"{copied}/checkpoints/26/" in str(path):
+                raise OSError(number, os.strerror(number), str(path))
+            return real[how](path, *rest, **more)
+
+        return fails
+
+    def reads(*_):
+        raise ValueError(said)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", opened("os"))
+        broken.setattr(Path, "open", opened("path"))
+        if said:
+            broken.setattr(Checkpoints, "_read_flat", reads)
+        with pytest.raises(CheckpointError, match="cannot read the checkpoint of step 26 .* let it be read") as raised:
+            restored(copied)
+    assert os.strerror(number) in str(raised.value)
+    assert snapshot(copied) == before
+    assert made().train(copied) == 26
+
+
+@pytest.mark.parametrize(
+    ("said", "moved"),
     [
-        PermissionError(13, "Permission denied"),
-        OSError(5, "Input/output error"),
         # As TensorStore says it.
-        ValueError('PERMISSION_DENIED: Error opening "zarr": Failed to open "d/64": Permission denied [spec={}]'),
-        ValueError("UNKNOWN: Error reading \"w/0\": Failed to read: Input/output error [os_error_code='5']"),
-        ValueError("ABORTED: Error reading \"w/0\": Failed to read: Stale file handle [os_error_code='116']"),
+        ('PERMISSION_DENIED: Error opening "zarr": Failed to open "d/64": Permission denied [spec={}]', True),
+        ("UNKNOWN: Error reading \"w/0\": Failed to read: Input/output error [os_error_code='5']", True),
+        ("ABORTED: Error reading \"w/0\": Failed to open: Too many open files [os_error_code='24']", False),
+        ("Error reading: Cannot allocate memory", False),
     ],
 )
-def test_what_only_cannot_be_read_is_not_moved(error, copied, monkeypatch):
-    def fails(*_):
-        raise error
+def test_what_can_be_read_is_damaged_whatever_is_said(said, moved, copied, monkeypatch, capsys):
+    """But for too few files or too little memory: then the file system would be asked in vain."""
+    read, before = Checkpoints._read_flat, snapshot(copied)
 
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    with monkeypatch.context() as broken:
-        broken.setattr(Checkpoints, "_read_flat", fails)
-        with pytest.raises(CheckpointError, match="cannot read the checkpoint of step 26 .* let it be read"):
-            made().train(copied)
-    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
-    assert made().train(copied) == 26
+    def fails(self, step, wanted):
+        if step == 26:
+            raise ValueError(said)
+        return read(self, step, wanted)
+
+    monkeypatch.setattr(Checkpoints, "_read_flat", fails)
+    if moved:
+        assert int(restored(copied).state.step) == 24
+        assert capsys.readouterr().err.count("step 26 is damaged") == 1
+        [aside] = (copied / "checkpoints-damaged").glob("26-*")
+        assert snapshot(aside) == {
+            name.removeprefix("checkpoints/26/"): told
+            for name, told in before.items()
+            if name.startswith("checkpoints/26/")
+        }
+    else:
+        with pytest.raises(CheckpointError, match="cannot read the checkpoint of step 26"):
+            restored(copied)
+        assert snapshot(copied) == before
 
 
 def test_nothing_is_touched_where_none_is_whole(copied):
@@ -178,6 +276,11 @@ def test_an_array_that_was_changed_and_written_well(tmp_path):
         with pytest.raises(ValueError, match=f"{next(iter(changed))} is not what was written"):
             digests.compare(told, found)
     told["arrays"]["w"] = found["arrays"]["w"]
+    with pytest.raises(ValueError, match="digests are damaged"):
+        digests.check(told)
+    told = digests.of(24, state, rows_to(24))
+    digests.check(told)
+    told["rows"][3]["test/accuracy"] += 0.1
     with pytest.raises(ValueError, match="digests are damaged"):
         digests.check(told)
     with pytest.raises(ValueError, match="of step 4"):
@@ -247,7 +350,7 @@ def test_a_failed_save_is_tried_again_and_then_told(tmp_path, monkeypatch, capsy
         broken.setattr(type(checkpoints._manager), "save", fails_once)
         checkpoints.finish(3, {"w": jnp.full(3, 2.0)})
     assert len(tries) == 2
-    np.testing.assert_array_equal(checkpoints.restore({"w": jnp.ones(3)})["w"], [2, 2, 2])
+    np.testing.assert_array_equal(checkpoints.restore({"w": jnp.ones(3)}).state["w"], [2, 2, 2])
     assert checkpoints.steps() == [1, 3]
     checkpoints.close()
     assert json.loads((tmp_path / "3" / "digests" / "metadata").read_text())["step"] == 3

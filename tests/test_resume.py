@@ -11,7 +11,7 @@ import chex
 import numpy as np
 import pytest
 
-from cutnmix_jax import main, metrics
+from cutnmix_jax import files, main
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
@@ -116,23 +116,16 @@ def _counts(accuracies, calls):
 
 
 def test_rows_that_could_not_be_written_hold_back_what_needs_them(tmp_path, monkeypatch):
-    """A checkpoint in the middle of the next epoch would be one that no start can go on from."""
+    """What stands in the file is then never behind what is saved."""
     often = Made("cutnmix", "--config.checkpoint.every_steps=1")
-    real, full = metrics._append, [True]
+    real, full = files.write, [True]
 
-    def append(path, text):
-        if '"epoch": 3' in text:
+    def write(path, content):
+        if full[0] and path.name == "metrics.jsonl" and '"epoch": 3' in content:
             raise OSError(28, "No space left on device")
-        real(path, text)
+        real(path, content)
 
-    def write(path, text):
-        if full[0] and path.name == "metrics.jsonl" and "epoch" in text:
-            raise OSError(28, "No space left on device")
-        whole_file(path, text)
-
-    whole_file = metrics._write_whole
-    monkeypatch.setattr(metrics, "_append", append)
-    monkeypatch.setattr(metrics, "_write_whole", write)
+    monkeypatch.setattr(files, "write", write)
     seen = {}
 
     def before(number, *_):
@@ -142,6 +135,42 @@ def test_rows_that_could_not_be_written_hold_back_what_needs_them(tmp_path, monk
     often.train(tmp_path, program=hooked(often.program, before))
     assert all(rows >= saved[-1] // 4 for saved, rows in seen.values() if saved)
     assert seen[15][0][-1] < 12 and seen[18][0][-1] > 14  # held back, and then not
+
+
+@pytest.mark.parametrize("what", ["gone", "emptied", "cut", "a line too few", "a line too many"])
+def test_rows_are_written_again_from_the_checkpoint(what, undisturbed, tmp_path, capsys):
+    """A file that lacks some, or has some of the time after it, is no other run's: not a word is lost about it."""
+    stopped_after(made(), tmp_path, 26)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    if what == "gone":
+        file.unlink()
+    else:
+        later = (undisturbed / "metrics.jsonl").read_text().splitlines(keepends=True)[6]
+        text = {"emptied": [], "cut": [*lines[:3], lines[3][:-20]], "a line too few": lines[:-1],
+                "a line too many": [*lines, later]}[what]  # fmt: skip
+        file.write_text("".join(text))
+    capsys.readouterr()
+    assert made().train(tmp_path) == 26
+    assert capsys.readouterr().err == ""
+    assert_same(made(), tmp_path, undisturbed)
+    assert file.read_text().splitlines(keepends=True)[:6] == lines
+    assert not list(tmp_path.glob("metrics-before-*"))
+
+
+def test_rows_of_another_run_are_put_aside(undisturbed, tmp_path, capsys):
+    stopped_after(made(), tmp_path, 26)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    other = "".join([lines[0], lines[1].replace('"step": ', '"stop": '), *lines[2:]])
+    file.write_text(other)
+    capsys.readouterr()
+    assert made().train(tmp_path) == 26
+    [warning] = capsys.readouterr().err.splitlines()
+    [aside] = tmp_path.glob("metrics-before-*.jsonl")
+    assert warning == f"warning: {file} had other rows than the run; it is made again, those are in {aside.name}"
+    assert aside.read_text() == other
+    assert_same(made(), tmp_path, undisturbed)
 
 
 def test_another_program_s_state_is_refused_and_left(undisturbed, tmp_path):

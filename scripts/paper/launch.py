@@ -43,12 +43,14 @@ def other_fields(cell: Cell) -> list[str]:
     results, why_not = finished.look(cell.workdir)
     if why_not:
         return [why_not]
+    if results and HEADLINE.get(cell.row, "accuracy") not in results["last"]:
+        return [f"it has no {HEADLINE[cell.row]}"]
     try:
         held = files.read_fields(cell.workdir / finished.CONFIG)
+        if files.kind(cell.workdir / folder.FORCED):
+            return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
         return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
-    if files.kind(cell.workdir / folder.FORCED):
-        return ["its fields were changed by --force"]
     changed = configuration.changes(held, asked)
     if cell.teacher and results:
         teacher = finished.read(cell.teacher.workdir) or {}

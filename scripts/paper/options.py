@@ -44,13 +44,13 @@ def choice_of(known: argparse.Namespace) -> Choice:
         epochs=known.epochs,
         mini=mini,
         data_dir=known.data_dir,
-        runs=Path(known.runs or ("runs/mini" if mini else "runs")),
+        runs=errors.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs"),
     )
 
 
 def folder_of(known: argparse.Namespace, choice: Choice) -> Path:
     """Where the table goes."""
-    return Path(known.out) if known.out else choice.runs / "tables"
+    return errors.folder_of(known.out, "--out") if known.out else choice.runs / "tables"
 
 
 def parse(text: str | None) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cutnmix_jax import metrics
+from cutnmix_jax import files, metrics
+from cutnmix_jax.errors import CheckpointError
 from scripts.paper.cells import HEADLINE, Cell
 
 LOG = "log.txt"
@@ -87,13 +88,14 @@ class Display:
 
 def standing(run: Started) -> str:
     """Where a run is: its epoch and step, its accuracy after the last whole epoch, and the time left, where known."""
-    rows = metrics.read_rows(run.cell.workdir / metrics.ROWS)
+    rows = rows_of(run.cell)
     lines = last_lines(run.cell.workdir / LOG, run.logged)
     accuracy = rows[-1].get(f"test/{HEADLINE.get(run.cell.row, 'accuracy')}") if rows else None
-    tested = f"; test accuracy {100 * accuracy:.2f} % after epoch {len(rows)}" if accuracy is not None else ""
-    told = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
-    if told and int(told[1]) > len(rows):
-        return f"epoch {told[1]} of {run.cell.epochs}, {told[2]}{tested}; about {told[3]} left"
+    told = isinstance(accuracy, int | float)
+    tested = f"; test accuracy {100 * accuracy:.2f} % after epoch {len(rows)}" if told else ""
+    shown = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
+    if shown and int(shown[1]) > len(rows):
+        return f"epoch {shown[1]} of {run.cell.epochs}, {shown[2]}{tested}; about {shown[3]} left"
     if not rows:
         return lines[-1][:100] if lines else "starting"
     seconds = seconds_per_epoch(rows)
@@ -103,15 +105,24 @@ def standing(run: Started) -> str:
 
 def size(log: Path) -> int:
     """Bytes of a log, 0 where there is none."""
-    return log.stat().st_size if log.exists() else 0
+    return log.stat().st_size if files.kind(log) == "file" else 0
+
+
+def rows_of(cell: Cell) -> list[metrics.Row]:
+    """The rows of a cell's run so far; none where they cannot be read, which the run itself will say."""
+    with suppress(OSError, CheckpointError):
+        return metrics.read_rows(cell.workdir / metrics.ROWS)
+    return []
 
 
 def last_lines(log: Path, start: int = 0) -> list[str]:
     """The last lines of a log after its first `start` bytes, without empty ones; none where it cannot be read."""
-    with suppress(OSError), log.open("rb") as file:
-        end = file.seek(0, 2)
-        file.seek(max(start, end - TAIL_BYTES))
-        return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    with suppress(OSError):
+        if files.kind(log) == "file":  # a pipe would be waited for
+            with log.open("rb") as file:
+                end = file.seek(0, 2)
+                file.seek(max(start, end - TAIL_BYTES))
+                return [line for line in file.read(TAIL_BYTES).decode(errors="replace").splitlines() if line.strip()]
     return []
 
 

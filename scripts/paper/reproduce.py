@@ -16,11 +16,10 @@ uses it for Slurm.
 import argparse
 import sys
 
-from cutnmix_jax import metrics
 from cutnmix_jax.errors import CommandLine, UsageError
 from scripts.paper import devices, launch, options, report
 from scripts.paper.cells import Cell, cells_of
-from scripts.paper.progress import clock, seconds_per_epoch
+from scripts.paper.progress import clock, rows_of, seconds_per_epoch
 
 
 def arguments() -> argparse.Namespace:
@@ -66,7 +65,7 @@ def main() -> None:
 def show(cells: list[Cell], jobs: int) -> None:
     """Prints every cell with what is done of it, and how long the rest will take by what was measured."""
     unfinished: list[float | None] = []  # seconds that each will take, where known
-    measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(_rows(cell))) is not None]
+    measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(rows_of(cell))) is not None]
     for number, cell in enumerate(cells, start=1):
         done = epochs_done(cell)
         if done == cell.epochs:
@@ -100,11 +99,7 @@ def epochs_done(cell: Cell) -> int:
     """How many; all of them only where the results are there too."""
     if launch.results_of(cell):
         return cell.epochs
-    return min(len(_rows(cell)), cell.epochs - 1)
-
-
-def _rows(cell: Cell) -> list[metrics.Row]:
-    return metrics.read_rows(cell.workdir / metrics.ROWS)
+    return min(len(rows_of(cell)), cell.epochs - 1)
 
 
 if __name__ == "__main__":
