@@ -1,0 +1,360 @@
+"""Runs whose folder or environment somebody has changed: inputs that broke something once, and a fuzzer of others."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cutnmix_jax import config as configuration
+from cutnmix_jax import finished, lock, main, metrics, signals
+from cutnmix_jax.errors import CheckpointError
+from scripts.paper import options
+from scripts.paper import report as paper
+from scripts.paper.cells import Choice, cells_of
+from tests import hostile, test_paper
+from tests.hostile import BASES, FILES, FOLDERS, KINDS, ROOT, TARGETS, TEXTS, VARIABLES, Case
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="other users' rights can be tried by root alone")
+
+
+@functools.cache
+def server():
+    """One for all tests of a process."""
+    return hostile.Server()
+
+
+def judged(text):
+    """A case that is as promised; returns how it ended."""
+    found, ended = hostile.judge(Case.of(text), server().start)
+    assert not found, f"python -m tests.hostile '{text}': {found}; stderr: {ended.err[-500:]}"
+    return ended
+
+
+# What broke something once.
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("case", "code", "says"),
+    [
+        ("half; root; dangle checkpoints/16; dangle checkpoints/20", 4, "is a link to"),
+        ("half; root; link checkpoints/20", 4, "is a link to"),
+        ("half; root; link checkpoints", 4, "is a link to"),
+        ("half; root; file checkpoints/20", 4, "is a file, where a run has a folder"),
+        ("half; root; rename checkpoints/20 checkpoints/020", 4, "has the name of no step"),
+        ("half; other; mode checkpoints/20/digests 600", 4, "Permission denied); let it be read"),
+        ("half; other; mode checkpoints/20/state 600", 4, "Permission denied); let it be read"),
+        ("half; other; mode checkpoints/20 444", 4, "Permission denied); let them be read"),
+        ("half; other; mode checkpoints 000", 4, "Permission denied; let it be read"),
+        ("half; other; mode config.json 200", 4, "Permission denied; let it be read"),
+        ("half; other; mode metrics.jsonl 000", 4, "Permission denied; let it be read"),
+        ("half; other; mode environment.json 000", 4, "Permission denied; let it be read"),
+        ("half; root; env JAX_DEFAULT_PRNG_IMPL=rbg", 2, "begun with other random numbers"),
+        ("half; root; env JAX_RANDOM_SEED_OFFSET=7", 2, "begun with other random numbers"),
+        ("half; root; env JAX_THREEFRY_PARTITIONABLE=0", 2, "begun with other random numbers"),
+        ("half; root; limit nofile 24", 2, "only 24 files open"),
+        ("half; root; env JAX_PLATFORMS=cuda", 2, "JAX finds no device"),
+        ("half; root; env JAX_NUMPY_RANK_PROMOTION=raise", 2, "leave JAX_NUMPY_RANK_PROMOTION out"),
+        ("half; root; env JAX_TRANSFER_GUARD=disallow", 2, "leave JAX_TRANSFER_GUARD out"),
+        ("half; root; env JAX_DEFAULT_MATMUL_PRECISION=strange", 2, "a setting of JAX has no meaning"),
+        ("half; root; env XLA_FLAGS=--xla_no_such_flag=1", 2, "XLA refuses its flags (Unknown flag"),
+        ("half; root; env XLA_FLAGS=/nowhere", 2, "XLA refuses its flags (Could not open file"),
+        ("finished; root; text results.json newer", 0, "are not used, and are put aside: results.json has no dataset"),
+        ("half; root; huge checkpoints/20/state/_METADATA", 0, "step 20 is damaged"),
+        ("half; root; pipe checkpoints/20/digests/metadata", 0, "step 20 is damaged"),
+        ("half; root; empty metrics.jsonl", 0, ""),
+        ("half; root; hardlink metrics.jsonl", 0, ""),
+        ("half; root; text metrics.jsonl rows", 0, "had other rows than the run"),
+    ],
+)
+def test_what_broke_something_once(case, code, says):
+    ended = judged(case)
+    assert (ended.code, says in ended.err) == (code, True), ended.err
+
+
+OUTSIDE = [f"{name}.json.tmp" for name in ("environment", "results", "config")] + [
+    "metrics.jsonl.tmp", ".owner.json", ".lock", "samples.png", "curves.png", "tensorboard", "checkpoints-damaged",
+]  # fmt: skip
+
+
+@as_root
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_nothing_is_written_through_a_link(name):
+    ended = judged(f"half; root; link {name}")
+    assert ended.code == (0 if name.endswith(".tmp") else 4)
+
+
+@as_root
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_with_every_kind(kind, request):
+    """What is refused is refused at once, so that all can be tried."""
+    names = (*FILES, *FOLDERS) if request.config.getoption("--all") else FILES[:4]
+    for name in names:
+        judged(f"half; root; {kind} {name}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run that each test may copy."""
+    return hostile.runs() / "finished"
+
+
+def copied(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_results_of_another_run_do_not_end_one(run, tmp_path, capsys):
+    """Those of seed 96 in an unfinished run of seed 95."""
+    folder = copied(run, tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    config = json.loads((folder / "config.json").read_text()) | {"seed": 96}
+    other = results | {"seed": 96, "config_sha256": metrics.config_sha256(config)}
+    (folder / "results.json").write_text(json.dumps(other))
+    shutil.rmtree(folder / "checkpoints" / "24")
+    assert main.main([*hostile.COMMAND, f"--workdir={folder}"]) == 0
+    assert "results.json is of another configuration" in capsys.readouterr().err
+    assert hostile.came_to(folder) == hostile.came_to(run)
+    [aside] = folder.glob("results-before-*.json")
+    assert json.loads(aside.read_text()) == other
+
+
+EDITS = {
+    "accuracy": (lambda it: it["last"].update(accuracy=7.5), "has other accuracies than metrics.jsonl"),
+    "best": (lambda it: it["best"].update(accuracy=0.99), "has other accuracies than metrics.jsonl"),
+    "epochs": (lambda it: it.update(epochs=5), "does not have the rows of 5 epochs"),
+    "weights": (lambda it: it.update(weights_sha256="0" * 64), "is of other weights than the newest checkpoint"),
+    "configuration": (lambda it: it.update(config_sha256="0" * 64), "is of another configuration"),
+    "a device that is none": (lambda it: it.update(device=7), "has no device"),
+    "versions": (lambda it: it.update(versions={"jax": 3}), "has no versions"),
+    "a seed that is none": (lambda it: it.update(seed=True), "has no seed"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edited_results_are_not_used(name, run, tmp_path):
+    folder = copied(run, tmp_path)
+    assert finished.look(folder).results
+    edit, why = EDITS[name]
+    results = json.loads((folder / "results.json").read_text())
+    edit(results)
+    (folder / "results.json").write_text(json.dumps(results))
+    looked = finished.look(folder)
+    assert looked.results is None and why in looked.why_not
+
+
+@pytest.mark.parametrize("value", [7.5, -0.1, float("nan"), "0.5", True, None])
+def test_rows_and_results_that_were_edited_together(value, run, tmp_path):
+    """Also where there are no weights any more that could tell."""
+    folder = copied(run, tmp_path)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((folder / "results.json").read_text())
+    rows[-1]["test/accuracy"] = results["last"]["accuracy"] = value
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "results.json").write_text(json.dumps(results))
+    assert finished.look(folder).results is None
+    shutil.rmtree(folder / "checkpoints")
+    assert finished.look(folder).results is None
+
+
+def test_results_without_weights_count(run, tmp_path):
+    """Somebody has removed the checkpoints to save room."""
+    folder = copied(run, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    assert finished.read(folder)
+
+
+def test_a_teacher_whose_newest_checkpoint_is_gone(run, tmp_path, capsys):
+    folder = copied(run, tmp_path)
+    shutil.rmtree(folder / "checkpoints" / "24")
+    command = ["--config=configs/quickstart.py:digits,kd", *hostile.COMMAND[1:], f"--config.teacher={folder}"]
+    assert main.main([*command, f"--workdir={tmp_path / 'student'}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "is of other weights than the newest checkpoint, that of step 20" in error
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_report_says_whose_results_it_leaves_out(tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95,), runs=tmp_path)
+    first, second = cells_of(choice)
+    for cell in (first, second):
+        test_paper.save(cell, 0.9)
+    results = json.loads((first.workdir / "results.json").read_text())
+    results["last"]["accuracy"] = 7.5
+    (first.workdir / "results.json").write_text(json.dumps(results))
+    paper.write(choice, tmp_path)
+    assert "results.json has other accuracies than metrics.jsonl" in capsys.readouterr().out
+    assert "750" not in (tmp_path / "fig1_mini.md").read_text()
+
+
+def test_a_folder_that_is_moved_while_it_trains(tmp_path):
+    """What is written under the old name would be half a run."""
+    for number in range(3):
+        folder, moved = tmp_path / f"run{number}", tmp_path / f"moved{number}"
+        process = endless(folder)
+        wait_for(lambda folder=folder: list(folder.glob("checkpoints/[0-9]*")), process)
+        time.sleep(number / 10)
+        folder.rename(moved)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 4, errors
+        assert [line.partition(":")[0] for line in errors.splitlines()] == ["error"]
+        assert "was moved, removed or replaced" in errors
+        assert not (folder / "metrics.jsonl").exists() and not (folder / "results.json").exists()
+        rows, steps = metrics.read_rows(moved / "metrics.jsonl"), hostile.came_from(moved)
+        assert len(rows) >= steps[-1] // 4 if steps else len(rows) < 2  # it can go on there, or begin again
+
+
+def test_rows_that_are_emptied_while_it_trains(tmp_path):
+    folder = tmp_path / "run"
+    process = endless(folder)
+    wait_for(lambda: len(metrics.read_rows(folder / "metrics.jsonl")) > 3, process)
+    os.truncate(folder / "metrics.jsonl", 0)
+    wait_for(lambda: len(metrics.read_rows(folder / "metrics.jsonl")) > 3, process)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    rows = metrics.read_rows(folder / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+def endless(folder):
+    command = [sys.executable, "-m", "cutnmix_jax.main", *hostile.COMMAND, "--config.epochs=1000000"]
+    return subprocess.Popen(
+        [*command, f"--workdir={folder}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["results.json", "environment.json", "samples.png", "curves.png", "metrics.jsonl"])
+def test_a_folder_of_somebody_s_own_files(name, tmp_path, capsys):
+    (tmp_path / name).write_text("mine\n")
+    assert main.main([*hostile.COMMAND, f"--workdir={tmp_path}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds {name}" in error and "choose another --workdir" in error
+    assert (tmp_path / name).read_text() == "mine\n" and not (tmp_path / "config.json").exists()
+
+
+def test_a_folder_with_other_things_in_it(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine\n")
+    assert main.main([*hostile.COMMAND, "--config.epochs=1", f"--workdir={tmp_path}"]) == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine\n"
+
+
+def test_a_home_is_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cutnmix_jax.train.run", lambda config, workdir, *_: print(workdir))
+    monkeypatch.setattr(configuration, "from_flags", lambda *_: None)
+    assert main.main(["--config=x", "--workdir=~/x"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/x\n"
+    assert main.main(["--config=x", "--workdir=~nobody-at-all/x"]) == 2
+    monkeypatch.setattr(sys, "argv", ["report", "table2", "--runs=~/runs", "--out=~/out"])
+    assert options.exit_code_of(paper.main) == 0
+    assert (tmp_path / "out" / "table2.md").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_file_system_that_knows_no_locks(tmp_path, monkeypatch, capsys, recwarn):
+    def refuses(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    assert main.main([*hostile.COMMAND, f"--workdir={tmp_path / 'run'}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "cannot lock" in error and "Function not implemented" in error
+    assert not [warning for warning in recwarn if "flock" in str(warning.message)]
+
+
+def test_a_process_ends_whatever_a_library_left_behind():
+    script = (
+        "import threading, time; from cutnmix_jax import signals\n"
+        "threading.Thread(target=time.sleep, args=(300,)).start()\n"
+        "signals.end(4)"
+    )
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 4
+    assert time.monotonic() - started < 20  # and not 300
+    assert not hasattr(signals, "ignore")
+
+
+def test_the_folder_stands_under_its_name(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with lock.held(folder) as check:
+        check()
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(CheckpointError, match="was moved, removed or replaced"):
+            check()
+        folder.mkdir()
+        with pytest.raises(CheckpointError, match="was moved, removed or replaced"):
+            check()
+        folder.rmdir()
+        (tmp_path / "moved").rename(folder)
+        check()
+        shutil.copytree(folder, tmp_path / "copy")  # whose numbers are others, as some network file systems' change
+        folder.rename(tmp_path / "moved")
+        (tmp_path / "copy").rename(folder)
+        check()
+
+
+# The fuzzer.
+
+
+def changes(user):
+    """What somebody may have done to a run's folder, or to what surrounds it."""
+    target = st.sampled_from(TARGETS)
+    entry = st.one_of(
+        st.builds("{} {}".format, st.sampled_from(("remove", "empty", "cut", "flip", *KINDS)), target),
+        st.builds("mode {} {}".format, target, st.sampled_from(("000", "444", "600", "500", "200", "111"))),
+        st.builds("text {} {}".format, st.sampled_from(FILES), st.sampled_from(sorted(TEXTS))),
+        st.builds("text checkpoints/{}/digests/metadata {}".format, st.sampled_from((24, 20, 16)),
+                  st.sampled_from(sorted(TEXTS))),
+        st.builds("{} {}".format, st.sampled_from(("hardlink", "old", "future", "owner")), target),
+        st.builds("{} {} {}".format, st.sampled_from(("copy", "rename")), target,
+                  st.sampled_from((*FILES, *FOLDERS, "checkpoints/024", "checkpoints/25", "checkpoints/9999999999999",
+                                   "checkpoints/24.orbax-checkpoint-tmp", "checkpoints/x", "notes.txt"))),
+    )  # fmt: skip
+    moment = st.floats(0, 4).map("{:.2f}".format)
+    around = st.one_of(
+        st.builds("limit nofile {}".format, st.sampled_from((24, 64, 128, 256))),
+        st.builds("limit fsize {}".format, st.sampled_from((4000, 20000))),
+        st.builds("signal {} {}".format, st.sampled_from(("TERM", "INT", "USR1", "HUP")), moment),
+        st.builds("at {} {}".format, moment, entry),
+    )
+    variable = st.sampled_from(VARIABLES).map("env {}".format)
+    return st.one_of(entry, entry, entry, around, *[variable] * (user == "root"))
+
+
+@st.composite
+def cases(draw):
+    """A case, with one to three changes."""
+    user = draw(st.sampled_from(("root", "other")))
+    return Case(draw(st.sampled_from(BASES)), user, tuple(draw(st.lists(changes(user), min_size=1, max_size=3))))
+
+
+FUZZ = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@as_root
+@pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
+def test_whatever_somebody_has_done(part):
+    """Few of the same in every run of the tests, so that no change fails for what it has not touched."""
+
+    @settings(max_examples=60 if part == "few" else 2000, derandomize=part == "few", **FUZZ)
+    @given(cases())
+    def as_promised(case):
+        judged(str(case))
+
+    as_promised()
