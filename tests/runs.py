@@ -116,6 +116,27 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
+def write_finished(folder, fields, rows, **told):
+    """What a finished run leaves behind but for its checkpoints, made up so that all of it belongs together.
+
+    Args:
+      folder: made if it is not there.
+      fields: of its configuration.
+      rows: its epochs; each has at least an `epoch`, a `step` and a `test/accuracy`.
+      told: other fields of its results, or other values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "dataset": fields["dataset"], "backbone": "made up", "method": "baseline", "seed": 95, "epochs": len(rows),
+        "train_examples": 1500, "test_examples": 297, "last": metrics.summary(rows[-1]),
+        "best": metrics.summary(metrics.best_of(rows)), "seconds": 10.0, "wall_seconds": 11.0, "device": "cpu",
+        "versions": {"jax": "1.2.3"}, "config_sha256": metrics.config_sha256(fields), "weights_sha256": "0" * 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "results.json").write_text(json.dumps(results | told))
+
+
 def steps_in(workdir):
     """The steps whose checkpoints are there, oldest first."""
     return sorted(int(path.name) for path in Path(workdir, "checkpoints").glob("*") if path.name.isdigit())

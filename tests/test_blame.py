@@ -1,7 +1,6 @@
 """Code that is not ours and fails: one line that says whose it is and what to do, the exit code, and no folder."""
 
 import builtins
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from cutnmix_jax import backbones, data, main, methods, train
 from cutnmix_jax.errors import UsageError, UserError, blaming, excused, exit_code_of
+from tests.runs import write_finished
 
 SMALL = [
     "--config=configs/quickstart.py:digits,dml",
@@ -207,10 +207,8 @@ def test_no_device_is_no_fault_of_a_network(tmp_path):
 )
 def test_a_teacher_whose_network_is_not_there(network, student, said, tmp_path, capsys):
     folder = tmp_path / "teacher"
-    folder.mkdir()
     fields = {"dataset": "digits", "peers": "", "num_peers": 1, "backbone": {"name": network}}
-    (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "results.json").write_text(json.dumps({"last": {}, "best": {}, "epochs": 1}))
+    write_finished(folder, fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
     row = [
         "--config=configs/quickstart.py:digits,kd",
         f"--config.teacher={folder}",

@@ -1,6 +1,7 @@
 """A disk that is full, for a while or for good, or read-only: nothing is lost. On a tmpfs of a namespace's own."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import checkpoint, main, metrics
+from cutnmix_jax import checkpoint, files, main, metrics
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import TEN_EPOCHS, assert_same, hooked, made, rows_in, steps_in, whole
 from tests.test_run import ROOT
@@ -96,8 +97,7 @@ def test_nothing_is_trained_that_cannot_be_saved(what, tmp_path, monkeypatch, ca
     def before(step, *_):
         trained.append(step)
         if what == "rows":
-            monkeypatch.setattr(metrics, "_append", full)
-            monkeypatch.setattr(metrics, "_write_whole", full)
+            monkeypatch.setattr(files, "write", full)
         else:
             monkeypatch.setattr(checkpoint.Checkpoints, "_begin", full)
 
@@ -175,27 +175,52 @@ def test_rows_wait_until_they_can_be_written(tmp_path, monkeypatch, capsys):
     rows = [{"epoch": n, "step": 4 * n, "test/accuracy": 0.5, "seconds": 1.0} for n in (1, 2, 3)]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    before = file.read_bytes()
     monkeypatch.setattr(metrics, "PATIENCE", (0.0, 0.0))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(metrics, "_write_whole", full)
-        files = metrics.Metrics(tmp_path, 1)
-        files.append(rows[1])
-        assert not files.written()
+        broken.setattr(files, "write", full)
+        written = metrics.Metrics(tmp_path, rows[:1])
+        written.append(rows[1])
+        assert not written.written()
         with pytest.raises(CheckpointError, match="what was saved stays: make room"):
-            files.settle()
-    assert "No space left on device" in capsys.readouterr().err
-    files.append(rows[2])
-    assert files.written()
-    files.settle()
-    files.close()
+            written.settle()
+    assert "No space left on device" in capsys.readouterr().err and file.read_bytes() == before
+    written.append(rows[2])
+    assert written.written()
+    written.settle()
+    written.close()
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows
-    # A row that is cut off while it is written is taken back.
-    files = metrics.Metrics(tmp_path, 3)
-    monkeypatch.setattr(metrics.os, "fsync", full)
-    files.append(rows[2] | {"epoch": 4})
+    # A file that is cut off while it is written leaves the one before, and nothing beside it.
+    names = sorted(tmp_path.iterdir())
+    written = metrics.Metrics(tmp_path, rows)
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, "fsync", full)
+        written.append(rows[2] | {"epoch": 4})
     assert [json.loads(line) for line in file.read_text().splitlines()] == rows
-    files.close()
+    assert sorted(tmp_path.iterdir()) == names
+    written.settle()
+    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
+    written.close()
+
+
+def test_rows_that_somebody_changes_are_written_again(tmp_path):
+    """While the run goes on, by the next row; and a copy that shares the file by a hard link keeps what it has."""
+    rows = [{"epoch": n, "step": 4 * n, "test/accuracy": 0.5} for n in (1, 2, 3)]
+    file = tmp_path / "metrics.jsonl"
+    written = metrics.Metrics(tmp_path, [])
+    for row, change in zip(
+        rows, (file.unlink, lambda: file.write_text("x"), lambda: os.link(file, tmp_path / "copy")), strict=True
+    ):
+        written.append(row)
+        change()
+    assert written.written() and [json.loads(line) for line in file.read_text().splitlines()] == rows
+    written.append(rows[0] | {"epoch": 4})
+    written.close()
+    assert [json.loads(line) for line in (tmp_path / "copy").read_text().splitlines()] == rows
+    again = metrics.Metrics(tmp_path, rows)
+    again.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == rows

@@ -1,9 +1,12 @@
 """Runs whose folder or environment somebody has changed: inputs that broke something once, and a fuzzer of others."""
 
+import contextlib
 import functools
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from cutnmix_jax import config as configuration
 from cutnmix_jax import finished, lock, main, metrics, signals
 from cutnmix_jax.errors import CheckpointError
-from scripts.paper import options
+from scripts.paper import options, reproduce
 from scripts.paper import report as paper
 from scripts.paper.cells import Choice, cells_of
 from tests import hostile, test_paper
@@ -358,3 +361,183 @@ def test_whatever_somebody_has_done(part):
         judged(str(case))
 
     as_promised()
+
+
+# Tables over such folders.
+
+IN_A_CELL = (
+    "config.json",
+    "results.json",
+    "metrics.jsonl",
+    "forced.json",
+    "log.txt",
+    "checkpoints",
+    ".lock",
+    "tensorboard",
+)
+TEXTS_OF_RESULTS = (
+    "\\input{/etc/passwd}",
+    "| x |",
+    "100 % & #1_a ~ ^ $x$",
+    "a\nb\r\n# c",
+    "\u2028é漢",
+    "<script>",
+    "x" * 5000,
+)
+
+
+def tampered():
+    """What somebody may have done to the folder of a cell."""
+    name = st.sampled_from(IN_A_CELL)
+    return st.one_of(
+        st.builds("{} {}".format, st.sampled_from(("remove", "empty", "cut", "flip", *KINDS)), name),
+        st.builds("text {} {}".format, st.sampled_from(IN_A_CELL[:5]), st.sampled_from(sorted(TEXTS))),
+        st.builds("copy {} {}".format, name, name),
+    )
+
+
+@as_root
+@pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
+def test_tables_over_whatever_lies_there(part, tmp_path, monkeypatch, capsys):
+    tried = iter(range(10**6))
+
+    @settings(max_examples=60 if part == "few" else 2000, derandomize=part == "few", **FUZZ)
+    @given(st.lists(tampered(), min_size=1, max_size=4), st.sampled_from(TEXTS_OF_RESULTS), st.integers(0, 999))
+    def are_made(done, text, chance):
+        place = tmp_path / str(next(tried))
+        outside = place / "outside"
+        outside.mkdir(parents=True)
+        first, second = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=place / "runs"))
+        for cell in (first, second):
+            test_paper.save(cell, 0.9)
+        results = json.loads((second.workdir / "results.json").read_text())
+        (second.workdir / "results.json").write_text(json.dumps(results | {"device": text, "versions": {"jax": text}}))
+        for change in done:
+            hostile.apply(change, first.workdir, outside, chance)
+        before = hostile.snapshot(outside), hostile.snapshot(place / "runs" / "digits")
+        which = ["fig1", "--preset=mini", "--seeds=95", f"--runs={place / 'runs'}"]
+        for command, more in ((paper.main, []), (reproduce.main, ["--dry-run"])):
+            monkeypatch.setattr(sys, "argv", ["command", *which, *more])
+            code = within(20, functools.partial(options.exit_code_of, command))
+            said = capsys.readouterr()
+            assert (code, said.err) == (0, ""), done
+        assert (hostile.snapshot(outside), hostile.snapshot(place / "runs" / "digits")) == before
+        tables = place / "runs" / "tables"
+        assert "90.00" in (tables / "fig1_mini.md").read_text(), done  # the cell that nobody touched
+        lines = [line for line in (tables / "fig1_mini.tex").read_text().split("\n") if not line.startswith("%")]
+        assert not any("input" in line for line in lines)
+        assert len((tables / "fig1_mini.md").read_text().splitlines()) == 22  # no text makes lines of its own
+        shutil.rmtree(place)
+
+    are_made()
+
+
+def within(seconds, call):
+    """Calls; fails where that takes longer."""
+
+    def late(*_):
+        raise AssertionError(f"still waiting after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        return call()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_tables_where_the_terminal_knows_ascii_alone(tmp_path):
+    """The files are UTF-8 whatever the locale is."""
+    for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}):
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.paper.report", "table1", "--preset=mini", f"--runs={tmp_path / 'é'}"],
+            cwd=ROOT, env=os.environ | locale | {"PYTHONCOERCECLOCALE": "0"}, capture_output=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert "—" in (tmp_path / "é" / "tables" / "table1_mini.md").read_text(encoding="utf-8")
+
+
+TABLE = """
+import sys
+from pathlib import Path
+from cutnmix_jax.errors import exit_code_of
+from scripts.paper import launch
+from tests import test_paper
+cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=40") for name in "ab"]
+sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+"""
+
+
+def table(folder):
+    command = [sys.executable, "-c", TABLE, str(folder)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def whole_table(tmp_path_factory):
+    """The results of its two cells, which are the same run."""
+    folder = tmp_path_factory.mktemp("table")
+    process = table(folder)
+    assert process.communicate()[1] == "" and process.returncode == 0
+    return results_in(folder / "a")
+
+
+def results_in(folder):
+    results = finished.read(folder) or {}
+    return {name: value for name, value in results.items() if name not in ("seconds", "wall_seconds")}
+
+
+ATTACKS = (
+    "kill the parent",
+    "stop the parent",
+    "kill a child",
+    "stop a child",
+    "two parents",
+    "tamper",
+    "tamper before",
+)
+
+
+@as_root
+@pytest.mark.rounds(len(ATTACKS), 70)
+def test_a_table_that_is_attacked(number, whole_table, tmp_path):
+    """The same command again makes it whole, or names the cell that somebody has to look at."""
+    chance, attack = random.Random(number), ATTACKS[number % len(ATTACKS)]
+    runs, outside = tmp_path / "runs", tmp_path / "outside"
+    runs.mkdir(), outside.mkdir()
+    names = ("config.json", "metrics.jsonl", "log.txt", "checkpoints", ".lock", "results.json", "samples.png")
+    change = f"{chance.choice((*KINDS, 'remove', 'empty'))} {chance.choice(names)}"
+    if attack == "tamper before":
+        (runs / "a").mkdir()
+        hostile.apply(change, runs / "a", outside, number)
+    parents = [table(runs) for _ in range(1 + (attack == "two parents"))]
+    time.sleep(chance.uniform(0, 12))
+    children = subprocess.run(["pgrep", "-f", f"workdir={runs}"], capture_output=True, text=True).stdout.split()
+    if attack in ("kill the parent", "stop the parent"):
+        os.kill(parents[0].pid, signal.SIGKILL if attack.startswith("kill") else signal.SIGTERM)
+    elif attack in ("kill a child", "stop a child") and children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(children[0]), signal.SIGKILL if attack.startswith("kill") else signal.SIGTERM)
+    elif attack == "tamper" and (runs / "a").is_dir():
+        with contextlib.suppress(OSError):
+            hostile.apply(change, runs / "a", outside, number)
+    before = hostile.snapshot(outside)
+    for parent in parents:
+        _, errors = parent.communicate(timeout=120)
+        assert parent.returncode in (0, 1, 2, 4, 75, -signal.SIGKILL, -signal.SIGTERM), errors
+        assert all(line.startswith(("error: ", "warning: ", "stop")) for line in errors.splitlines()), errors
+    again = table(runs)
+    _, errors = again.communicate(timeout=120)
+    assert all(line.startswith(("error: ", "warning: ")) for line in errors.splitlines()), errors
+    assert results_in(runs / "b") == whole_table
+    if again.returncode == 0:
+        assert errors == "" and results_in(runs / "a") == whole_table
+    else:
+        assert attack.startswith("tamper") and again.returncode in (2, 4), (attack, change, errors)
+        assert errors.count("\n") == 1 and str(runs / "a") in errors
+    assert hostile.snapshot(outside) == before
+    assert not subprocess.run(["pgrep", "-f", f"workdir={runs}"], capture_output=True, text=True).stdout
+    if (log := runs / "a" / "log.txt").is_file():
+        assert "Traceback" not in log.read_text(errors="replace"), (attack, change)

@@ -1,6 +1,7 @@
 """Of all who start in one folder at the same time, one trains."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from cutnmix_jax import lock
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import CheckpointError, UsageError
 from tests.runs import TEN_EPOCHS
 from tests.test_run import ROOT, wait_for
 
@@ -68,3 +69,25 @@ def test_no_dead_owner_is_named(tmp_path):
 def test_in_one_process_too(tmp_path):
     with lock.held(tmp_path), pytest.raises(UsageError, match="in use"), lock.held(tmp_path):
         pass
+
+
+def test_a_folder_that_is_not_there_any_more_is_told(tmp_path):
+    """Moved, replaced by an empty one or by another run's; put back, or copied back whole, it is the same."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    folder.mkdir()
+    with lock.held(folder) as check:
+        check()
+        folder.rename(moved)
+        for name in (None, ".owner.json", "config.json"):
+            if name:
+                folder.mkdir(exist_ok=True)
+                (folder / name).write_text('{"start": "of another"}')
+            with pytest.raises(CheckpointError, match=f"{folder} was moved, removed or replaced while the run went on"):
+                check()
+        shutil.rmtree(folder)
+        shutil.copytree(moved, folder)  # as where the numbers of a network's file system change
+        check()
+        shutil.rmtree(folder)
+        moved.rename(folder)
+        check()
+    assert not (folder / ".owner.json").exists()

@@ -15,10 +15,11 @@ import pytest
 
 from configs import common
 from cutnmix_jax import config as configuration
-from cutnmix_jax import metrics, seeds
+from cutnmix_jax import finished, metrics, seeds
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from scripts.paper import figures, launch, options, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
+from tests.runs import write_finished
 from tests.test_run import TINY, wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -123,24 +124,28 @@ def test_wrong_seeds(seeds, monkeypatch, capsys):
         reproduce.main()
 
 
-def save(cell, last, best=None, epochs=8, leaders=(), **fields):
-    """What a finished run leaves behind, made up, with other `fields` than the cell's if any are given."""
-    cell.workdir.mkdir(parents=True)
-    config = metrics.config_json(config_of(cell))
-    (cell.workdir / "config.json").write_text(json.dumps(config | fields))
-    summary = {"epoch": epochs, "accuracy": last, "accuracy_per_peer": [last], "accuracy_ensemble": last}
-    best = summary | {"accuracy": best or last}
-    rows = [{"epoch": e, "test/accuracy": last * e / epochs, "seconds": 2.0} for e in range(1, epochs + 1)]
+def save(cell, last, best=None, epochs=8, leaders=(), told=None, **fields):
+    """What a finished run leaves behind, made up.
+
+    Args:
+      cell: whose run it is.
+      last: its accuracy after the last epoch.
+      best: that of the epoch before, where it was better.
+      epochs: how many there are.
+      leaders: the accuracy of its leader after each.
+      told: what its results say besides, or otherwise.
+      fields: other ones than the cell's.
+    """
+    accuracies = [last * e / epochs for e in range(1, epochs + 1)]
+    accuracies[-2:-1] = [best or accuracies[-2]]
+    rows = [
+        {"epoch": e, "step": 48 * e, "test/accuracy": a, "test/accuracy_peer_0": a, "test/accuracy_ensemble": a,
+         "seconds": 2.0} for e, a in enumerate(accuracies, 1)
+    ]  # fmt: skip
     for row, leader in zip(rows, leaders, strict=False):
         row["test/accuracy_leader"] = leader
-    if leaders:
-        summary["accuracy_leader"] = best["accuracy_leader"] = leaders[-1]
-    results = {
-        "last": summary, "best": best, "epochs": epochs, "train_examples": 1500,
-        "device": "cpu", "versions": {"jax": "1.2.3"}, "seconds": 10.0,
-    }  # fmt: skip
-    (cell.workdir / "results.json").write_text(json.dumps(results))
-    (cell.workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_finished(cell.workdir, metrics.config_json(config_of(cell)) | fields, rows, **(told or {}))
+    assert finished.look(cell.workdir).why_not == ""
 
 
 def test_a_table_from_runs(tmp_path):
@@ -268,13 +273,54 @@ def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
     save(third, 0.9, batch_size=16, precision="float32")
     save(fourth, 0.9)
     (fourth.workdir / "config.json").unlink()
+    assert launch.other_fields(fourth) == [f"{fourth.workdir / 'config.json'}: No such file or directory"]
     assert [bool(launch.results_of(cell)) for cell in cells_of(choice)] == [False, True, False, False]
-    line = f"left out: 3 finished runs with other fields, the first in {first.workdir} (config.num_peers: 4 -> 2)"
+    line = f"left out: results of 3 other runs, the first in {first.workdir} (config.num_peers: 4 -> 2)"
     reproduce.show(cells_of(choice), jobs=1)
     assert capsys.readouterr().out.splitlines()[4:-1] == [line]
     report.write(choice, tmp_path)
     assert capsys.readouterr().out.splitlines()[:-1] == [line]
     assert "1 of 2 cells have no finished run" in (tmp_path / "fig1_mini.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda at: (at / "metrics.jsonl").unlink(), "metrics.jsonl does not have the rows of 8 epochs"),
+        (lambda at: write_row(at, -1, "test/accuracy", 0.99), "results.json has other accuracies than metrics.jsonl"),
+        (lambda at: write_row(at, 3, "test/accuracy", 7), "metrics.jsonl does not have the rows of 8 epochs"),
+        (lambda at: write_row(at, 3, "epoch", 9), "metrics.jsonl does not have the rows of 8 epochs"),
+        (lambda at: write_result(at, "device", None), "results.json has no device"),
+        (lambda at: write_result(at, "versions", {"jax": None}), "results.json has no versions"),
+        (
+            lambda at: write_result(at, "config_sha256", "x"),
+            "results.json is of another configuration than config.json",
+        ),
+        (lambda at: (at / "results.json").write_text("{"), "Expecting property name"),
+    ],
+)
+def test_results_that_do_not_belong_to_what_lies_beside_them_do_not_count(change, why, tmp_path, capsys):
+    choice = Choice("fig1", mini=True, seeds=(95,), variants=("dml",), runs=tmp_path)
+    [cell] = cells_of(choice)
+    save(cell, 0.9)
+    assert launch.results_of(cell) and launch.left_out([cell]) == ""
+    change(cell.workdir)
+    assert launch.results_of(cell) is None
+    report.write(choice, tmp_path / "out")
+    [line, _] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"left out: results of another run in {cell.workdir} ({why}")
+    assert "1 of 1 cells have no finished run" in (tmp_path / "out" / "fig1_mini.md").read_text()
+
+
+def write_row(folder, number, name, value):
+    rows = metrics.read_rows(folder / "metrics.jsonl")
+    rows[number][name] = value
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_result(folder, name, value):
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {name: value}))
 
 
 def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
@@ -287,16 +333,12 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     assert arguments != taught.arguments
     save(taught._replace(arguments=arguments), 0.9)
     assert launch.results_of(taught)
-    fields = metrics.config_json(config_of(taught)) | {"teacher": str(other)}
-    (taught.workdir / "config.json").write_text(json.dumps(fields))
+    save(taught, 0.9, teacher=str(other))
     another = f"it was taught by another run than the one in {taught.teacher.workdir}"
     assert launch.other_fields(taught) == [another]  # where its weights are not known, the folder decides
-    save(taught.teacher, 0.9)
-    results = json.loads((taught.teacher.workdir / "results.json").read_text()) | {"weights_sha256": "of the teacher"}
-    (taught.teacher.workdir / "results.json").write_text(json.dumps(results))
+    save(taught.teacher, 0.9, told={"weights_sha256": "of the teacher"})
     assert launch.other_fields(taught) == [another]
-    results = json.loads((taught.workdir / "results.json").read_text()) | {"teacher_sha256": "of the teacher"}
-    (taught.workdir / "results.json").write_text(json.dumps(results))
+    save(taught, 0.9, teacher=str(other), told={"teacher_sha256": "of the teacher"})
     assert launch.other_fields(taught) == []
 
 

@@ -98,10 +98,12 @@ progress.PLAIN_SECONDS = progress.REFRESH_SECONDS = 0.2
 
 def start(cell, device):
     test_paper.save(cell, 0.9)
-    (cell.workdir / "results.json").rename(cell.workdir / "later.json")
+    for name in ("results.json", "metrics.jsonl"):
+        (cell.workdir / name).rename(cell.workdir / f"later-{name}")
     test_progress.write(cell, test_progress.rows_of(3))
     row = json.dumps(test_progress.rows_of(4)[3])
-    moves = f"sleep 2; echo '{row}' >> metrics.jsonl; sleep 2; mv later.json results.json"
+    moves = f"sleep 2; echo '{row}' >> metrics.jsonl; sleep 2; mv later-results.json results.json; "
+    moves += "exec mv later-metrics.jsonl metrics.jsonl"
     return subprocess.Popen(["sh", "-c", moves], cwd=cell.workdir, start_new_session=True)
 
 launch._start = start
@@ -127,7 +129,10 @@ def test_lines_where_there_is_no_terminal(tmp_path):
         three = lines.index(f"{name}: 3 of 8 epochs; test accuracy 30.00 % after epoch 3; about 0:00:50 left")
         four = lines.index(f"{name}: 4 of 8 epochs; test accuracy 40.00 % after epoch 4; about 0:00:40 left")
         assert begun < [three] < [four]
-        assert sum(line.startswith(f"{name}: ") for line in lines) == 2  # only where it has moved
+        told = [line for line in lines if line.startswith(f"{name}: ")]
+        assert told[:2] == [lines[three], lines[four]]  # only where it has moved
+        # The rows of its end may be seen just before the process has ended.
+        assert all(line.startswith(f"{name}: 8 of 8 epochs; ") for line in told[2:]) and len(told) <= 3
         assert any(line.startswith("[") and f"] {name}: 90.00 %" in line for line in lines[four:])
 
 

@@ -21,6 +21,7 @@ from cutnmix_jax import backbones, data, environment, loop, main, program, train
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
+from tests.hostile import snapshot
 from tests.runs import Stop
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,7 @@ def saved_in(workdir, arguments):
     dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
     like = program.assemble(config, dataset).shapes()
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
-    saved = checkpoints.restore(like)
+    saved = checkpoints.restore(like).state
     checkpoints.close()
     return saved._replace(seconds=0, wall_seconds=0)
 
@@ -296,14 +297,29 @@ def files_in(workdir):
     return {path: path.read_bytes() for path in files}
 
 
-def test_what_force_cannot_go_on_with_is_left_alone(finished, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (lambda at: shutil.rmtree(at / "checkpoints"), "has rows of 3 epochs and no checkpoint; restore "),
+        (lambda at: [cut_checkpoint(at, step) for step in (4, 8, 12)], "none of the 3 checkpoints in "),
+    ],
+    ids=["no checkpoint", "no whole checkpoint"],
+)
+def test_what_force_cannot_go_on_with_is_left_alone(lost, said, finished, tmp_path, capsys):
     workdir = copy_of(finished[0], tmp_path)
-    (workdir / "metrics.jsonl").unlink()
     shutil.copy(finished[0] / "results.json", workdir)
+    lost(workdir)
     before = files_in(workdir)
     assert main.main([*TINY, "--config.epochs=5", "--force", f"--workdir={workdir}"]) == 4
-    assert "lacks rows" in capsys.readouterr().err.splitlines()[-1]
+    assert said in capsys.readouterr().err.splitlines()[-1]
     assert files_in(workdir) == before
+
+
+def test_rows_that_are_gone_are_no_reason_for_force_to_fail(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    (workdir / "metrics.jsonl").unlink()
+    assert main.main([*TINY, "--config.epochs=5", "--force", f"--workdir={workdir}"]) == 0
+    assert rows_of(workdir)[:3] == rows_of(finished[0]) and len(rows_of(workdir)) == 5
 
 
 def test_a_config_json_that_is_gone(finished, tmp_path, capsys):
@@ -493,29 +509,40 @@ def test_what_a_run_was_made_with_before_stays_in_its_folder(finished, tmp_path,
     assert "earlier" not in json.loads(file.read_text())
 
 
-def test_rows_that_were_lost_are_noticed(finished, tmp_path, capsys):
+def results_in(workdir):
+    """What they say, but for the time that all starts took."""
+    return json.loads((workdir / "results.json").read_text()) | {"wall_seconds": 0}
+
+
+@pytest.mark.parametrize("how", ["gone", "emptied", "cut"])
+def test_rows_that_were_lost_are_written_again(how, finished, tmp_path, capsys):
     workdir = copy_of(finished[0], tmp_path)
-    (workdir / "metrics.jsonl").write_text("")
-    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
-    assert "metrics.jsonl lacks rows" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("old", "new"), [('"train/dml": ', '"train/dml": null, "was": '), ('"step": ', '"stop": ')])
-def test_a_row_that_is_none_any_more(old, new, finished, tmp_path, capsys):
-    workdir = copy_of(finished[0], tmp_path)
-    first, second, third = (workdir / "metrics.jsonl").read_text().splitlines()
-    (workdir / "metrics.jsonl").write_text("\n".join([first, second.replace(old, new), third, ""]))
-    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
-    [error] = capsys.readouterr().err.splitlines()
-    assert "metrics.jsonl lacks rows" in error
-
-
-def test_a_number_that_lost_its_name_costs_no_results(finished, tmp_path, capsys):
-    workdir = copy_of(finished[0], tmp_path)
-    first, second, third = (workdir / "metrics.jsonl").read_text().splitlines()
-    (workdir / "metrics.jsonl").write_text("\n".join([first, second.replace("train/dml", "train/dmm"), third, ""]))
+    rows = workdir / "metrics.jsonl"
+    if how == "gone":
+        rows.unlink()
+    else:
+        os.truncate(rows, rows.stat().st_size // 2 if how == "cut" else 0)
     assert main.main([*TINY, f"--workdir={workdir}"]) == 0
-    assert capsys.readouterr().err == "" and (workdir / "results.json").exists()
+    assert capsys.readouterr().err == ""
+    assert rows.read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+    assert results_in(workdir) == results_in(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"train/dml": ', '"train/dml": null, "was": '), ('"step": ', '"stop": '), ("train/dml", "train/dmm")],
+)
+def test_rows_of_something_else_are_put_aside(old, new, finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    first, second, third = (workdir / "metrics.jsonl").read_text().splitlines()
+    other = "\n".join([first, second.replace(old, new), third, ""])
+    (workdir / "metrics.jsonl").write_text(other)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 0
+    [warning] = capsys.readouterr().err.splitlines()
+    [aside] = workdir.glob("metrics-before-*.jsonl")
+    assert "had other rows than the run" in warning and aside.name in warning and aside.read_text() == other
+    assert (workdir / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+    assert results_in(workdir) == results_in(finished[0])
 
 
 def copy_of(finished, tmp_path):
@@ -568,17 +595,76 @@ def test_a_config_json_that_is_not_this_runs_is_left_alone(text, tmp_path, capsy
     assert (tmp_path / "config.json").read_bytes() == text.encode("latin-1")
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl", "samples.png", "environment.json"])
-def test_something_in_the_way_is_one_line(name, tmp_path, capsys):
-    if name in ("checkpoints", "tensorboard"):
-        (tmp_path / name).write_text("in the way")
+OF_A_RUN = ("checkpoints", "checkpoints-damaged", "tensorboard", "config.json", "results.json", "forced.json",
+            "environment.json", "metrics.jsonl", "samples.png", "curves.png", ".lock", ".owner.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["another", "a link", "a link to nothing", "a pipe"])
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_something_in_the_way_is_one_line(name, kind, finished, tmp_path, capsys):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(finished[0], workdir)
+    path, is_folder = workdir / name, name in ("checkpoints", "checkpoints-damaged", "tensorboard")
+    if path.exists() and kind == "a link":
+        path.rename(elsewhere)
+    elif path.exists():
+        shutil.rmtree(path) if is_folder else path.unlink()
+    if kind == "another":
+        path.write_text("in the way") if is_folder else path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
     else:
-        (tmp_path / name).mkdir()
-    # What training can do without is a warning.
-    expendable = name in ("samples.png", "environment.json")
-    assert main.main([*TINY, f"--workdir={tmp_path}"]) in ((0,) if expendable else (2, 4))
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and (name if expendable else str(tmp_path)) in errors[0]
+        if kind == "a link" and not elsewhere.exists():
+            elsewhere.mkdir() if is_folder else elsewhere.touch()
+        path.symlink_to(elsewhere)
+    before = snapshot(tmp_path)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
+    [error] = capsys.readouterr().err.splitlines()
+    found = f"a {'file' if is_folder else 'folder'}" if kind == "another" else kind
+    found = f"a link to {elsewhere}" if "link" in kind else found
+    assert f"{path} is {found}, where a run has a {'folder' if is_folder else 'file'}" in error
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["a link", "a file", "a name of none"])
+def test_a_step_that_is_none_is_one_line(kind, finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    if kind == "a link":
+        (workdir / "checkpoints" / "16").symlink_to(workdir / "checkpoints" / "12")
+    elif kind == "a file":
+        (workdir / "checkpoints" / "16").write_text("")
+    else:
+        (workdir / "checkpoints" / "012").mkdir()
+    before = snapshot(workdir)
+    assert main.main([*TINY, f"--workdir={workdir}"]) == 4
+    [error] = capsys.readouterr().err.splitlines()
+    assert str(workdir / "checkpoints" / ("012" if kind == "a name of none" else "16")) in error
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("name", [name for name in OF_A_RUN if name[0] != "." and "." in name][1:])
+def test_files_of_no_run_are_left_alone(name, tmp_path, capsys):
+    """Whatever wrote them, it was no run: that begins with its config.json."""
+    (tmp_path / name).write_text("somebody's own")
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds {name} and no config.json, so it is no run's; choose another --workdir" in error
+    assert list(files_in(tmp_path)) == [tmp_path / name] and (tmp_path / name).read_text() == "somebody's own"
+
+
+def test_a_folder_that_is_moved_while_its_run_goes_on(finished, tmp_path, capsys):
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    undo = at_step(6, lambda: workdir.rename(moved))
+    try:
+        assert main.main([*TINY, f"--workdir={workdir}"]) == 4
+    finally:
+        undo()
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{workdir} was moved, removed or replaced while the run went on" in error
+    assert not workdir.exists()
+    assert main.main([*TINY, f"--workdir={moved}"]) == 0
+    assert rows_of(moved, timings=False) == rows_of(finished[0], timings=False)
+    chex.assert_trees_all_equal(saved_in(moved, TINY), saved_in(finished[0], TINY))
 
 
 def test_pictures_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import main, metrics
-from tests.runs import TEN_EPOCHS, assert_same, made, whole
+from cutnmix_jax import files, main, metrics
+from tests.runs import TEN_EPOCHS, assert_same, made, whole, write_finished
 from tests.test_run import ROOT
 
 QUICK = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.epochs=1", "--config.optimizer.milestones=()"]
@@ -50,7 +50,7 @@ def test_files_of_a_run_s_folder_are_data(tmp_path):
     """Modules, pickles and settings beside a run's own files are not looked at."""
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(whole("cutnmix", tmp_path / "whole"), folder)
-    metrics.write_json(folder / "config.json", metrics.config_json(made().config))
+    files.write_json(folder / "config.json", metrics.config_json(made().config))
     code = f"open({str(marker)!r}, 'w')"
     for name in ("sitecustomize.py", "conftest.py", "jax.py", "cutnmix_jax.py", "config.py", "configs/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -67,38 +67,92 @@ def test_files_of_a_run_s_folder_are_data(tmp_path):
     assert not marker.exists()
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A finished run of an epoch."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    assert main.main([*QUICK, f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def results_in(folder):
+    """What they say, but for the time that it took."""
+    return json.loads((folder / "results.json").read_text()) | {"wall_seconds": 0}
+
+
+def put_aside(folder, name):
+    """What was put aside of a file."""
+    return [path.read_bytes() for path in folder.glob(name.replace(".", "-before-*."))]
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "results.json"])
-def test_a_pickle_in_the_place_of_a_file(name, tmp_path, capsys):
-    assert main.main([*QUICK, f"--workdir={tmp_path / 'run'}"]) == 0
-    (tmp_path / "run" / name).write_bytes(pickle.dumps(Marker(tmp_path / "marker")))
+def test_a_pickle_in_the_place_of_a_file(name, short, copied, tmp_path, capsys):
+    pickled = pickle.dumps(Marker(tmp_path / "marker"))
+    (copied / name).write_bytes(pickled)
     if name != "results.json":
-        (tmp_path / "run" / "results.json").unlink()
+        (copied / "results.json").unlink()
     capsys.readouterr()
-    code = main.main([*QUICK, f"--workdir={tmp_path / 'run'}"])
-    assert code == (0 if name == "results.json" else 4)
-    assert capsys.readouterr().err.count("\n") == (code != 0)
+    code = main.main([*QUICK, f"--workdir={copied}"])
+    assert code == (4 if name == "config.json" else 0)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert pickled in ([(copied / name).read_bytes()] if code else put_aside(copied, name))
+    assert code or results_in(copied) == results_in(short)
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"last": 1}', "null", "3"])
-def test_results_that_are_none_are_made_again(text, tmp_path):
-    assert main.main([*QUICK, f"--workdir={tmp_path}"]) == 0
-    whole_results = json.loads((tmp_path / "results.json").read_text())
-    (tmp_path / "results.json").write_text(text)
-    assert main.main([*QUICK, f"--workdir={tmp_path}"]) == 0
-    again = json.loads((tmp_path / "results.json").read_text())
-    assert again | {"wall_seconds": 0} == whole_results | {"wall_seconds": 0}
+def test_results_that_are_none_are_made_again(text, short, copied, capsys):
+    (copied / "results.json").write_text(text)
+    assert main.main([*QUICK, f"--workdir={copied}"]) == 0
+    [warning] = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: the results in {copied} are not used, and are put aside: ")
+    assert results_in(copied) == results_in(short)
+    assert put_aside(copied, "results.json") == [text.encode()]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"config_sha256": "0" * 64}, "results.json is of another configuration than config.json"),
+        ({"weights_sha256": "0" * 64}, "results.json is of other weights than the newest checkpoint, that of step 4"),
+        ({"last": {"epoch": 1, "accuracy": 0.99}}, "results.json has other accuracies than metrics.jsonl"),
+        ({"best": {"epoch": 1, "accuracy": 0.99}}, "results.json has other accuracies than metrics.jsonl"),
+        ({"epochs": 2}, "metrics.jsonl does not have the rows of 2 epochs"),
+        ({"epochs": True}, "results.json has no epochs"),
+        ({"device": None}, "results.json has no device"),
+        ({"versions": {"jax": 3}}, "results.json has no versions"),
+    ],
+)
+def test_results_that_do_not_belong_to_the_run_are_made_again(change, why, short, copied, capsys):
+    other = json.dumps(json.loads((copied / "results.json").read_text()) | change)
+    (copied / "results.json").write_text(other)
+    assert main.main([*QUICK, f"--workdir={copied}"]) == 0
+    assert f"are not used, and are put aside: {why}\n" in capsys.readouterr().err
+    assert results_in(copied) == results_in(short)
+    assert put_aside(copied, "results.json") == [other.encode()]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"epoch": 1}\n', "null\n", '{"epoch": 2, "step": 4}\n', "\x00\x00"])
-def test_rows_that_are_none_are_refused(text, tmp_path, capsys):
-    assert main.main([*QUICK, f"--workdir={tmp_path}"]) == 0
-    (tmp_path / "results.json").unlink()
-    (tmp_path / "metrics.jsonl").write_text(text)
-    capsys.readouterr()
-    assert main.main([*QUICK, f"--workdir={tmp_path}"]) == 4
-    assert "metrics.jsonl lacks rows" in capsys.readouterr().err
-    assert (tmp_path / "metrics.jsonl").read_text() == text  # left for who can mend it
+@pytest.mark.parametrize("results", ["with results", "without"])
+def test_rows_that_are_none_are_written_again(results, text, short, copied, capsys):
+    if results == "without":
+        (copied / "results.json").unlink()
+    (copied / "metrics.jsonl").write_text(text)
+    assert main.main([*QUICK, f"--workdir={copied}"]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    cut_off = text in ("", "{")  # what a kill or a full disk can leave of a file
+    assert sum("had other rows than the run" in line for line in warnings) == (not cut_off)
+    assert sum("are not used, and are put aside" in line for line in warnings) == (results == "with results")
+    assert len(warnings) == (not cut_off) + (results == "with results")
+    assert put_aside(copied, "metrics.jsonl") == [text.encode()] * (not cut_off)  # left for who can mend it
+    assert (copied / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
+    assert results_in(copied) == results_in(short)
 
 
 @pytest.mark.parametrize("backbone", ["os:system", "antigravity:fly", "hostile.nets:make"])
@@ -106,10 +160,8 @@ def test_a_teacher_s_folder_cannot_choose_what_is_imported(backbone, tmp_path, c
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hostile").mkdir()
     (tmp_path / "hostile" / "nets.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
-    (tmp_path / "teacher").mkdir()
     fields = {"backbone": {"name": backbone}, "peers": "", "num_peers": 1, "dataset": "digits"}
-    (tmp_path / "teacher" / "config.json").write_text(json.dumps(fields))
-    (tmp_path / "teacher" / "results.json").write_text('{"last": 0, "best": 0, "epochs": 1}')
+    write_finished(tmp_path / "teacher", fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
     command = ["--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}"]
     assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
     assert "a network of somebody's own" in capsys.readouterr().err

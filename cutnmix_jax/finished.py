@@ -1,0 +1,90 @@
+"""What a finished run came to, and whether the results in its folder are those of what lies beside them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cutnmix_jax import digests, files, metrics
+from cutnmix_jax.errors import CheckpointError, one_line
+from cutnmix_jax.types import Row
+
+RESULTS, CONFIG, CHECKPOINTS = "results.json", "config.json", "checkpoints"
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "dataset": str, "backbone": str, "method": str, "seed": int, "epochs": int, "train_examples": int,
+    "test_examples": int, "last": dict, "best": dict, "seconds": (int, float), "wall_seconds": (int, float),
+    "device": str, "versions": dict, "config_sha256": str, "weights_sha256": str,
+}  # fmt: skip
+
+
+class Looked(NamedTuple):
+    """What was found in a folder.
+
+    Attributes:
+      results: of its run; None where there are none, or none that are to be used.
+      why_not: why what is there is not used; empty where nothing is there, or it is used.
+    """
+
+    results: dict[str, Any] | None
+    why_not: str = ""
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None where there are none that belong to what lies beside them."""
+    return look(folder).results
+
+
+def look(folder: Path) -> Looked:
+    """Reads the results of a run and compares them with its configuration, its rows and its newest weights.
+
+    The weights may be gone, to save room; other ones may not be there.
+    """
+    try:
+        if not files.kind(folder / RESULTS):
+            return Looked(None)
+        results = files.read_fields(folder / RESULTS)
+        why_not = _wrong(results) or _other(results, folder)
+    except OSError as error:
+        return Looked(None, f"{error.filename or folder}: {error.strerror}")
+    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError) as error:  # of texts of other shapes
+        return Looked(None, one_line(error) or type(error).__name__)
+    return Looked(None, why_not) if why_not else Looked(results)
+
+
+def _wrong(results: dict[str, Any]) -> str:
+    """What some results lack; empty where nothing."""
+    for name, wanted in _TYPES.items():
+        if not isinstance(results.get(name), wanted) or isinstance(results[name], bool):
+            return f"{RESULTS} has no {name}"
+    if not all(isinstance(text, str) for text in (*results["versions"], *results["versions"].values())):
+        return f"{RESULTS} has no versions"
+    return ""
+
+
+def _other(results: dict[str, Any], folder: Path) -> str:
+    """What beside some results is of another run; empty where nothing is."""
+    if results["config_sha256"] != metrics.config_sha256(files.read_fields(folder / CONFIG)):
+        return f"{RESULTS} is of another configuration than {CONFIG}"
+    rows = metrics.read_rows(folder / metrics.ROWS)
+    if [row.get("epoch") for row in rows] != list(range(1, results["epochs"] + 1)) or not _are_numbers(rows):
+        return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
+    if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.best_of(rows)):
+        return f"{RESULTS} has other accuracies than {metrics.ROWS}"
+    if steps := digests.steps_in(folder / CHECKPOINTS):
+        told = digests.read(folder / CHECKPOINTS, steps[-1])
+        if steps[-1] != rows[-1]["step"] or digests.of_saved_network(told) != results["weights_sha256"]:
+            return f"{RESULTS} is of other weights than the newest checkpoint, that of step {steps[-1]}"
+        if told["rows"] != rows:
+            return f"{metrics.ROWS} has other rows than the newest checkpoint"
+    return ""
+
+
+def _are_numbers(rows: Sequence[Row]) -> bool:
+    """Whether all values are finite numbers, and the accuracies fractions, of the same networks in each row."""
+    values = [(name, value) for row in rows for name, value in row.items()]
+    if len({frozenset(name for name in row if name.startswith("test/")) for row in rows}) > 1:
+        return False
+    if not all(type(value) in (int, float) and math.isfinite(value) for _, value in values):
+        return False
+    return all(0 <= value <= 1 for name, value in values if name.startswith("test/"))
