@@ -77,3 +77,9 @@ def test_options_are_those_that_are_told(name, text):
     if "last_share" in options:
         assert f"alpha {options['last_share']}" in text
     assert ("ramp-up" in text) == ("rampup_epochs" in options)
+
+
+def test_every_test_says_what_it_covers():
+    """The page in `tests/` names every file of tests, and no other."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text()))
+    assert named == {path.stem for path in (ROOT / "tests").glob("test_*.py")}
