@@ -183,9 +183,9 @@ def test_what_may_not_be_read_is_not_moved(name, stopped):
         with as_who_has_no_rights(folder), pytest.raises(CheckpointError) as raised:
             restored(folder)
         path.chmod(mode)
-        assert re.search(
-            "cannot read the checkpoint of step 26 .*Permission denied.* let it be read", str(raised.value)
-        )
+        # Orbax looks at each checkpoint as soon as it is made, and then at none of them.
+        told = "cannot read the checkpoint( of step 26|s) .*checkpoints/26.*: Permission denied.* let (it|them) be read"
+        assert re.search(told, str(raised.value))
         assert snapshot(folder / "checkpoints") == before and not (folder / "checkpoints-damaged").exists()
         assert made().train(folder) == 26
 

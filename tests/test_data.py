@@ -567,26 +567,38 @@ print([exit_code_of(call) for call in calls])
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "disk", "kind", "said"),
     [
-        (MemoryError(), UsageError, "too little memory"),
-        (ImportError("no decoder"), UsageError, "the installation is incomplete"),
-        (PermissionError(13, "Permission denied", "x-00000"), DataError, "cannot be read"),
-        (ValueError("UNKNOWN: Input/output error reading x-00000"), DataError, "cannot be read"),
-        (OSError(24, "Too many open files", "x-00000"), DataError, "cannot be read"),
-        (ValueError("bad CRC"), DataError, "is damaged"),
+        (MemoryError(), 0, UsageError, "too little memory"),
+        (ImportError("no decoder"), 0, UsageError, "the installation is incomplete"),
+        (PermissionError(13, "Permission denied", "x-00000"), 13, DataError, "cannot be read: .*Permission denied"),
+        (ValueError("bad CRC"), 5, DataError, "cannot be read: .*Input/output error"),
+        (OSError(24, "Too many open files", "x-00000"), 0, DataError, "cannot be read"),
+        (ValueError("bad CRC"), 0, DataError, "is damaged"),
+        # The disk is asked, and not the library.
+        (ValueError("UNKNOWN: Input/output error reading x-00000"), 0, DataError, "is damaged"),
     ],
 )
-def test_only_data_are_called_damaged(ready, error, kind, said, monkeypatch):
+def test_only_data_are_called_damaged(ready, error, disk, kind, said, monkeypatch):
+    real, fails_now = Path.open, []
+
     def fails(*_):
+        fails_now.append(disk)
         raise error
+
+    def opened(path, *rest, **more):
+        if any(fails_now) and "array_record" in path.name:
+            raise OSError(disk, os.strerror(disk), str(path))
+        return real(path, *rest, **more)
 
     name, _, data_dir = ready
     monkeypatch.setattr(_tfds, "_fill", fails)
+    monkeypatch.setattr(Path, "open", opened)
     for call in (data.load, verify):
+        fails_now.clear()
         with pytest.raises(kind, match=said) as caught:
             call(name, data_dir)
-        assert ("damaged" in one_line(caught)) == (said == "is damaged")
+        assert fails_now and ("damaged" in one_line(caught)) == (said == "is damaged")
         assert type(caught.value) is kind
 
 

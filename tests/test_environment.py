@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from cutnmix_jax import data, environment, main
-from tests.test_run import ROOT, TINY, copy_of, start
+from tests.test_run import ROOT, TINY, copy_of, files_in, start
 
 TOLD = "from step 12 on the bits need not be those of a run that nobody disturbed"
 THREADS = """
@@ -120,7 +120,7 @@ def test_what_changes_no_bit_is_not_told(finished, tmp_path):
 @pytest.mark.parametrize(
     ("variable", "told"),
     [
-        ("JAX_DEFAULT_PRNG_IMPL=rbg", "environment.settings.jax_default_prng_impl: 'threefry2x32' -> 'rbg'"),
+        ("JAX_DISABLE_MOST_OPTIMIZATIONS=1", "environment.settings.jax_disable_most_optimizations: False -> True"),
         ("XLA_FLAGS=--xla_cpu_enable_fast_math=true", "environment.flags: [] -> ['--xla_cpu_enable_fast_math=true']"),
     ],
 )
@@ -129,6 +129,24 @@ def test_variables_that_decide_are_told(variable, told, finished, tmp_path):
     name, _, value = variable.partition("=")
     [warning] = goes_on(workdir, cwd=ROOT, env=os.environ | {name: value})
     assert warning == f"warning: {TOLD} ({told})"
+
+
+@pytest.mark.parametrize(
+    "variable", ["JAX_DEFAULT_PRNG_IMPL=rbg", "JAX_RANDOM_SEED_OFFSET=7", "JAX_THREEFRY_PARTITIONABLE=0"]
+)
+def test_a_run_goes_on_with_its_own_random_numbers_only(variable, finished, tmp_path):
+    """Others would be another run's crops, boxes and order, and not other last bits alone."""
+    workdir = copy_of(finished, tmp_path)
+    name, _, value = variable.partition("=")
+    before = files_in(workdir)
+    done = subprocess.run(
+        [sys.executable, "-m", "cutnmix_jax.main", *TINY, f"--workdir={workdir}"],
+        cwd=ROOT, env=os.environ | {name: value}, capture_output=True, text=True,
+    )  # fmt: skip
+    [error] = done.stderr.splitlines()
+    assert done.returncode == 2 and f"the run in {workdir} was begun with other random numbers" in error
+    assert name in error and files_in(workdir) == before
+    assert goes_on(workdir, cwd=ROOT) == []
 
 
 @pytest.mark.parametrize(

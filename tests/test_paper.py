@@ -456,7 +456,7 @@ def pretend(monkeypatch, cells, *ends):
         end = next(ends)
         if end == "exit 0":
             cell.workdir.rename(cell.workdir.with_name("log only"))
-            save(cell, 0.9)
+            save(cell, 0.9, told={"teacher_sha256": "0" * 64} if cell.teacher else {})
         return subprocess.Popen(["sh", "-c", end], start_new_session=True)
 
     monkeypatch.setattr(launch, "_start", start)
