@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int | None):
         """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read."""
-        self._folder, self._preserve = folder.absolute(), None if keep is None else _NewestAndBest(keep)
+        self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
         self._warned = ""
         self._open()
 
@@ -52,22 +52,20 @@ class Checkpoints:
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-        there = digests.steps_in(self._folder)
+        self._there = digests.steps_in(self._folder)
         try:
             self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
-            if excuse := excused(error):
-                raise excuse from error
             why = files.unreadable(self._folder, error) or storage.reason(error)
+            raise excused(error) or self._cannot_read("a checkpoint", why) from error
+        if others := set(self.steps()) - set(self._there):
             raise CheckpointError(
-                f"cannot read the checkpoints in {self._folder} ({why}); let them be read or move them away, and "
-                "give the same command again"
-            ) from error
-        if self.steps() != there:
-            raise CheckpointError(
-                f"{self._folder} has entries that are checkpoints of steps {there}, or of {self.steps()}; move "
-                "away what the run has not written, or choose another --workdir"
+                f"{self._folder} holds what can be taken for the state of step {min(others)}; move it away"
             )
+
+    def _cannot_read(self, what: str, why: str) -> CheckpointError:
+        then = "let it be read or move it away, and give the same command again"
+        return CheckpointError(f"cannot read {what} in {self._folder} ({why}); {then}")
 
     def steps(self) -> list[int]:
         """The steps that are saved, oldest first."""
@@ -179,8 +177,10 @@ class Checkpoints:
             nothing was moved.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(self._there):
             try:
+                if step not in self.steps():  # a kill while it was being removed
+                    raise ValueError("it is not complete")
                 flat, told = self._read_flat(step, digests.flat(like))
             except (CheckpointError, UsageError):
                 raise
@@ -188,10 +188,7 @@ class Checkpoints:
                 if excuse := excused(error):
                     raise excuse from error
                 if reason := files.unreadable(self._folder / str(step), error):
-                    raise CheckpointError(
-                        f"cannot read the checkpoint of step {step} in {self._folder} ({reason}); let it be read or "
-                        "move it away, and give the same command again"
-                    ) from error
+                    raise self._cannot_read(f"the checkpoint of step {step}", reason) from error
                 damaged[step] = storage.reason(error)
                 continue
             for broken, reason in damaged.items():
@@ -220,12 +217,12 @@ class Checkpoints:
         Raises:
           CheckpointError: nothing was saved, or it cannot be read, or the parts are not in it.
         """
-        if not self.steps():
+        step = max(self.steps(), default=None)
+        if step is None:
             raise CheckpointError(f"{self._folder} holds no checkpoint")
-        step = self.steps()[-1]
         try:
             flat, _ = self._read_flat(step, None)
-            return {name: _unflat(flat, prefix, like) for name, (prefix, like) in parts.items()}
+            return {name: digests.part_of(flat, prefix, like) for name, (prefix, like) in parts.items()}
         except Exception as error:
             raise excused(error) or CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"
@@ -281,26 +278,3 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             console.warn(f"cannot save in {self._folder} ({storage.reason(error)})")
-
-
-class _NewestAndBest:
-    """What Orbax asks, when a save has been committed, which checkpoints to keep."""
-
-    def __init__(self, newest: int):
-        self._newest = newest
-        self.ranking: Sequence[int] = ()
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        saved = sorted(info.step for info in checkpoints)
-        best = next((step for step in self.ranking if step in saved), None)
-        return [info.step in saved[-self._newest :] or info.step == best for info in checkpoints]
-
-
-def _unflat(flat: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
-    found = []
-    for name, leaf in digests.flat(like).items():
-        found.append(flat[f"{prefix}.{name}"])
-        there, here = (f"{array.dtype}{list(array.shape)}" for array in (found[-1], leaf))
-        if there != here:
-            raise ValueError(f"{name} is {there}, not {here}")
-    return jax.tree.unflatten(jax.tree.structure(like), found)

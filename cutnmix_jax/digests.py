@@ -52,6 +52,26 @@ def flat(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def part_of(arrays: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
+    """The part of a flat tree whose names begin so.
+
+    Args:
+      arrays: a name -> an array, from `flat`.
+      prefix: what the names begin with, up to a dot.
+      like: the part's shapes.
+
+    Raises:
+      ValueError, KeyError: it is another part than this.
+    """
+    found = []
+    for name, leaf in flat(like).items():
+        found.append(arrays[f"{prefix}.{name}"])
+        there, here = (f"{array.dtype}{list(array.shape)}" for array in (found[-1], leaf))
+        if there != here:
+            raise ValueError(f"{name} is {there}, not {here}")
+    return jax.tree.unflatten(jax.tree.structure(like), found)
+
+
 def of_network(variables: dict[str, Tree]) -> str:
     """The SHA-256 of a network, {'params': tree, 'batch_stats': tree}."""
     arrays = {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(variables)).items()}

@@ -15,6 +15,7 @@ from cutnmix_jax.streams import unbreakable
 
 _PACKAGE = Path(__file__).parent
 _TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NOT_GIVEN = (*_TOO_FEW, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV)
 
 
 class UserError(Exception):
@@ -149,9 +150,17 @@ def excused(error: BaseException) -> UsageError | None:
     return None
 
 
-def too_few(error: BaseException) -> bool:
-    """Whether the process or the machine had too few files or too little memory left to look at a file."""
-    return any(os.strerror(number) in str(error) for number in _TOO_FEW)  # libraries in C++ give the text alone
+def not_given(error: BaseException) -> bool:
+    """Whether a file was not given at all: by the system, or for want of open files or memory in this process.
+
+    By its number; by its text, which is all that libraries in C++ tell, only where the file system could not be asked.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno in _NOT_GIVEN:
+            return True
+        cause = cause.__cause__
+    return any(os.strerror(number) in str(error) for number in _TOO_FEW)
 
 
 def installation(error: BaseException) -> UsageError:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cutnmix_jax.errors import CheckpointError, UsageError, one_line, too_few
+from cutnmix_jax.errors import CheckpointError, UsageError, not_given, one_line
 
 _OPEN_FILES, _FEWEST_FILES = 1024, 128
 MOST_BYTES = 1 << 28  # of a file that is read at once; the rows of 100,000 epochs are a quarter of it
@@ -192,7 +192,7 @@ def unreadable(folder: Path, error: Exception) -> str:
       folder: that it was told to read.
       error: what it raised.
     """
-    if too_few(error):
+    if not_given(error):
         return one_line(error)[:200]
     try:
         for path in _entries(folder):

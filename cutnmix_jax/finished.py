@@ -41,6 +41,8 @@ def look(folder: Path) -> Looked:
     The weights may be gone, to save room; other ones may not be there.
     """
     try:
+        if folder.exists() and not folder.is_dir():
+            return Looked(None, "it is no folder")
         if not files.kind(folder / RESULTS):
             return Looked(None)
         results = files.read_fields(folder / RESULTS)
@@ -57,6 +59,8 @@ def _wrong(results: dict[str, Any]) -> str:
     for name, wanted in _TYPES.items():
         if not isinstance(results.get(name), wanted) or isinstance(results[name], bool):
             return f"{RESULTS} has no {name}"
+    if not all(math.isfinite(results[name]) for name in ("seconds", "wall_seconds")):
+        return f"{RESULTS} has no seconds"
     if not all(isinstance(text, str) for text in (*results["versions"], *results["versions"].values())):
         return f"{RESULTS} has no versions"
     return ""
@@ -64,7 +68,9 @@ def _wrong(results: dict[str, Any]) -> str:
 
 def _other(results: dict[str, Any], folder: Path) -> str:
     """What beside some results is of another run; empty where nothing is."""
-    if results["config_sha256"] != metrics.config_sha256(files.read_fields(folder / CONFIG)):
+    config = files.read_fields(folder / CONFIG)
+    named = [(results[name], config[name]) for name in ("dataset", "method", "seed", "epochs")]
+    if results["config_sha256"] != metrics.config_sha256(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
     rows = metrics.read_rows(folder / metrics.ROWS)
     if [row.get("epoch") for row in rows] != list(range(1, results["epochs"] + 1)) or not _are_numbers(rows):

@@ -1,11 +1,11 @@
-"""What libraries say of a disk that fails: in a few words, and nothing beside the exception."""
+"""What the libraries that store things say, in a few words and nothing beside the exception, and what they ask."""
 
 import contextlib
 import errno
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cutnmix_jax.errors import one_line
@@ -54,3 +54,17 @@ def reason(error: Exception) -> str:
     if "No space left" in text or getattr(error, "errno", 0) == errno.ENOSPC:
         return "the disk is full"
     return f"{type(error).__name__}: {text[:120]}"
+
+
+class NewestAndBest:
+    """What Orbax asks, when a save has been committed, which checkpoints to keep."""
+
+    def __init__(self, newest: int):
+        self._newest = newest
+        self.ranking: Sequence[int] = ()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of them whether it stays."""
+        saved = sorted(info.step for info in checkpoints)
+        best = next((step for step in self.ranking if step in saved), None)
+        return [info.step in saved[-self._newest :] or info.step == best for info in checkpoints]

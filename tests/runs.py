@@ -127,7 +127,8 @@ def write_finished(folder, fields, rows, **told):
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = {
-        "dataset": fields["dataset"], "backbone": "made up", "method": "baseline", "seed": 95, "epochs": len(rows),
+        "dataset": fields["dataset"], "backbone": "made up", "method": fields["method"], "seed": fields["seed"],
+        "epochs": len(rows),
         "train_examples": 1500, "test_examples": 297, "last": metrics.summary(rows[-1]),
         "best": metrics.summary(metrics.best_of(rows)), "seconds": 10.0, "wall_seconds": 11.0, "device": "cpu",
         "versions": {"jax": "1.2.3"}, "config_sha256": metrics.config_sha256(fields), "weights_sha256": "0" * 64,

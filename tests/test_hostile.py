@@ -54,7 +54,7 @@ def judged(text):
         ("half; root; rename checkpoints/20 checkpoints/020", 4, "has the name of no step"),
         ("half; other; mode checkpoints/20/digests 600", 4, "Permission denied); let it be read"),
         ("half; other; mode checkpoints/20/state 600", 4, "Permission denied); let it be read"),
-        ("half; other; mode checkpoints/20 444", 4, "Permission denied); let them be read"),
+        ("half; other; mode checkpoints/20 444", 4, "Permission denied); let it be read"),
         ("half; other; mode checkpoints 000", 4, "Permission denied; let it be read"),
         ("half; other; mode config.json 200", 4, "Permission denied; let it be read"),
         ("half; other; mode metrics.jsonl 000", 4, "Permission denied; let it be read"),

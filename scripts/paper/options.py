@@ -1,6 +1,7 @@
 """The arguments that scripts/reproduce and scripts/report share: which cells, and where their runs and tables lie."""
 
 import argparse
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,14 @@ def choice_of(known: argparse.Namespace) -> Choice:
 
     Raises:
       UsageError: a number makes no sense.
+      OSError: the runs are in no folder.
     """
     if known.epochs < 0:
         raise UsageError(f"--epochs={known.epochs}: must be at least 1")
     mini = known.preset == "mini"
+    runs = errors.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs")
+    if not next(place for place in (runs.absolute(), *runs.absolute().parents) if place.exists()).is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(runs))  # or all cells would be missing
     return Choice(
         table=known.table,
         datasets=parse(known.datasets),
@@ -44,7 +49,7 @@ def choice_of(known: argparse.Namespace) -> Choice:
         epochs=known.epochs,
         mini=mini,
         data_dir=known.data_dir,
-        runs=errors.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs"),
+        runs=runs,
     )
 
 
