@@ -48,7 +48,7 @@ def look(folder: Path) -> Looked:
         results = files.read_fields(folder / RESULTS)
         why_not = _wrong(results) or _other(results, folder)
     except OSError as error:
-        return Looked(None, f"{error.filename or folder}: {error.strerror}")
+        return Looked(None, f"{error.strerror}: {error.filename or folder}")
     except (CheckpointError, ValueError, LookupError, TypeError, AttributeError) as error:  # of texts of other shapes
         return Looked(None, one_line(error) or type(error).__name__)
     return Looked(None, why_not) if why_not else Looked(results)
