@@ -8,10 +8,9 @@ the rows up to it, so that they are as safe as it is; and a fingerprint of the r
 import contextlib
 import errno
 import gc
-import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from cutnmix_jax import console, digests, files, storage
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError, excused
-from cutnmix_jax.metrics import PATIENCE, ROWS, ranking
+from cutnmix_jax.metrics import PATIENCE, ranking
 from cutnmix_jax.types import Row, Tree
 
 _AROUND = 1 << 24  # bytes that a file of a checkpoint may have besides the arrays: names, shapes, rows
@@ -36,10 +35,18 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int | None):
-        """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read."""
+    def __init__(self, folder: Path, keep: int | None, check: Callable[[], None] = lambda: None):
+        """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read.
+
+        Args:
+          folder: of the checkpoints, in that of the run.
+          keep: how many.
+          check: raises CheckpointError where the run's folder stands under its name no longer.
+        """
         self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
-        self._warned = ""
+        self._check, self._warned = check, ""
+        # What is being written when the run's folder is moved goes with it, and not under the old name.
+        self._place = storage.Place(self._folder.parent)
         self._open()
 
     def _open(self) -> None:
@@ -54,7 +61,8 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
         self._there = digests.steps_in(self._folder)
         try:
-            self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers, options=options)
+            place = self._place.path / self._folder.name
+            self._manager = ocp.CheckpointManager(place, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
             why = files.unreadable(self._folder, error) or storage.reason(error)
             raise excused(error) or self._cannot_read("a checkpoint", why) from error
@@ -87,6 +95,7 @@ class Checkpoints:
           DivergedError: the state is not finite.
         """
         failed = None
+        self._check()
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # of the save before, which went on in the background
@@ -101,6 +110,7 @@ class Checkpoints:
         except Exception as error:
             failed = failed or error
             self._reopen()
+        self._check()  # or it would be told as a disk that fails
         if not self.steps():  # the first one, or somebody has removed them
             self.finish(step, state, rows)
             return
@@ -119,6 +129,7 @@ class Checkpoints:
         reasons = []
         for seconds in PATIENCE:
             time.sleep(seconds)
+            self._check()
             try:
                 self._manager.wait_until_finished()
                 self._begin(step, state, rows)
@@ -131,6 +142,7 @@ class Checkpoints:
             except Exception as error:
                 reasons.append(storage.reason(error))
                 self._reopen()
+        self._check()
         raise CheckpointError(
             f"cannot save step {step} in {self._folder} ({reasons[0]}); {self._left()}; "
             "make room or let it be written, and give the same command again"
@@ -192,9 +204,9 @@ class Checkpoints:
                 damaged[step] = storage.reason(error)
                 continue
             for broken, reason in damaged.items():
-                console.warn(
-                    f"the checkpoint of step {broken} is damaged ({reason}); moved to {self._put_aside(broken)}"
-                )
+                moved = storage.put_damaged_aside(self._folder, broken)
+                console.warn(f"the checkpoint of step {broken} is damaged ({reason}); moved to {moved}")
+            self._manager.reload()
             state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
             return Restored(state, told["rows"])
         if damaged:
@@ -230,9 +242,8 @@ class Checkpoints:
 
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
-        folder = self._folder / str(step)
-        files.survey(folder, files.MOST_BYTES)
         told = digests.read(self._folder, step)
+        files.survey(self._folder / str(step), 2 * told["bytes"] + _AROUND)  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
         elif told["stream"] != digests.stream():
@@ -247,8 +258,6 @@ class Checkpoints:
                 "use the fields and the version it was made with, or choose another --workdir"
             )
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
-        most = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
-        files.survey(folder, 2 * most + _AROUND)  # before Orbax reads what may be larger than memory
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -256,25 +265,12 @@ class Checkpoints:
         digests.compare(told, digests.of(step, flat))
         return flat, told
 
-    def _put_aside(self, step: int) -> Path:
-        damaged = self._folder.with_name(f"{self._folder.name}-damaged")
-        try:
-            damaged.mkdir(exist_ok=True)
-            target = files.put_aside(self._folder / str(step), damaged / str(step))
-        except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} is damaged and cannot be moved to {damaged} "
-                f"({error.strerror}); move it away"
-            ) from error
-        with contextlib.suppress(OSError, CheckpointError):  # which who mends it by hand may want back with it
-            rows = files.read(self._folder.with_name(ROWS))
-            files.write(target.with_name(f"metrics-{target.name}.jsonl"), rows)
-        self._manager.reload()
-        return target
-
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder; a failure then is a warning."""
         try:
             self._manager.close()
         except Exception as error:
-            console.warn(f"cannot save in {self._folder} ({storage.reason(error)})")
+            with contextlib.suppress(CheckpointError):  # of a folder that was moved it is said already
+                self._check()
+                console.warn(f"cannot save in {self._folder} ({storage.reason(error)})")
+        self._place.close()

@@ -18,7 +18,10 @@ from cutnmix_jax.types import Dataset, Row, Tree
 
 _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a program can change while it runs
 
-# `step`, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `stream`, and `all`, the SHA-256 of all these.
+FORMAT = 2  # of what is said of a checkpoint; another number is of another version of this program
+
+# `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `stream`, and
+# `all`, the SHA-256 of all these.
 Digests = dict[str, Any]
 
 DIVERGED = "lower config.optimizer.learning_rate and start in another --workdir; what was saved before is left"
@@ -42,7 +45,8 @@ def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = ()) -> 
         if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
         told[name] = _of_array(array)
-    found = {"step": step, "arrays": told, "rows": list(rows), "stream": stream()}
+    size = sum(leaf.nbytes for leaf in arrays.values())
+    found = {"format": FORMAT, "step": step, "bytes": size, "arrays": told, "rows": list(rows), "stream": stream()}
     return found | {"all": _all(found)}
 
 
@@ -156,7 +160,15 @@ def read(folder: Path, step: int) -> Digests:
     Raises:
       CheckpointError, OSError, ValueError, LookupError, TypeError: it cannot be read, or does not say it.
     """
-    told = files.read_fields(folder / str(step) / "digests" / "metadata")
+    path = folder / str(step) / "digests" / "metadata"
+    if (found := files.kind(path)) != "file":
+        raise ValueError(f"its digests are {found or 'gone'}")
+    told = files.read_fields(path)
+    if told.get("format") != FORMAT and "arrays" in told:
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {folder} was written by another version of this program; go on with "
+            "that one, or choose another --workdir"
+        )
     check(told)
     return told
 

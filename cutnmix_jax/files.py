@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from cutnmix_jax.errors import CheckpointError, UsageError, not_given, one_line
 
+_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FILES, _FEWEST_FILES = 1024, 128
 MOST_BYTES = 1 << 28  # of a file that is read at once; the rows of 100,000 epochs are a quarter of it
 
@@ -69,7 +70,7 @@ def read(path: Path) -> bytes:
       OSError: it is not there, or cannot be read.
     """
     refuse_other(path, "file")
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    number = os.open(path, _TO_READ)
     with open(number, "rb") as file:  # noqa: PTH123 - it was opened by number
         size = os.fstat(number).st_size
         if size > MOST_BYTES:
@@ -136,6 +137,8 @@ def append(path: Path) -> IO[str]:
       OSError: it cannot be opened.
     """
     refuse_other(path, "file")
+    if kind(path) and path.lstat().st_nlink > 1:  # a copy by links, which is somebody else's
+        write(path, read(path))
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8")  # noqa: PTH123 - it was opened by number
 
@@ -162,6 +165,11 @@ def put_aside(path: Path, target: Path) -> Path:
     return free
 
 
+def check_readable(path: Path) -> None:
+    """Raises OSError where a file cannot be opened to be read; no byte of it is."""
+    os.close(os.open(path, _TO_READ))
+
+
 def survey(folder: Path, most_bytes: int) -> None:
     """Looks at all that a folder holds before a library is handed it.
 
@@ -178,7 +186,7 @@ def survey(folder: Path, most_bytes: int) -> None:
         if found not in ("file", "folder"):
             raise ValueError(f"{path.relative_to(folder)} is {found}")
         if found == "file":
-            os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+            check_readable(path)
             if (size := path.lstat().st_size) > most_bytes:
                 raise ValueError(f"{path.relative_to(folder)} has {size:,} bytes, more than what was saved")
 

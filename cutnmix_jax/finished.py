@@ -49,7 +49,8 @@ def look(folder: Path) -> Looked:
         why_not = _wrong(results) or _other(results, folder)
     except OSError as error:
         return Looked(None, f"{error.strerror}: {error.filename or folder}")
-    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError) as error:  # of texts of other shapes
+    # What texts of other shapes lead to.
+    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         return Looked(None, one_line(error) or type(error).__name__)
     return Looked(None, why_not) if why_not else Looked(results)
 
@@ -73,7 +74,8 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     if results["config_sha256"] != metrics.config_sha256(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
     rows = metrics.read_rows(folder / metrics.ROWS)
-    if [row.get("epoch") for row in rows] != list(range(1, results["epochs"] + 1)) or not _are_numbers(rows):
+    numbered = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
+    if len(rows) != results["epochs"] or not numbered or not _are_numbers(rows):
         return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
     if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.best_of(rows)):
         return f"{RESULTS} has other accuracies than {metrics.ROWS}"

@@ -1,5 +1,6 @@
 """The folder of a run: made, kept from others, and shown to belong to a configuration."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ SAMPLES, CURVES = "samples.png", "curves.png"
 _FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
 # Written once the folder is known to be a run's.
 _WRITTEN = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
+_READ = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS)
 _FILES = (lock.LOCK, lock.OWNER, *_WRITTEN)
 
 
@@ -63,7 +65,6 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
     _check_kinds(workdir)
     with lock.held(workdir) as check:
         forced = _is_changed(config, workdir, force)
-        _check_checkpoints(workdir)
         try:
             for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
@@ -72,7 +73,7 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
         yield Opened(forced, check)
 
 
-def claim(workdir: Path, config: ConfigDict, step: int) -> None:
+def claim(workdir: Path, config: ConfigDict, step: int, why_not: str = "") -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
     Results that are there are of something else, and put aside. Where the run had other fields, `forced.json` gets a
@@ -82,14 +83,18 @@ def claim(workdir: Path, config: ConfigDict, step: int) -> None:
       workdir: the folder.
       config: of the run.
       step: at which it goes on.
+      why_not: why results that are there are not its own, from `finished.look`.
     """
     path, results = workdir / CONFIG, workdir / RESULTS
     new = metrics.config_json(config)
     old = files.read_fields(path) if files.kind(path) else None
     if files.kind(results):
-        files.put_aside(results, workdir / "results-before.json")
+        aside = files.put_aside(results, workdir / "results-before.json")
+        if why_not:
+            console.warn(f"the results in {workdir} are not those of this run ({why_not[:300]}); now in {aside.name}")
     if changed := configuration.changes(old, new) if step and old else []:
-        files.write_json(workdir / FORCED, {"changes": [*forced(workdir), {"step": step, "changed": changed}]})
+        before, change = forced(workdir), {"step": step, "changed": changed}
+        files.write_json(workdir / FORCED, {"changes": before if before[-1:] == [change] else [*before, change]})
     if old != new:
         files.write_json(path, new)
 
@@ -176,6 +181,11 @@ def _check_kinds(workdir: Path) -> None:
     try:
         for name in _FILES:
             files.refuse_other(workdir / name, "file")
+            if files.kind(aside := workdir / f"{name}.tmp") == "folder":  # under which it will be written
+                files.refuse_other(aside, "file")
+        for name in _READ:
+            with contextlib.suppress(FileNotFoundError):
+                files.check_readable(workdir / name)
         for name in _FOLDERS:
             files.refuse_other(workdir / name, "folder")
         digests.steps_in(workdir / CHECKPOINTS)
@@ -234,7 +244,7 @@ def _rows(workdir: Path) -> list[metrics.Row]:
         raise _cannot_read(path, error) from error
 
 
-def _check_checkpoints(workdir: Path) -> None:
+def check_checkpoints(workdir: Path) -> None:
     """Raises CheckpointError where a run has rows that no kill can explain, and no checkpoint: it would begin again."""
     rows = len(_rows(workdir))
     # The first epoch is the best so far, and so is saved; and the first checkpoint is on disk before the second epoch.

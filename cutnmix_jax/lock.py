@@ -37,19 +37,18 @@ def held(folder: Path) -> Iterator[Callable[[], None]]:
     except OSError as error:  # a disk that is read-only, or a network's that knows no locks
         raise UsageError(f"cannot lock {folder}: {error.strerror}; choose another --workdir") from error
     try:
-        owner: dict[str, Any] = {
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        owner["start"] = uuid.uuid4().hex
+        owner: dict[str, Any] = {"pid": os.getpid(), "host": platform.node(), "start": uuid.uuid4().hex}
+        owner["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):  # a full disk; the lock holds without a name
             files.write_json(folder / OWNER, owner)
         begun = _identity(folder)
 
         def check() -> None:
+            moved = False
+            with suppress(OSError):  # a disk that does not answer says nothing
+                moved = _identity(folder) != begun
             # The numbers of some network file systems change by themselves; what was written in the folder does not.
-            if _identity(folder) != begun and _read_owner(folder).get("start") != owner["start"]:
+            if moved and _read_owner(folder).get("start") != owner["start"]:
                 raise CheckpointError(
                     f"{folder} was moved, removed or replaced while the run went on; nothing more is written. Put it "
                     "back and give the same command again, or go on where it is now with --workdir"
@@ -65,10 +64,14 @@ def held(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one under its name; None where there is none."""
+    """What tells a folder from another one under its name; None where there is none.
+
+    Raises:
+      OSError: it cannot be told, because a disk does not answer for instance.
+    """
     try:
         found = folder.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -44,7 +43,6 @@ def train(
     files: metrics.Metrics,
     stop: StopRequest,
     began: Began | None = None,
-    check: Callable[[], None] = lambda: None,
 ) -> Saved:
     """Trains what is left of a run.
 
@@ -56,7 +54,6 @@ def train(
       files: where the rows go.
       stop: says when to stop.
       began: when; now, where nothing is said.
-      check: is called before anything is written; raises where the folder is not there any more.
 
     Returns:
       What was saved last.
@@ -83,8 +80,6 @@ def train(
             due = _due(config, reached, saved_at)
             if reached == (epoch + 1) * program.steps_per_epoch:
                 row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
-                check()
-                # Before the checkpoint: a row without its checkpoint is made again, the reverse would be a gap.
                 files.append(row)
                 display.epoch_done(row, program.epochs)
                 state = program.calibrate(saved.state) if program.calibrate else saved.state
@@ -96,16 +91,14 @@ def train(
             if stopping and not reached:
                 raise StoppedError("stopped before anything new was trained; the same command begins again")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
-            if last or stopping or due:
-                check()
             if last or stopping:
-                files.settle()
                 checkpoints.finish(reached, saved, files.rows)
+                files.settle()
             elif due:
-                if not checkpoints.steps():
-                    files.settle()  # there is nothing to fall back on yet
-                if files.written():
-                    checkpoints.save(reached, saved, files.rows)
+                first = not checkpoints.steps()
+                checkpoints.save(reached, saved, files.rows)
+                if first:  # a run that cannot write its rows ends now, and not after all epochs
+                    files.settle()
                 saved_at = time.monotonic()
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from cutnmix_jax import files, signals, storage
 from cutnmix_jax.errors import (
-    CheckpointError,
     CommandLine,
     StoppedError,
     UsageError,
     excused,
     exit_code_of,
     folder_of,
-    one_line,
 )
 from cutnmix_jax.signals import StopRequest
 
@@ -86,9 +84,6 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else config.default_workdir(run_config)
         with device.told_once():
             train.run(run_config, workdir, stop, known.force, start)
-    except OSError as error:
-        what = f"{error.filename or 'a file'}: {error.strerror or one_line(error)}"
-        raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, config.peer_names(run_config)) from error
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,23 @@ def ranking(rows: Sequence[Row]) -> list[int]:
 class Metrics:
     """`metrics.jsonl` and the TensorBoard events of a run, one row per epoch."""
 
-    def __init__(self, folder: Path, rows: Sequence[Row]):
-        """Goes on after the epochs of `rows`, which were saved with the state.
+    def __init__(self, folder: Path, rows: Sequence[Row], check: Callable[[], None] = lambda: None):
+        """Goes on after the epochs of `rows`.
 
         Later ones in the file are dropped, because they are made again; a file with other ones is put aside.
+
+        Args:
+          folder: of the run.
+          rows: what was saved with the state.
+          check: raises CheckpointError where the folder stands under its name no longer.
 
         Raises:
           OSError: the file that is there cannot be read.
         """
-        self._path = folder / ROWS
+        self._path, self._check = folder / ROWS, check
         self.rows = list(rows)
         self._left: tuple[int, ...] | None = None
+        self._warned: str | None = None
         ours = _lines(rows).encode()
         with contextlib.suppress(FileNotFoundError):
             there = files.read(self._path)
@@ -70,13 +76,17 @@ class Metrics:
 
     def written(self) -> bool:
         """Whether all rows are on disk; those that wait, or that somebody else has changed, are written again."""
+        self._check()
         if self._left is None or _identity(self._path) != self._left:
             try:
                 files.write(self._path, _lines(self.rows))
-                self._left = _identity(self._path)
+                self._left, self._warned = _identity(self._path), None
             except OSError as error:
                 self._left = None
-                console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, and this is tried again")
+                self._check()
+                if error.strerror != self._warned:  # once for as long as it lasts
+                    self._warned = error.strerror
+                    console.warn(f"cannot write {self._path} ({error.strerror}); training goes on, this is tried again")
         return self._left is not None
 
     def settle(self) -> None:

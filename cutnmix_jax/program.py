@@ -112,6 +112,7 @@ def check(config: ConfigDict, planned: Plan, dataset: Dataset) -> None:
         peers.check(joined, names, classes, sizes, seen, train=True)
         peers.check(joined, names, classes, sizes, test_batch, train=False)
         if trained := planned.trained:
+            teacher.check_there(trained)
             alone = peers.make([trained.backbone], config.mapping)
             peers.check(alone, [trained.backbone.name], classes, None, batch, train=False)
 

@@ -3,12 +3,16 @@
 import contextlib
 import errno
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from cutnmix_jax.errors import one_line
+from cutnmix_jax import files
+from cutnmix_jax.errors import CheckpointError, one_line
 
 
 def hush() -> Callable[[], None]:
@@ -50,10 +54,48 @@ def hushed() -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Why something could not be read or written, in a few words."""
-    text = one_line(error)
+    text = re.sub(r"/proc/self/fd/\d+/", "", one_line(error))  # of `Place`
     if "No space left" in text or getattr(error, "errno", 0) == errno.ENOSPC:
         return "the disk is full"
     return f"{type(error).__name__}: {text[:120]}"
+
+
+def put_damaged_aside(checkpoints: Path, step: int) -> Path:
+    """Moves a checkpoint to `checkpoints-damaged`, beside the folder that it is in; returns where it is now.
+
+    Raises:
+      CheckpointError: it cannot be moved, because it is on a disk of its own for instance.
+    """
+    damaged = checkpoints.with_name(f"{checkpoints.name}-damaged")
+    try:
+        damaged.mkdir(exist_ok=True)
+        target = files.put_aside(checkpoints / str(step), damaged / str(step))
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {checkpoints} is damaged and cannot be moved to {damaged} "
+            f"({error.strerror}); move it away"
+        ) from error
+    with contextlib.suppress(OSError, CheckpointError):  # which who mends it by hand may want back with it
+        files.write(
+            target.with_name(f"metrics-{target.name}.jsonl"), files.read(checkpoints.with_name("metrics.jsonl"))
+        )
+    return target
+
+
+class Place:
+    """A folder for a library that knows names alone: what it writes goes where the folder is, not where it was."""
+
+    def __init__(self, folder: Path):
+        """Holds the folder; only Linux has names for what is held, elsewhere it is the folder's own."""
+        self._number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if folder.is_dir() else None
+        held = Path(f"/proc/self/fd/{self._number}")
+        self.path = held if self._number is not None and held.is_dir() else folder
+
+    def close(self) -> None:
+        """Lets it go; the name is of no use any more."""
+        number, self._number = self._number, None
+        if number is not None:
+            os.close(number)
 
 
 class NewestAndBest:

@@ -22,11 +22,13 @@ class Trained(NamedTuple):
       backbone: the network.
       load: reads its variables, {'params': tree, 'batch_stats': tree}, from the newest checkpoint.
       folder: the run's.
+      weights_sha256: `digests.of_network` of them, as its results say.
     """
 
     backbone: Backbone
     load: Callable[[], dict[str, Tree]]
     folder: str
+    weights_sha256: str
 
 
 def find(
@@ -83,7 +85,7 @@ def find(
             raise CheckpointError(f"config.teacher={folder}: its newest weights are not those of its results")
         return network
 
-    return Trained(backbone, load, folder)
+    return Trained(backbone, load, folder, results["weights_sha256"])
 
 
 def digest(networks: Tree) -> str:
@@ -92,6 +94,12 @@ def digest(networks: Tree) -> str:
     Of the peers at the end of a run it is `weights_sha256` in the results, and `teacher_sha256` in those of a student.
     """
     return digests.of_network({name: trees[0] for name, trees in networks.items()})
+
+
+def check_there(trained: Trained) -> None:
+    """Raises UsageError where the weights of a teacher are gone; a student that has ended needs them no more."""
+    if not digests.steps_in(Path(trained.folder) / finished.CHECKPOINTS):
+        raise UsageError(f"config.teacher={trained.folder}: its checkpoints are gone; restore them or train it again")
 
 
 def check(trained: Trained, taught_by: str) -> None:
@@ -103,9 +111,8 @@ def check(trained: Trained, taught_by: str) -> None:
 
     Raises:
       UsageError: it is another one.
-      CheckpointError: its checkpoint cannot be read.
     """
-    if digests.of_network(trained.load()) != taught_by:
+    if trained.weights_sha256 != taught_by:
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

@@ -28,7 +28,7 @@ from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import programs_are_kept, set_up_jax
-from cutnmix_jax.errors import UsageError, one_line, told
+from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
 from cutnmix_jax.program import Plan, Program, Saved, assemble, check, plan
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import Batch, Dataset, Mix
@@ -61,11 +61,10 @@ def run(
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return
-        if why_not and not opened.forced:
-            console.warn(f"the results in {workdir} are not used, and are put aside: {why_not[:300]}")
+        folder.check_checkpoints(workdir)
         dataset = dataset or _load(config, planned)
-        with set_up_jax(config.precision):
-            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, opened, start)
+        with set_up_jax(config.precision), _told(workdir):
+            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, opened, start, why_not)
 
 
 def _load(config: ConfigDict, planned: Plan) -> Dataset:
@@ -82,6 +81,7 @@ def go_on(
     stop: StopRequest,
     opened: folder.Opened,
     start: float,
+    why_not: str,
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
@@ -90,7 +90,7 @@ def go_on(
     # What was saved, if anything.
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
-    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check)
     restored, asked, first_weights = checkpoints.restore(program.shapes()), time.monotonic(), 0.0
     saved: Saved = restored.state if restored else program.init()
     if not restored:
@@ -103,10 +103,10 @@ def go_on(
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
     if opened.forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    folder.claim(workdir, config, begun)
+    folder.claim(workdir, config, begun, why_not)
     with _expendable(folder.ENVIRONMENT, OSError):
         folder.note_environment(workdir, made_with, begun)
-    written = metrics.Metrics(workdir, restored.rows if restored else [])
+    written = metrics.Metrics(workdir, restored.rows if restored else [], opened.check)
     first_batch = _first_batch(program)
     with _expendable(folder.SAMPLES, Exception):
         from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
@@ -116,7 +116,7 @@ def go_on(
     # The epochs.
     try:
         began = loop.Began(start, first_weights)
-        state = loop.train(program, saved, config, checkpoints, written, stop, began, opened.check).state
+        state = loop.train(program, saved, config, checkpoints, written, stop, began).state
     finally:
         written.close()
         checkpoints.close()
@@ -139,6 +139,16 @@ def go_on(
         pictures.curves(workdir / folder.CURVES, written.rows, title)
     console.table(results)
     print(f"run: {workdir}", flush=True)
+
+
+@contextmanager
+def _told(workdir: Path) -> Iterator[None]:
+    """A file of the run that cannot be read or written is one line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or workdir}: {error.strerror or one_line(error)}"
+        raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the command itself sets it
 COMMAND = [
     "--config=configs/quickstart.py:digits,baseline",
     "--config.backbone.name=tests.tiny:Tiny",
@@ -41,7 +42,7 @@ COMMAND = [
     "--config.optimizer.milestones=(4,)",
 ]
 OTHER = 12345  # a user who is nobody else
-SECONDS = 30.0  # that a start of this run may take
+SECONDS = 60.0  # that a start of this run may take, whose work is a fifth of it
 AFTER = 2.0  # seconds that a process may live after its last line
 
 BASES = ("new", "half", "stopped", "finished")
@@ -277,7 +278,7 @@ def came_from(folder):
 
 
 PASSING = re.compile(r"\.lock|\.owner\.json|.*\.tmp|.*orbax-checkpoint-tmp.*|tensorboard/events.*")
-MADE_AGAIN = re.compile(r"(environment|config|results|forced)\.json|(samples|curves)\.png")
+MADE_AGAIN = re.compile(r"environment\.json|(samples|curves)\.png")
 LINE = re.compile(r"(warning|error): \S|stop(ped|ping)\b|nohup: ")
 
 
@@ -285,6 +286,8 @@ def complaints(case, folder, outside, before, ended, reference):
     """What is outside the model; empty where all is as promised."""
     found = []
     allowed = {OK}.union(*(VERBS[verb_of(change)] for change in case.changes))
+    if len(case.changes) == 1 and harmless(case):
+        allowed = {OK}
     lines = ended.err.splitlines()
     if ended.code is None:
         return [f"still running after {SECONDS:.0f} s"]
@@ -293,7 +296,7 @@ def complaints(case, folder, outside, before, ended, reference):
     early = {-getattr(signal, f"SIG{name}") for _, name, seconds in sent if float(seconds) < 1}
     if ended.code not in allowed | early:
         found.append(f"exit code {ended.code}, not one of {sorted(allowed)}")
-    if ended.after > AFTER:
+    if ended.after > AFTER and ended.code >= 0:  # what ends at once has no last line
         found.append(f"lived {ended.after:.1f} s after its last line")
     if ended.left:
         found.append("left a process behind")
@@ -314,11 +317,24 @@ def complaints(case, folder, outside, before, ended, reference):
                 if got != wanted:
                     found.append(f"exit code 0 with other {what}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found.append(f"exit code 0 without its files: {error!r}")
+            if "finished before" not in ended.out:  # and somebody has removed its weights
+                found.append(f"exit code 0 without its files: {error!r}")
+    for step in re.findall(r"the checkpoint of step (\d+) is damaged", ended.err):
+        if not any(f"checkpoints/{step}" in change or " checkpoints" in change for change in case.changes):
+            found.append(f"step {step} was whole, and is called damaged")
     meanwhile = tuple(change.split()[3] for change in case.changes if change.startswith("at "))
     worth = {name: told for name, told in before[0].items() if not name.startswith(meanwhile)}
     found += lost(worth, snapshot(folder), folder, reference)
     return found
+
+
+def harmless(case):
+    """Whether a single change may not keep a run from its end, with the bits that it would have had."""
+    verb, name, *_ = case.changes[0].split()
+    if verb in ("remove", "empty", "cut", "flip", "text"):
+        inside = re.match(r"checkpoints/\d+/", name)  # there is an older one
+        return bool(inside) or name in ("metrics.jsonl", "results.json", "environment.json", ".lock", ".owner.json")
+    return case.base == "finished" and verb == "remove" and name == "checkpoints"
 
 
 def lost(before, after, folder, reference):

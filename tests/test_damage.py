@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import checkpoint, digests, main
+from cutnmix_jax import checkpoint, digests, files, main
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from tests.hostile import OTHER, snapshot
@@ -370,3 +370,20 @@ def test_a_library_or_memory_that_is_missing_is_no_damage(error, copied, monkeyp
     with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
         reader.read_parts({})
     reader.close()
+
+
+def test_a_state_may_be_larger_than_any_text(tmp_path, monkeypatch):
+    """What bounds a file that is read at once does not bound the arrays: two VGG-19 with momentum are 305 MB."""
+    monkeypatch.setattr(files, "MOST_BYTES", 20_000)
+    state = {"w": jnp.arange(300_000.0)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    checkpoints.finish(1, state)
+    np.testing.assert_array_equal(checkpoints.restore(state).state["w"], state["w"])
+    [large] = [
+        path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.stat().st_size > 100_000
+    ]
+    with large.open("r+b") as file:
+        file.truncate(1 << 40)  # and still nothing is read that cannot have been written
+    with pytest.raises(CheckpointError, match="bytes, more than what was saved"):
+        checkpoints.restore(state)
+    checkpoints.close()

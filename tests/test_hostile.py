@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutnmix_jax import config as configuration
-from cutnmix_jax import finished, lock, main, metrics, signals
+from cutnmix_jax import files, finished, lock, main, metrics
 from cutnmix_jax.errors import CheckpointError
 from scripts.paper import options, reproduce
 from scripts.paper import report as paper
@@ -52,13 +52,13 @@ def judged(text):
         ("half; root; link checkpoints", 4, "is a link to"),
         ("half; root; file checkpoints/20", 4, "is a file, where a run has a folder"),
         ("half; root; rename checkpoints/20 checkpoints/020", 4, "has the name of no step"),
-        ("half; other; mode checkpoints/20/digests 600", 4, "Permission denied); let it be read"),
-        ("half; other; mode checkpoints/20/state 600", 4, "Permission denied); let it be read"),
-        ("half; other; mode checkpoints/20 444", 4, "Permission denied); let it be read"),
-        ("half; other; mode checkpoints 000", 4, "Permission denied; let it be read"),
-        ("half; other; mode config.json 200", 4, "Permission denied; let it be read"),
-        ("half; other; mode metrics.jsonl 000", 4, "Permission denied; let it be read"),
-        ("half; other; mode environment.json 000", 4, "Permission denied; let it be read"),
+        ("half; other; mode checkpoints/20/digests 600", 4, "Permission denied"),
+        ("half; other; mode checkpoints/20/state 600", 4, "Permission denied"),
+        ("half; other; mode checkpoints/20 444", 4, "Permission denied"),
+        ("half; other; mode checkpoints 000", 4, "Permission denied"),
+        ("half; other; mode config.json 200", 4, "Permission denied"),
+        ("half; other; mode metrics.jsonl 000", 4, "Permission denied"),
+        ("half; other; mode environment.json 000", 4, "Permission denied"),
         ("half; root; env JAX_DEFAULT_PRNG_IMPL=rbg", 2, "begun with other random numbers"),
         ("half; root; env JAX_RANDOM_SEED_OFFSET=7", 2, "begun with other random numbers"),
         ("half; root; env JAX_THREEFRY_PARTITIONABLE=0", 2, "begun with other random numbers"),
@@ -69,10 +69,18 @@ def judged(text):
         ("half; root; env JAX_DEFAULT_MATMUL_PRECISION=strange", 2, "a setting of JAX has no meaning"),
         ("half; root; env XLA_FLAGS=--xla_no_such_flag=1", 2, "XLA refuses its flags (Unknown flag"),
         ("half; root; env XLA_FLAGS=/nowhere", 2, "XLA refuses its flags (Could not open file"),
-        ("finished; root; text results.json newer", 0, "are not used, and are put aside: results.json has no dataset"),
+        (
+            "finished; root; text results.json newer",
+            0,
+            "are not those of this run (results.json has no dataset); now in results-before-",
+        ),
         ("half; root; huge checkpoints/20/state/_METADATA", 0, "step 20 is damaged"),
         ("half; root; pipe checkpoints/20/digests/metadata", 0, "step 20 is damaged"),
         ("half; root; empty metrics.jsonl", 0, ""),
+        ("finished; root; remove checkpoints", 0, ""),
+        ("half; root; folder results.json.tmp", 4, "is a folder, where a run has a file"),
+        ("finished; other; mode results.json 000", 4, "Permission denied"),
+        ("half; other; mode forced.json 000", 0, ""),
         ("half; root; hardlink metrics.jsonl", 0, ""),
         ("half; root; text metrics.jsonl rows", 0, "had other rows than the run"),
     ],
@@ -132,11 +140,15 @@ def test_results_of_another_run_do_not_end_one(run, tmp_path, capsys):
 EDITS = {
     "accuracy": (lambda it: it["last"].update(accuracy=7.5), "has other accuracies than metrics.jsonl"),
     "best": (lambda it: it["best"].update(accuracy=0.99), "has other accuracies than metrics.jsonl"),
-    "epochs": (lambda it: it.update(epochs=5), "does not have the rows of 5 epochs"),
+    "epochs": (lambda it: it.update(epochs=5), "is of another configuration"),
     "weights": (lambda it: it.update(weights_sha256="0" * 64), "is of other weights than the newest checkpoint"),
     "configuration": (lambda it: it.update(config_sha256="0" * 64), "is of another configuration"),
     "a device that is none": (lambda it: it.update(device=7), "has no device"),
     "versions": (lambda it: it.update(versions={"jax": 3}), "has no versions"),
+    "another seed": (lambda it: it.update(seed=96), "is of another configuration"),
+    "seconds without end": (lambda it: it.update(seconds=10**400), "too large"),
+    "no seconds": (lambda it: it.update(wall_seconds=float("nan")), "has no seconds"),
+    "epochs without end": (lambda it: it.update(epochs=10**400), "is of another configuration"),
     "a seed that is none": (lambda it: it.update(seed=True), "has no seed"),
 }
 
@@ -184,6 +196,45 @@ def test_a_teacher_whose_newest_checkpoint_is_gone(run, tmp_path, capsys):
     assert not (tmp_path / "student").exists()
 
 
+def test_a_teacher_whose_checkpoints_are_gone(run, tmp_path, capsys):
+    """It teaches nobody any more; who has learnt from it is told as ever."""
+    folder = copied(run, tmp_path)
+    command = ["--config=configs/quickstart.py:digits,kd", *hostile.COMMAND[1:], f"--config.teacher={folder}"]
+    assert main.main([*command, f"--workdir={tmp_path / 'student'}"]) == 0
+    shutil.rmtree(folder / "checkpoints")
+    assert main.main([*command, f"--workdir={tmp_path / 'student'}"]) == 0
+    capsys.readouterr()
+    assert main.main([*command, f"--workdir={tmp_path / 'another'}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "its checkpoints are gone" in error and not (tmp_path / "another").exists()
+
+
+def test_a_checkpoint_of_another_version(run, tmp_path, capsys):
+    folder = copied(run, tmp_path)
+    (folder / "results.json").unlink()
+    for step in hostile.came_from(folder):
+        file = folder / "checkpoints" / str(step) / "digests" / "metadata"
+        told = json.loads(file.read_text())
+        del told["format"]
+        file.write_text(json.dumps(told))
+    before = hostile.snapshot(folder)
+    assert main.main([*hostile.COMMAND, f"--workdir={folder}"]) == 4
+    [error] = capsys.readouterr().err.splitlines()
+    assert "was written by another version" in error and "damaged" not in error
+    assert {name: told for name, told in hostile.snapshot(folder).items() if name != ".lock"} == {
+        name: told for name, told in before.items() if name != ".lock"
+    }
+
+
+def test_a_log_is_not_written_into_a_copy(tmp_path):
+    (tmp_path / "copy").write_text("before\n")
+    os.link(tmp_path / "copy", tmp_path / "log.txt")
+    with files.append(tmp_path / "log.txt") as log:
+        log.write("after\n")
+    assert (tmp_path / "copy").read_text() == "before\n"
+    assert (tmp_path / "log.txt").read_text() == "before\nafter\n"
+
+
 def test_a_report_says_whose_results_it_leaves_out(tmp_path, capsys):
     choice = Choice("fig1", mini=True, seeds=(95,), runs=tmp_path)
     first, second = cells_of(choice)
@@ -205,11 +256,11 @@ def test_a_folder_that_is_moved_while_it_trains(tmp_path):
         wait_for(lambda folder=folder: list(folder.glob("checkpoints/[0-9]*")), process)
         time.sleep(number / 10)
         folder.rename(moved)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 4, errors
         assert [line.partition(":")[0] for line in errors.splitlines()] == ["error"]
         assert "was moved, removed or replaced" in errors
-        assert not (folder / "metrics.jsonl").exists() and not (folder / "results.json").exists()
+        assert not folder.exists()  # what was being saved went with it
         rows, steps = metrics.read_rows(moved / "metrics.jsonl"), hostile.came_from(moved)
         assert len(rows) >= steps[-1] // 4 if steps else len(rows) < 2  # it can go on there, or begin again
 
@@ -288,11 +339,10 @@ def test_a_process_ends_whatever_a_library_left_behind():
     )
     started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 4
-    assert time.monotonic() - started < 20  # and not 300
-    assert not hasattr(signals, "ignore")
+    assert time.monotonic() - started < 60  # and not 300
 
 
-def test_the_folder_stands_under_its_name(tmp_path):
+def test_the_folder_stands_under_its_name(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     with lock.held(folder) as check:
@@ -310,6 +360,8 @@ def test_the_folder_stands_under_its_name(tmp_path):
         folder.rename(tmp_path / "moved")
         (tmp_path / "copy").rename(folder)
         check()
+        monkeypatch.setattr(lock, "_identity", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        check()  # which says nothing of where the folder is
 
 
 # The fuzzer.
