@@ -59,14 +59,14 @@ class Checkpoints:
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-        self._there = digests.steps_in(self._folder)
+        there = digests.steps_in(self._folder)
         try:
             place = self._place.path / self._folder.name
             self._manager = ocp.CheckpointManager(place, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
             why = files.unreadable(self._folder, error) or storage.reason(error)
             raise excused(error) or self._cannot_read("a checkpoint", why) from error
-        if others := set(self.steps()) - set(self._there):
+        if others := set(self.steps()) - set(there):
             raise CheckpointError(
                 f"{self._folder} holds what can be taken for the state of step {min(others)}; move it away"
             )
@@ -189,7 +189,7 @@ class Checkpoints:
             nothing was moved.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self._there):
+        for step in reversed(digests.steps_in(self._folder)):
             try:
                 if step not in self.steps():  # a kill while it was being removed
                     raise ValueError("it is not complete")

@@ -150,17 +150,18 @@ def excused(error: BaseException) -> UsageError | None:
     return None
 
 
-def not_given(error: BaseException) -> bool:
-    """Whether a file was not given at all: by the system, or for want of open files or memory in this process.
+def not_given(error: BaseException) -> str:
+    """Why a file was not given at all, by the system or for want of open files or memory; empty where it may have been.
 
-    By its number; by its text, which is all that libraries in C++ tell, only where the file system could not be asked.
+    By an error's number; by its text, which is all that libraries in C++ tell, only where the file system cannot be
+    asked afterwards.
     """
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in _NOT_GIVEN:
-            return True
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else one_line(cause)
         cause = cause.__cause__
-    return any(os.strerror(number) in str(error) for number in _TOO_FEW)
+    return one_line(error)[:200] if any(os.strerror(number) in str(error) for number in _TOO_FEW) else ""
 
 
 def installation(error: BaseException) -> UsageError:

@@ -200,8 +200,8 @@ def unreadable(folder: Path, error: Exception) -> str:
       folder: that it was told to read.
       error: what it raised.
     """
-    if not_given(error):
-        return one_line(error)[:200]
+    if why := not_given(error):
+        return why
     try:
         for path in _entries(folder):
             if path.is_file():

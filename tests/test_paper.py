@@ -273,7 +273,7 @@ def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
     save(third, 0.9, batch_size=16, precision="float32")
     save(fourth, 0.9)
     (fourth.workdir / "config.json").unlink()
-    assert launch.other_fields(fourth) == [f"{fourth.workdir / 'config.json'}: No such file or directory"]
+    assert launch.other_fields(fourth) == [f"No such file or directory: {fourth.workdir / 'config.json'}"]
     assert [bool(launch.results_of(cell)) for cell in cells_of(choice)] == [False, True, False, False]
     line = f"left out: results of 3 other runs, the first in {first.workdir} (config.num_peers: 4 -> 2)"
     reproduce.show(cells_of(choice), jobs=1)

@@ -111,7 +111,7 @@ def test_results_that_are_none_are_made_again(text, short, copied, capsys):
     (copied / "results.json").write_text(text)
     assert main.main([*QUICK, f"--workdir={copied}"]) == 0
     [warning] = capsys.readouterr().err.splitlines()
-    assert warning.startswith(f"warning: the results in {copied} are not used, and are put aside: ")
+    assert warning.startswith(f"warning: the results in {copied} are not those of this run (")
     assert results_in(copied) == results_in(short)
     assert put_aside(copied, "results.json") == [text.encode()]
 
@@ -123,7 +123,7 @@ def test_results_that_are_none_are_made_again(text, short, copied, capsys):
         ({"weights_sha256": "0" * 64}, "results.json is of other weights than the newest checkpoint, that of step 4"),
         ({"last": {"epoch": 1, "accuracy": 0.99}}, "results.json has other accuracies than metrics.jsonl"),
         ({"best": {"epoch": 1, "accuracy": 0.99}}, "results.json has other accuracies than metrics.jsonl"),
-        ({"epochs": 2}, "metrics.jsonl does not have the rows of 2 epochs"),
+        ({"epochs": 2}, "results.json is of another configuration than config.json"),
         ({"epochs": True}, "results.json has no epochs"),
         ({"device": None}, "results.json has no device"),
         ({"versions": {"jax": 3}}, "results.json has no versions"),
@@ -133,7 +133,7 @@ def test_results_that_do_not_belong_to_the_run_are_made_again(change, why, short
     other = json.dumps(json.loads((copied / "results.json").read_text()) | change)
     (copied / "results.json").write_text(other)
     assert main.main([*QUICK, f"--workdir={copied}"]) == 0
-    assert f"are not used, and are put aside: {why}\n" in capsys.readouterr().err
+    assert f"are not those of this run ({why}); now in results-before-" in capsys.readouterr().err
     assert results_in(copied) == results_in(short)
     assert put_aside(copied, "results.json") == [other.encode()]
 
@@ -148,7 +148,7 @@ def test_rows_that_are_none_are_written_again(results, text, short, copied, caps
     warnings = capsys.readouterr().err.splitlines()
     cut_off = text in ("", "{")  # what a kill or a full disk can leave of a file
     assert sum("had other rows than the run" in line for line in warnings) == (not cut_off)
-    assert sum("are not used, and are put aside" in line for line in warnings) == (results == "with results")
+    assert sum("are not those of this run" in line for line in warnings) == (results == "with results")
     assert len(warnings) == (not cut_off) + (results == "with results")
     assert put_aside(copied, "metrics.jsonl") == [text.encode()] * (not cut_off)  # left for who can mend it
     assert (copied / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
@@ -161,6 +161,7 @@ def test_a_teacher_s_folder_cannot_choose_what_is_imported(backbone, tmp_path, c
     (tmp_path / "hostile").mkdir()
     (tmp_path / "hostile" / "nets.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
     fields = {"backbone": {"name": backbone}, "peers": "", "num_peers": 1, "dataset": "digits"}
+    fields |= {"method": "baseline", "seed": 95, "epochs": 1}
     write_finished(tmp_path / "teacher", fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
     command = ["--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}"]
     assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
