@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cutnmix_jax.errors import CheckpointError, UsageError, not_given, one_line
+from cutnmix_jax.errors import CheckpointError, UsageError, not_given
 
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FILES, _FEWEST_FILES = 1024, 128

@@ -184,7 +184,7 @@ def test_what_may_not_be_read_is_not_moved(name, stopped):
             restored(folder)
         path.chmod(mode)
         # Orbax looks at each checkpoint as soon as it is made, and then at none of them.
-        told = "cannot read (the checkpoint of step 26|a checkpoint) .*checkpoints/26.*: Permission denied.* let it be read"
+        told = "cannot read (the|a) checkpoint .*checkpoints/26.*: Permission denied.* let it be read"
         assert re.search(told, str(raised.value))
         assert snapshot(folder / "checkpoints") == before and not (folder / "checkpoints-damaged").exists()
         assert made().train(folder) == 26
