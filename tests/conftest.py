@@ -15,7 +15,9 @@ import pytest  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also run the tests that take over a minute, and all rounds")
+    parser.addoption(
+        "--all", action="store_true", help="also run the tests that take long or are like others, and all rounds"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -38,4 +40,4 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--all"):
         for item in items:
             if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="over a minute; scripts/test --all runs it"))
+                item.add_marker(pytest.mark.skip(reason="scripts/test --all runs it"))

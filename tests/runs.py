@@ -152,6 +152,11 @@ def assert_same(made, one, other):
     assert [row["epoch"] for row in rows_in(one)] == list(range(1, made.config.epochs + 1))
 
 
+def few(values, often):
+    """Parameters of which some are tried whenever the tests are run, and the others with --all."""
+    return [pytest.param(value, marks=[pytest.mark.slow] * (value not in often)) for value in values]
+
+
 @functools.cache
 def made(row="cutnmix"):
     """An assembled run of a row, one for all tests of a process."""

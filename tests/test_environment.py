@@ -131,6 +131,7 @@ def test_variables_that_decide_are_told(variable, told, finished, tmp_path):
     assert warning == f"warning: {TOLD} ({told})"
 
 
+@pytest.mark.slow  # `test_hostile` tries them too
 @pytest.mark.parametrize(
     "variable", ["JAX_DEFAULT_PRNG_IMPL=rbg", "JAX_RANDOM_SEED_OFFSET=7", "JAX_THREEFRY_PARTITIONABLE=0"]
 )

@@ -14,7 +14,7 @@ from flax import nnx
 from configs import common
 from cutnmix_jax import backbones, batches, digests, main, methods, optim, peers, step
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
-from tests.runs import Made, Stop, assert_same, stopped_after
+from tests.runs import Made, Stop, assert_same, few, stopped_after
 from tests.test_run import ONE_STEP, TINY, rows_of
 from tests.test_step import KEY, RATE, TRAIN, K, build, linear_backbone
 from tests.tiny import Tiny, TinyNNX
@@ -169,7 +169,9 @@ def in_bfloat16():
     return plain._replace(init=init, apply=apply)
 
 
-@pytest.mark.parametrize("name", ["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"])
+@pytest.mark.parametrize(
+    "name", few(["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"], ("tests.test_types:Mixed",))
+)
 def test_a_loop_of_steps_takes_such_a_network(name):
     """A loop wants the types that come out of a step to be those that went in."""
     what = {"backbone": backbones.load(name, K), "features": 6} if name else {"backbone": in_bfloat16()}
@@ -193,9 +195,9 @@ def test_a_loop_of_steps_takes_such_a_network(name):
     [
         ("cutnmix", "tests.tiny:half", []),
         ("dml", "tests.tiny:half_nnx", ["--config.mapping=vmap"]),
-        ("okddip", "tests.tiny:half", ["--config.loss.rampup_epochs=2"]),
-        ("pcl", "tests.test_types:Odd", ["--config.loss.rampup_epochs=2"]),
-        ("kdcl", "tests.test_types:Mixed", ["--config.precision=bfloat16"]),
+        pytest.param("okddip", "tests.tiny:half", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
+        pytest.param("pcl", "tests.test_types:Odd", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
+        pytest.param("kdcl", "tests.test_types:Mixed", ["--config.precision=bfloat16"], marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_continued_it_ends_with_the_same_bits(row, name, fields, tmp_path):
