@@ -216,6 +216,7 @@ print(json.dumps([made["source"], made["commit"], made["local_changes"], environ
 """
 
 
+@pytest.mark.slow
 def test_a_checkout_with_local_changes(tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "cutnmix_jax", clone / "cutnmix_jax", ignore=shutil.ignore_patterns("__pycache__"))
