@@ -119,6 +119,13 @@ class Ended(NamedTuple):
     left: bool
 
 
+def others_may_read():
+    """Whether another user reaches this clone and the folder for temporary files; elsewhere root alone can be tried."""
+    places = [ROOT, *ROOT.parents, *(Path(tempfile.gettempdir()).resolve() / "x").parents]
+    files = (ROOT / "configs" / "quickstart.py", ROOT / "tests" / "tiny.py")
+    return all(place.stat().st_mode & 1 for place in places) and all(file.stat().st_mode & 4 for file in files)
+
+
 # The undisturbed run.
 
 
