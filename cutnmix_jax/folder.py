@@ -92,7 +92,7 @@ def claim(workdir: Path, config: ConfigDict, step: int, why_not: str = "") -> No
         aside = files.put_aside(results, workdir / "results-before.json")
         if why_not:
             console.warn(f"the results in {workdir} are not those of this run ({why_not[:300]}); now in {aside.name}")
-    if changed := configuration.changes(old, new) if step and old else []:
+    if changed := configuration.changes(old, new) if step and old and set(old) == set(new) else []:
         before, change = forced(workdir), {"step": step, "changed": changed}
         files.write_json(workdir / FORCED, {"changes": before if before[-1:] == [change] else [*before, change]})
     if old != new:

@@ -407,7 +407,8 @@ FUZZ = {"database": None, "deadline": None, "suppress_health_check": list(Health
 
 
 @as_root
-@pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["few", "many"])
 def test_whatever_somebody_has_done(part):
     """Few of the same in every run of the tests, so that no change fails for what it has not touched."""
 
