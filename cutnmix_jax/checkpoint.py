@@ -150,10 +150,10 @@ class Checkpoints:
 
     def _begin(self, step: int, state: Tree, rows: Sequence[Row]) -> None:
         flat = digests.flat(state)
-        told, size = digests.of(step, flat, rows), sum(leaf.nbytes for leaf in flat.values())
+        told = digests.of(step, flat, rows)
         free = shutil.disk_usage(self._folder).free
-        if free < size:  # so that a save that cannot succeed does not fill what is left
-            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed and {free:,} are free")
+        if free < told["bytes"]:  # so that a save that cannot succeed does not fill what is left
+            raise OSError(errno.ENOSPC, f"{told['bytes']:,} bytes are needed and {free:,} are free")
         assert self._preserve
         self._preserve.ranking = ranking(rows)
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))

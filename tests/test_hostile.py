@@ -410,7 +410,7 @@ FUZZ = {"database": None, "deadline": None, "suppress_health_check": list(Health
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["few", "many"])
 def test_whatever_somebody_has_done(part):
-    """Few of the same in every run of the tests, so that no change fails for what it has not touched."""
+    """Few are the same each time, so that no change fails for what it has not touched."""
 
     @settings(max_examples=30 if part == "few" else 2000, derandomize=part == "few", **FUZZ)
     @given(cases())
