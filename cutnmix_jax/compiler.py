@@ -1,7 +1,9 @@
 """How this program has JAX compile, the one place that calls `jax.jit`; and whether what comes out is right."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -41,6 +43,24 @@ def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | 
     """
     effort = _LEAST_EFFORT if once and jax.default_backend() == "cpu" else {}
     return jax.jit(function, donate_argnums=donate, compiler_options=_OPTIONS | effort)
+
+
+@contextlib.contextmanager
+def compiled_beside(function: Any, *arguments: Any) -> Iterator[None]:
+    """While entered, compiles a program in another thread; the end waits for it, and the first call finds it done.
+
+    Args:
+      function: from `compiled`.
+      arguments: as of the first call, or their shapes.
+
+    Raises:
+      what compiling raises, at the end.
+    """
+    lowered = function.lower(*arguments)  # here, because JAX keeps some of its settings for each thread
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(lowered.compile)
+        yield
+    compiling.result()
 
 
 @functools.cache

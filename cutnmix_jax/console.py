@@ -36,7 +36,7 @@ class Display:
         self._console = Console()
         self._images_per_step, self._total, self._first = images_per_step, total_steps, done_steps
         self._started = self._shown = time.monotonic()
-        self._compiled = False
+        self.has_started = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -63,21 +63,23 @@ class Display:
         """Whether it is time to show something again."""
         return time.monotonic() - self._shown > (REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS)
 
-    def started(self, step: int, compiling: float, since_start: float) -> None:
-        """Begins to measure the speed at this step, and says how long it took to get there.
+    def started(self, compiling: float, since_start: float) -> None:
+        """Says how long it took until a first step was trained.
 
         Args:
-          step: that is done, the first of this start.
           compiling: seconds that the first weights and the first call took, which are nearly all compiling.
           since_start: seconds since the command was given.
         """
-        if not self._compiled:
-            self._compiled, self._first, self._started = True, step, time.monotonic()
-            self._console.print(
-                f"compiled in {compiling:.1f} s; trained the first step {since_start:.1f} s after the start",
-                highlight=False,
-                soft_wrap=True,
-            )
+        self.has_started = True
+        self._console.print(
+            f"compiled in {compiling:.1f} s; trained the first step {since_start:.1f} s after the start",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def measure(self, step: int) -> None:
+        """Begins to measure the speed, at this step."""
+        self._first, self._started = step, time.monotonic()
 
     def update(self, epoch: int, epochs: int, step: int, averages: Mapping[str, float]) -> None:
         """Shows where training stands: the 0-based epoch, steps done in all, and means over the epoch so far."""

@@ -3,13 +3,15 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, console, metrics, step
+from cutnmix_jax import batches, compiler, console, metrics, step
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
 from cutnmix_jax.errors import DivergedError, StoppedError
@@ -22,10 +24,17 @@ STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see
 
 
 class Began(NamedTuple):
-    """When this start of a run began, by `time.monotonic()`, and the seconds that its first weights took."""
+    """How this start of a run began.
+
+    Attributes:
+      start: when, by `time.monotonic()`.
+      compiling: the seconds that compiling took before the first call.
+      then: what is left to do once the first step is trained, for which nobody need wait so long.
+    """
 
     start: float
-    first_weights: float
+    compiling: float
+    then: Callable[[], None] = lambda: None
 
 
 class Speed(NamedTuple):
@@ -105,6 +114,20 @@ def train(
     return saved
 
 
+@contextmanager
+def compiled_beside(program: Program) -> Iterator[None]:
+    """While entered, compiles the step beside what the caller does."""
+    shapes, seen = program.shapes(), _seen(program, 0)
+    with compiler.compiled_beside(program.train, shapes.state, shapes.totals, *seen, 1, program.key):
+        yield
+
+
+def _seen(program: Program, epoch: int) -> tuple[batches.Data, jax.Array, jax.Array]:
+    """What all steps of an epoch see: the training set, its order and the learning rate."""
+    order = batches.epoch_order(program.key, epoch, len(program.train_data.labels))
+    return program.train_data, order, jnp.float32(program.learning_rate(epoch))
+
+
 def _minutes(config: ConfigDict) -> float:
     return config.checkpoint.every_minutes or math.inf
 
@@ -140,23 +163,26 @@ def _train_until(
     reached = start = first = int(state.step)
     epoch = start // program.steps_per_epoch
     before = epoch * program.steps_per_epoch
-    order = batches.epoch_order(program.key, epoch, len(program.train_data.labels))
-    rate = jnp.float32(program.learning_rate(epoch))
+    data, order, rate = _seen(program, epoch)
     in_flight: deque[tuple[int, Totals]] = deque()
     looked = start
     # A call at least, or a run that is saved all the time would not move.
     while reached < until and not stop.requested and (reached == start or time.monotonic() < deadline):
         count = min(program.steps_per_call, until - reached)
-        state, totals = program.train(state, totals, program.train_data, order, rate, count, program.key)
+        state, totals = program.train(state, totals, data, order, rate, count, program.key)
         reached += count
         in_flight.append((reached, totals))
         if reached - count == start:
             jax.block_until_ready(totals)
+            stop.defer()
             now = time.monotonic()
-            display.started(reached, began.first_weights + now - begun, now - began.start)
+            if not display.has_started:
+                display.started(began.compiling + now - begun, now - began.start)
+                began.then()
+                begun += time.monotonic() - now  # is no training
+                display.measure(reached)
             if reached < until:
-                timed, first = now, reached
-                stop.defer()
+                timed, first = time.monotonic(), reached
         # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
         if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
             done, finished = in_flight.popleft()

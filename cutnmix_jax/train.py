@@ -91,12 +91,13 @@ def go_on(
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
     checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check)
-    restored, asked, first_weights = checkpoints.restore(program.shapes()), time.monotonic(), 0.0
-    saved: Saved = restored.state if restored else program.init()
+    restored, asked = checkpoints.restore(program.shapes()), time.monotonic()
     if not restored:
-        jax.block_until_ready(saved)
-        first_weights = time.monotonic() - asked
+        with loop.compiled_beside(program):
+            saved: Saved = jax.block_until_ready(program.init())
+        compiling = time.monotonic() - asked
     else:
+        saved, compiling = restored.state, 0.0
         if program.trained:
             teacher.check(program.trained, teacher.digest(saved.state.teachers))
         print(f"continued from step {int(saved.state.step)}", flush=True)
@@ -107,15 +108,17 @@ def go_on(
     with _expendable(folder.ENVIRONMENT, OSError):
         folder.note_environment(workdir, made_with, begun)
     written = metrics.Metrics(workdir, restored.rows if restored else [], opened.check)
-    first_batch = _first_batch(program)
-    with _expendable(folder.SAMPLES, Exception):
-        from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
 
-        pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
+    def draw_first_batch() -> None:
+        first_batch = _first_batch(program)
+        with _expendable(folder.SAMPLES, Exception):
+            from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
+
+            pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
 
     # The epochs.
     try:
-        began = loop.Began(start, first_weights)
+        began = loop.Began(start, compiling, draw_first_batch)
         state = loop.train(program, saved, config, checkpoints, written, stop, began).state
     finally:
         written.close()

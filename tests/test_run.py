@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, data, environment, loop, main, program, train
+from cutnmix_jax import backbones, console, data, environment, loop, main, pictures, program, train
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
@@ -143,6 +143,24 @@ def test_a_run_leaves_the_promised_files(finished):
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["milestones"] == [2]
     assert "jax" in json.loads((workdir / "environment.json").read_text())["versions"]
     assert any((workdir / "tensorboard").iterdir())
+
+
+def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatch, caplog):
+    order = []
+    for owner, name in ((pictures, "samples"), (console.Display, "started")):
+        before = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *seen, name=name, before=before: order.append(name) or before(*seen))
+    jax.config.update("jax_log_compiles", True)  # in all threads
+    try:
+        assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 0
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    done = re.findall(r"Finished XLA compilation of jit\((train|fresh)\)", caplog.text)
+    assert sorted(done) == ["fresh", "train"]
+    # It is begun before the first weights are there, with all that the first call asks for.
+    said = [re.search(r"Compiling jit\((train|fresh)\)|$", record.getMessage())[1] for record in caplog.records]
+    assert [name for name in said if name] == ["train", "fresh"]
+    assert order == ["started", "samples"]
 
 
 def test_metrics_have_the_promised_fields(finished):
