@@ -47,7 +47,11 @@ class Checkpoints:
         self._check, self._warned = check, ""
         # What is being written when the run's folder is moved goes with it, and not under the old name.
         self._place = storage.Place(self._folder.parent)
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._place.close()
+            raise
 
     def _open(self) -> None:
         writes = self._preserve is not None

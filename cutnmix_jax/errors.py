@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from cutnmix_jax.streams import unbreakable
 
 _PACKAGE = Path(__file__).parent
 _TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_HELD = re.compile(r"/proc/self/fd/\d+/")  # how `storage.Place` has a library name a run's folder
 _NOT_GIVEN = (*_TOO_FEW, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV)
 
 
@@ -103,7 +105,7 @@ def folder_of(name: str, flag: str) -> Path:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, folded into a single line."""
-    return " ".join(str(error).split())
+    return " ".join(_HELD.sub("", str(error)).split())
 
 
 def told(error: BaseException, most: int = 300) -> str:
@@ -159,7 +161,7 @@ def not_given(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in _NOT_GIVEN:
-            return f"{cause.filename}: {cause.strerror}" if cause.filename else one_line(cause)
+            return _HELD.sub("", f"{cause.filename}: {cause.strerror}") if cause.filename else one_line(cause)
         cause = cause.__cause__
     return one_line(error)[:200] if any(os.strerror(number) in str(error) for number in _TOO_FEW) else ""
 

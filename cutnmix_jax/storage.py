@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +53,7 @@ def hushed() -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Why something could not be read or written, in a few words."""
-    text = re.sub(r"/proc/self/fd/\d+/", "", one_line(error))  # of `Place`
+    text = one_line(error)
     if "No space left" in text or getattr(error, "errno", 0) == errno.ENOSPC:
         return "the disk is full"
     return f"{type(error).__name__}: {text[:120]}"

@@ -387,3 +387,17 @@ def test_a_state_may_be_larger_than_any_text(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="bytes, more than what was saved"):
         checkpoints.restore(state)
     checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_opened_is_let_go_and_called_by_its_own_name(copied, monkeypatch):
+    def refuse(place, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(place / "20" / "digests"))
+
+    def held():
+        return [link for link in Path("/proc/self/fd").iterdir() if link.resolve() == copied.resolve()]
+
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
+    with pytest.raises(CheckpointError) as raised:
+        Checkpoints(copied / "checkpoints", 3)
+    assert "(checkpoints/20/digests: Permission denied)" in str(raised.value)
+    assert not held()
