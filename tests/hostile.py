@@ -506,8 +506,12 @@ def _texts(folder):
 
 
 def _kill_group(pid):
-    """Whether anything of a session was still there."""
+    """Whether anything of a session is still there two seconds after its end: what it had just asked git may be."""
+    deadline = time.monotonic() + AFTER
     try:
+        while time.monotonic() < deadline:
+            os.killpg(pid, 0)
+            time.sleep(0.05)
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return False
