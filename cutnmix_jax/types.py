@@ -3,8 +3,9 @@
 J peers, K classes, n images in a batch, D features; images are NHWC.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -195,39 +196,95 @@ NEVER = 2**31 - 1
 Terms = dict[str, jax.Array]  # a loss term's name -> [J], one value per peer, or a scalar
 
 
-class Method(NamedTuple):
-    """A training method as what it needs and three pure functions.
+class View(NamedTuple):
+    """One of the views of an image that each network sees in a step.
 
     Attributes:
-      min_peers: the smallest J it is defined for.
-      terms: `terms(feature_sizes) -> names` of its loss terms for peers with these D; each needs a weight, each weight
-        needs a term.
-      init: `init(key, spec) -> (params, state)`, its own trained parameters and its other state.
-      loss: `loss(params, state, outputs, batch, clock) -> (terms, state)` with `outputs` a tuple of J `Outputs`.
-      heads: `heads(params, state, outputs) -> {name: logits [n, K]}`, classifiers besides the peers that evaluation
-        reports.
-      views: how many views of an image each network sees in a step.
-      same_class: whether the second view is of another image of the same class, which the loss does not train on.
-      unmixed: whether it is defined for images that are not mixed alone.
-      same_images: whether all networks must see the same images.
-      needs_trunk: whether the networks must share a trunk.
-      teacher: `frozen`, a trained network that `config.teacher` names; `frozen_self`, one of the peers' architecture;
-        `mean`, a running mean of the parameters of every peer; or empty.
-      leaders: how many of the networks, the last ones, are heads of evaluation and not peers.
-      calibrate: `calibrate(state, logits, labels) -> state` after each epoch, with what the peers say, [J, M, K], of M
-        images that are not trained on and their labels [M]; None where the method needs no such images.
+      image: `own`, the image of the batch, or `same_class`, another training image of its class.
+      crop: whether it is cropped and mirrored anew; otherwise it is the image as it lies in the data set.
     """
 
-    min_peers: int
-    terms: Callable[[tuple[int, ...]], tuple[str, ...]]
-    init: Callable[[jax.Array, Spec], tuple[Tree, Tree]]
-    loss: Callable[[Tree, Tree, tuple[Outputs, ...], Batch, Clock], tuple[Terms, Tree]]
-    heads: Callable[[Tree, Tree, tuple[Outputs, ...]], Mapping[str, jax.Array]]
-    views: int = 1
-    same_class: bool = False
-    unmixed: bool = False
-    same_images: bool = False
-    needs_trunk: bool = False
-    teacher: str = ""
-    leaders: int = 0
-    calibrate: Callable[[Tree, jax.Array, jax.Array], Tree] | None = None
+    image: str = "own"
+    crop: bool = True
+
+
+class Setup(NamedTuple):
+    """What a method is asked to train with.
+
+    Attributes:
+      row: what a person calls it.
+      num_classes: K.
+      backbones: the name of each of J networks.
+      share_trunk: whether they share a trunk.
+      mix_kind: how batches are mixed, one of `augment.MIX_KINDS`.
+      mix_box: for CutnMix one of `augment.BOX_READINGS`.
+      same_images: whether all networks see the same images.
+      held_out_examples: how many training images are kept for `calibrate`.
+      teacher: the backbone of the trained teacher; None where there is none.
+    """
+
+    row: str
+    num_classes: int
+    backbones: tuple[str, ...]
+    share_trunk: bool
+    mix_kind: str
+    mix_box: str
+    same_images: bool
+    held_out_examples: int
+    teacher: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A training method: its options are fields, what it needs and computes are attributes and pure functions.
+
+    Attributes:
+      views: what each network sees of an image in a step; labels are those of the first view.
+      teachers: networks that are not trained by a gradient: `frozen`, the one that `config.teacher` names, and `mean`,
+        a running mean of the parameters of every peer.
+      calibrates: whether `calibrate` is called after each epoch.
+    """
+
+    views: ClassVar[tuple[View, ...]] = (View(),)
+    teachers: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def calibrates(self) -> bool:
+        """See above."""
+        return False
+
+    def check(self, setup: Setup) -> None:
+        """Raises UsageError where the method is not defined for what it is asked to train with."""
+
+    def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+        """Its own trained parameters, and its other state."""
+        del key, spec
+        return {}, {}
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        """Its terms, each [J] or a scalar, and the next state.
+
+        Args:
+          params: its own.
+          state: its own.
+          outputs: of J networks.
+          batch: what they saw.
+          clock: where in the run the step stands.
+        """
+        raise NotImplementedError
+
+    def students(self, outputs: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
+        """The outputs of those networks that count as peers; accuracies are theirs."""
+        return outputs
+
+    def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
+        """Classifiers besides the peers that evaluation reports: a name -> logits [n, K]."""
+        del params, state, outputs
+        return {}
+
+    def calibrate(self, state: Tree, logits: jax.Array, labels: jax.Array) -> Tree:
+        """The next state, from what the peers say, [J, M, K], of M images that are not trained on, and their labels."""
+        del logits, labels
+        return state

@@ -1,11 +1,12 @@
-"""Training methods: one module each, found by its name."""
+"""Training methods: one module each, with its options, its rows of the tables and its weights."""
 
+import functools
 import importlib
-import inspect
 import pkgutil
 from types import ModuleType
 
 from cutnmix_jax.errors import UsageError, blaming, nearest
+from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Method
 
 
@@ -14,35 +15,60 @@ def names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
 
 
-def find(name: str) -> ModuleType:
-    """The module of a method.
+def find(name: str) -> type[Method]:
+    """The class of a method, by the name of its module.
 
     Raises:
       UsageError: there is no method of that name, or its module is broken.
     """
     if name not in names():
         raise UsageError(f"config.loss.name: no method {name!r}; {nearest(name, names())}")
-    file = f"cutnmix_jax/methods/{name}.py"
-    with blaming(f"method {name!r}: {file} cannot be imported", "install what it needs, or mend it"):
-        module = importlib.import_module(f"{__name__}.{name}")
-    if not hasattr(module, "make"):
-        raise UsageError(f"method {name!r}: {file} has no make; see CONTRIBUTING.md")
-    return module
+    return type(next(iter(_rows_of(name).values())).method)
 
 
-def load(name: str, **options: object) -> Method:
-    """Makes a method.
+def name_of(method: Method) -> str:
+    """The name of the module that a method is from."""
+    return type(method).__module__.rpartition(".")[2]
 
-    Args:
-      name: a module of this folder.
-      **options: what its `make` takes.
+
+def row(name: str) -> Row:
+    """A row of the tables.
+
+    A broken module stops those alone who ask for one of its rows.
 
     Raises:
-      UsageError: there is no such method, its module is broken, or it does not take these options.
+      UsageError: no method has such a row, or a module is broken and it may be one of its rows.
     """
-    make = find(name).make
-    try:
-        inspect.signature(make).bind(**options)
-    except TypeError as error:
-        raise UsageError(f"config.loss: method {name!r} does not take these options: {error}") from error
-    return make(**options)
+    broken: UsageError | None = None
+    # The module of the same name first: it mostly has the row, and then the others need not be imported.
+    for module in sorted(names(), key=lambda module: module != name):
+        try:
+            rows = _rows_of(module)
+        except UsageError as error:
+            broken = broken or error
+            continue
+        if name in rows:
+            return rows[name]
+    if broken:
+        raise broken
+    raise UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
+
+
+def rows_by_name() -> dict[str, Row]:
+    """Every row of every method, in the order of their names.
+
+    Raises:
+      UsageError: a module is broken.
+    """
+    return {row: rows[row] for rows in map(_rows_of, names()) for row in rows}
+
+
+@functools.cache
+def _rows_of(name: str) -> dict[str, Row]:
+    file = f"cutnmix_jax/methods/{name}.py"
+    with blaming(f"method {name!r}: {file} cannot be imported", "install what it needs, or mend it"):
+        module: ModuleType = importlib.import_module(f"{__name__}.{name}")
+    rows = getattr(module, "ROWS", None)
+    if not rows:
+        raise UsageError(f"method {name!r}: {file} has no ROWS; see CONTRIBUTING.md")
+    return rows

@@ -5,14 +5,14 @@ targets of `distilled` and `from_all_but` the caller does.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.types import Outputs, Setup, Spec, Tree
 
 
 def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:
@@ -67,9 +67,9 @@ def peer_teacher(params: Tree, outputs: Sequence[Outputs]) -> jax.Array:
     return jnp.concatenate([out.features for out in outputs], axis=-1) @ params["kernel"] + params["bias"]
 
 
-def peer_teacher_init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
-    """`init` of a method whose only own parameters are a peer teacher's."""
-    return linear(key, sum(spec.feature_sizes), spec.num_classes), {}
+def peer_teacher_init(key: jax.Array, spec: Spec) -> Tree:
+    """The parameters of a peer teacher."""
+    return linear(key, sum(spec.feature_sizes), spec.num_classes)
 
 
 def linear(key: jax.Array, inputs: int, outputs: int) -> Tree:
@@ -83,37 +83,39 @@ def linear(key: jax.Array, inputs: int, outputs: int) -> Tree:
     return {"kernel": kernel, "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
 
 
-def ramp_up(clock: Clock, epochs: int) -> jax.Array:
-    """w(t) = exp(-5 (1 - t / epochs)^2) with t the epoch, 0-based, and 1 from `epochs` on (Laine and Aila 2017)."""
-    return jnp.exp(-5 * (1 - jnp.minimum(clock.epoch / epochs, 1)) ** 2)
+def by_view(outputs: Sequence[Outputs]) -> list[tuple[Outputs, ...]]:
+    """From `Outputs` [views, n, ...] of each peer to those [n, ...] of each peer, for every view."""
+
+    def of(view: int) -> tuple[Outputs, ...]:
+        return tuple(jax.tree.map(lambda leaf: leaf[view], out) for out in outputs)
+
+    return [of(view) for view in range(len(outputs[0].logits))]
 
 
-def nothing(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
-    """`init` of a method without parameters or state of its own."""
-    del key, spec
-    return {}, {}
+def need_peers(setup: Setup, least: int, why: str = "") -> None:
+    """Raises UsageError where there are too few networks."""
+    count = len(setup.backbones)
+    if count < least:
+        raise UsageError(f"config.num_peers={count}: {setup.row} needs at least {least} networks{why}")
 
 
-def no_heads(params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
-    """`heads` of a method that has no classifier besides the peers."""
-    del params, state, outputs
-    return {}
+def need_unmixed(setup: Setup) -> None:
+    """Raises UsageError where batches are mixed."""
+    if setup.mix_kind != "none":
+        raise UsageError(
+            f"config.mix.kind={setup.mix_kind!r}: {setup.row} is defined for unmixed images; set it to none"
+        )
 
 
-def stateless(
-    names: tuple[str, ...], terms: Callable[[tuple[Outputs, ...], Batch], Terms], *, min_peers: int = 1, **needs: Any
-) -> Method:
-    """A method without parameters, state or heads of its own.
+def need_same_images(setup: Setup) -> None:
+    """Raises UsageError where the networks see unlike images."""
+    if not setup.same_images:
+        raise UsageError(
+            f"{setup.row} needs all networks to see the same images: set config.views=shared and no cutnmix"
+        )
 
-    Args:
-      names: of its terms.
-      terms: `terms(outputs, batch)` -> them.
-      min_peers: as in `Method`.
-      **needs: the fields of `Method` that say what else it needs.
-    """
 
-    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
-        del params, clock
-        return terms(outputs, batch), state
-
-    return Method(min_peers, lambda feature_sizes: names, nothing, loss, no_heads, **needs)
+def need_trunk(setup: Setup) -> None:
+    """Raises UsageError where the networks share no trunk."""
+    if not setup.share_trunk:
+        raise UsageError(f"config.share_trunk=False: {setup.row} is defined for networks with one trunk")

@@ -1,26 +1,38 @@
 """CS-KD, class-wise self-knowledge distillation (Yun et al. 2020): row `cs_kd`."""
 
+import dataclasses
+
 from jax.lax import stop_gradient
 
+from cutnmix_jax import fields
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Method, Outputs, Terms
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree, View
 
 
-def make(temperature: float) -> Method:
+@dataclasses.dataclass(frozen=True)
+class CSKD(Method):
     """L^j = CE(z(x), y) + lambda KL_tau(z(x') || z(x)), x' an image drawn from the same class, which is not trained on.
 
     As released, x' goes through the network in training mode after x, without a gradient: its batch has batch
     statistics of its own, and the running ones see both.
-
-    Args:
-      temperature: tau, 4 in the original.
     """
 
-    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
-        images = tuple(Outputs(out.logits[0], out.features[0]) for out in outputs)
-        return {
-            "ce": _terms.cross_entropy(images, batch.targets),
-            "kd": _terms.distilled(images, [stop_gradient(out.logits[1]) for out in outputs], temperature),
-        }
+    views = (View(), View(image="same_class"))
 
-    return _terms.stateless(("ce", "kd"), terms, views=2, same_class=True, unmixed=True)
+    temperature: float = fields.field(4.0, fields.temperature, "tau; 4 in the original")
+
+    def check(self, setup: Setup) -> None:
+        _terms.need_unmixed(setup)
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        first, second = _terms.by_view(outputs)
+        return {
+            "ce": _terms.cross_entropy(first, batch.targets),
+            "kd": _terms.distilled(first, [stop_gradient(out.logits) for out in second], self.temperature),
+        }, state
+
+
+ROWS = {"cs_kd": Row(CSKD(), {"ce": 1.0, "kd": 1.0}, num_peers=1)}

@@ -1,54 +1,71 @@
 """The paper's framework (section 2.3): rows `cutnmix` and, with weights of 0, the ablations of Table 2."""
 
+import dataclasses
+
+import jax
 from jax.lax import stop_gradient
 
-from cutnmix_jax import losses
+from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
 
 
-def make(temperature: float, teacher_moves_peers: bool) -> Method:
+@dataclasses.dataclass(frozen=True)
+class CutnMix(Method):
     """L^j = L_CE^j + alpha L_DML^j + beta L_MMD^j + gamma L_PT^j (Eq. 8), and the peer teacher's own L_CE.
 
     The peer teacher g is one linear layer on the joined features of all peers, as in PCL (Wu and Gong 2021), which the
-    paper takes it from.
-
-    Args:
-      temperature: tau of Eq. 4 and Eq. 10.
-      teacher_moves_peers: whether the peer teacher's cross-entropy also moves the peers' features, as in PCL. The paper
-        updates peers and teacher apart (Algorithm 1, lines 11 and 12), so by default it does not.
+    paper takes it from. A single peer has no L_DML and no L_MMD, peers with features of unlike sizes have no L_MMD.
     """
 
-    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
-        del clock
-        taught = outputs if teacher_moves_peers else stop_gradient(outputs)
-        teacher_logits = _terms.peer_teacher(params, taught)
-        # Wherever Eq. 7 holds the targets are equal over peers; the mean serves the readings in which it does not.
-        teacher_targets = batch.targets.mean(axis=0)
-        terms = {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
-            # L_PT^j of Eq. 10
-            "pt": _terms.distilled(outputs, [stop_gradient(teacher_logits)] * len(outputs), temperature),
-            "peer_teacher_ce": losses.soft_cross_entropy(teacher_logits, teacher_targets).mean(),
-        }
-        others = mutual_terms(tuple(out.features.shape[-1] for out in outputs))
-        if "dml" in others:
-            terms["dml"] = _terms.mutual_logits(outputs, temperature)
-        if "mmd" in others:
-            terms["mmd"] = _terms.mutual_features(outputs)
-        return terms, state
-
-    return Method(
-        min_peers=1,
-        terms=lambda feature_sizes: ("ce", *mutual_terms(feature_sizes), "pt", "peer_teacher_ce"),
-        init=_terms.peer_teacher_init,
-        loss=loss,
-        heads=lambda params, state, outputs: {"peer_teacher": _terms.peer_teacher(params, outputs)},
+    temperature: float = fields.field(3.0, fields.temperature, "tau of Eq. 4 and Eq. 10; section 3.1")
+    teacher_moves_peers: bool = fields.field(
+        False,
+        fields.truth,
+        "whether the cross-entropy of the peer teacher also moves the peers' features, as in PCL; the paper updates "
+        "peers and teacher apart (Algorithm 1, lines 11 and 12)",
     )
 
+    def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+        return _terms.peer_teacher_init(key, spec), {}
 
-def mutual_terms(feature_sizes: tuple[int, ...]) -> tuple[str, ...]:
-    """Which terms between peers make sense: none for a single peer, no MMD between features of different size."""
-    if len(feature_sizes) == 1:
-        return ()
-    return ("dml", "mmd") if len(set(feature_sizes)) == 1 else ("dml",)
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        terms = {"ce": _terms.cross_entropy(outputs, batch.targets)}
+        if len(outputs) > 1:
+            terms["dml"] = _terms.mutual_logits(outputs, self.temperature)
+            if len({out.features.shape[-1] for out in outputs}) == 1:
+                terms["mmd"] = _terms.mutual_features(outputs)
+        seen = outputs if self.teacher_moves_peers else stop_gradient(outputs)
+        logits = _terms.peer_teacher(params, seen)
+        # L_PT^j of Eq. 10
+        terms["pt"] = _terms.distilled(outputs, [stop_gradient(logits)] * len(outputs), self.temperature)
+        # Wherever Eq. 7 holds the targets are equal over peers; the mean serves the readings in which it does not.
+        terms["peer_teacher_ce"] = losses.soft_cross_entropy(logits, batch.targets.mean(axis=0)).mean()
+        return terms, state
+
+    def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
+        return {"peer_teacher": _terms.peer_teacher(params, outputs)}
+
+
+def _row(mmd: float, pt: float) -> Row:
+    """A row of Table 2: the framework with beta = mmd and gamma = pt. The first row of the table keeps L_DML."""
+    weights = {
+        "ce": 1.0,
+        "dml": 0.6,  # alpha, section 3.1
+        "mmd": mmd,
+        "pt": pt,
+        "peer_teacher_ce": 1.0,  # "trained by a standard cross-entropy loss", section 2.3
+    }
+    # Section 2.2: each network has its own distortion of the raw images.
+    return Row(CutnMix(), weights, views="per_peer", mix="cutnmix")
+
+
+ROWS = {
+    "cutnmix_dml": _row(mmd=0.0, pt=0.0),
+    "cutnmix_mmd": _row(mmd=0.3, pt=0.0),
+    "cutnmix_pt": _row(mmd=0.0, pt=0.1),
+    "cutnmix": _row(mmd=0.3, pt=0.1),  # beta and gamma: section 3.1
+}

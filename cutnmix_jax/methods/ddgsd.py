@@ -1,36 +1,44 @@
 """DDGSD, data-distortion guided self-distillation (Xu and Liu 2019): row `ddgsd`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from cutnmix_jax import losses
+from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Method, Outputs, Terms
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree, View
 
 
-def make(temperature: float) -> Method:
+@dataclasses.dataclass(frozen=True)
+class DDGSD(Method):
     """L^j = CE_a + CE_b + lambda [KD(a <- b) + KD(b <- a)] + mu ||mean f_a - mean f_b||^2 of two views a and b.
 
     Both views go through the same network, one after the other, each with its own crop and flip. Temperature squared
     stands in the KD (Eq. 1), which sums over classes, and MMD is that of the features (Eq. 9).
-
-    Args:
-      temperature: tau; 3 in the original.
     """
 
-    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
-        first = tuple(Outputs(out.logits[0], out.features[0]) for out in outputs)
-        second = tuple(Outputs(out.logits[1], out.features[1]) for out in outputs)
+    views = (View(), View())
+
+    temperature: float = fields.field(3.0, fields.temperature, "tau; 3 in the original")
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        first, second = _terms.by_view(outputs)
 
         def guided(views: tuple[Outputs, ...], by: tuple[Outputs, ...]) -> jax.Array:
-            return _terms.distilled(views, [stop_gradient(view.logits) for view in by], temperature)
+            return _terms.distilled(views, [stop_gradient(view.logits) for view in by], self.temperature)
 
         pairs = zip(first, second, strict=True)
         return {
             "ce": _terms.cross_entropy(first, batch.targets) + _terms.cross_entropy(second, batch.targets),
             "kd": guided(first, second) + guided(second, first),
             "mmd": jnp.stack([losses.mmd(a.features, b.features) for a, b in pairs]),
-        }
+        }, state
 
-    return _terms.stateless(("ce", "kd", "mmd"), terms, views=2)
+
+# lambda = 1, mu = 5e-4 as the port that says it follows the original
+ROWS = {"ddgsd": Row(DDGSD(), {"ce": 1.0, "kd": 1.0, "mmd": 5e-4}, num_peers=1, views="per_peer")}

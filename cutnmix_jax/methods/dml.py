@@ -1,22 +1,39 @@
 """Deep Mutual Learning (Zhang et al. 2018), Eq. 4 of the paper: rows `dml` and `dml_cutmix`."""
 
+import dataclasses
+
+from cutnmix_jax import fields
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Method, Outputs, Terms
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree
 
 
-def make(temperature: float) -> Method:
+@dataclasses.dataclass(frozen=True)
+class DML(Method):
     """L^j = L_CE^j + alpha L_DML^j, every peer on the same images.
 
     Of more than two peers each learns from every other one, and the terms' mean counts (Eq. 4).
-
-    Args:
-      temperature: tau. The original has 1; the paper's Eq. 4 and its code lineage have a tau, 3 there.
     """
 
-    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
+    temperature: float = fields.field(
+        3.0, fields.temperature, "tau: 1 in the original; Eq. 4 has a tau, and its code lineage this value"
+    )
+
+    def check(self, setup: Setup) -> None:
+        _terms.need_peers(setup, 2)
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
         return {
             "ce": _terms.cross_entropy(outputs, batch.targets),
-            "dml": _terms.mutual_logits(outputs, temperature),
-        }
+            "dml": _terms.mutual_logits(outputs, self.temperature),
+        }, state
 
-    return _terms.stateless(("ce", "dml"), terms, min_peers=2)
+
+_WEIGHTS = {"ce": 1.0, "dml": 1.0}  # alpha = 1, as the paper says of DML (section 2.1)
+ROWS = {
+    "dml": Row(DML(), _WEIGHTS),
+    # Fig. 1: "identically the same batch of images after mixed operation to each network" (section 2.1)
+    "dml_cutmix": Row(DML(), _WEIGHTS, mix="cutmix"),
+}

@@ -1,54 +1,64 @@
 """KDCL, knowledge distillation via collaborative learning (Guo et al. 2020): row `kdcl`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from cutnmix_jax import losses
+from cutnmix_jax import fields, losses
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
-
-TARGETS = ("mean", "naive", "linear", "minlogit", "general")
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
 
 _ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in units of 1 / span^2
 
 
-def make(temperature: float, target: str) -> Method:
-    """L^j = (1 - a) CE(z^j, y) + a KD(z^j <- z^t), one target z^t for all; a and 1 - a are the weights of the terms.
+@dataclasses.dataclass(frozen=True)
+class KDCL(Method):
+    """L^j = (1 - a) CE(z^j, y) + a KD(z^j <- z^t), one target z^t for all; a and 1 - a are the weights of the terms."""
 
-    Args:
-      temperature: tau of the KD.
-      target: how z^t comes from the peers' logits, for each image: `mean`; or the original's `naive` (the peer with the
-        least cross-entropy), `linear` (the convex combination with the least), `minlogit` (the least over peers of
-        z_c - z_y) or `general` (weights from images that are not trained on, found anew after each epoch).
-    """
+    temperature: float = fields.field(
+        4.0, fields.temperature, "tau of the KD, as the port whose training loop the paper's lineage took over"
+    )
+    target: str = fields.field(
+        "mean",
+        fields.one_of(("mean", "naive", "linear", "minlogit", "general")),
+        "how z^t comes from the peers' logits, for each image: mean, as that port; or the original's naive (the peer "
+        "with the least cross-entropy), linear (the convex combination with the least), minlogit (the least over peers "
+        "of z_c - z_y) or general (weights from images that are not trained on, found anew after each epoch)",
+    )
 
-    def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+    @property
+    def calibrates(self) -> bool:
+        return self.target == "general"
+
+    def check(self, setup: Setup) -> None:
+        _terms.need_peers(setup, 2)
+        if self.calibrates and not setup.held_out_examples:
+            raise UsageError(f"config.loss.target={self.target!r} needs --config.held_out_examples, say 5000 of 50000")
+
+    def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
         del key
         num_peers = len(spec.feature_sizes)
-        return {}, {"weights": jnp.full(num_peers, 1 / num_peers, jnp.float32)} if target == "general" else {}
+        return {}, {"weights": jnp.full(num_peers, 1 / num_peers, jnp.float32)} if self.calibrates else {}
 
-    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
-        del params, clock
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
         logits = stop_gradient(jnp.stack([out.logits for out in outputs]))
-        if target == "general":
-            taught = jnp.einsum("j,jnk->nk", state["weights"], logits)
+        if self.calibrates:
+            target = jnp.einsum("j,jnk->nk", state["weights"], logits)
         else:
-            taught = _COMBINE[target](logits, batch.targets)
-        terms = {
+            target = _COMBINE[self.target](logits, batch.targets)
+        return {
             "ce": _terms.cross_entropy(outputs, batch.targets),
-            "kd": _terms.distilled(outputs, [taught] * len(outputs), temperature),
-        }
-        return terms, state
+            "kd": _terms.distilled(outputs, [target] * len(outputs), self.temperature),
+        }, state
 
-    return Method(
-        min_peers=2,
-        terms=lambda feature_sizes: ("ce", "kd"),
-        init=init,
-        loss=loss,
-        heads=_terms.no_heads,
-        calibrate=(lambda state, logits, labels: {"weights": general(logits, labels)}) if target == "general" else None,
-    )
+    def calibrate(self, state: Tree, logits: jax.Array, labels: jax.Array) -> Tree:
+        return {"weights": general(logits, labels)}
 
 
 def general(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -102,3 +112,6 @@ _COMBINE = {
     "linear": linear,
     "minlogit": minlogit,
 }
+
+# a = 0.5, as that port
+ROWS = {"kdcl": Row(KDCL(), {"ce": 0.5, "kd": 0.5}, views="per_peer")}

@@ -1,58 +1,56 @@
 """ONE, knowledge distillation by on-the-fly native ensemble (Lan et al. 2018): row `one`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from cutnmix_jax import losses
+from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
 
 _MOMENTUM, _EPSILON = 0.9, 1e-5  # of the gate's batch norm, as everywhere in the networks
 
 
-def make(temperature: float, rampup_epochs: int) -> Method:
+@dataclasses.dataclass(frozen=True)
+class ONE(Method):
     """L = sum_b CE_b + CE(z_e) + w(t) sum_b KD(b <- z_e), z_e = sum_b g_b z_b, no gradient through the KD's target.
 
-    The gate g is a softmax over the branches of ReLU(batch norm(linear(the trunk's pooled output))). w is
-    `_terms.ramp_up`.
-
-    Args:
-      temperature: tau of the KD; 3 in the original.
-      rampup_epochs: until w is 1; 80 of 300 in the original.
+    The gate g is a softmax over the branches of ReLU(batch norm(linear(the trunk's pooled output))). w rises as
+    `optim.ramp_up` says.
     """
 
-    def init(key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+    temperature: float = fields.field(3.0, fields.temperature, "tau of the KD; 3 in the original")
+
+    def check(self, setup: Setup) -> None:
+        _terms.need_peers(setup, 2)
+        _terms.need_same_images(setup)  # the gate weighs the branches' logits of one image
+        _terms.need_trunk(setup)
+
+    def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
         branches = len(spec.feature_sizes)
         norm = {"scale": jnp.ones(branches), "offset": jnp.zeros(branches)}
         params = _terms.linear(key, spec.trunk_size, branches) | norm
         return params, {"mean": jnp.zeros(branches), "var": jnp.ones(branches)}
 
-    def loss(params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
         raw = scores(params, outputs)
         seen = {"mean": raw.mean(axis=0), "var": raw.var(axis=0)}
         ensemble = gated(params, seen, raw, outputs)
-        weight = _terms.ramp_up(clock, rampup_epochs)
         terms = {
             "ce": _terms.cross_entropy(outputs, batch.targets),
             "ensemble_ce": losses.soft_cross_entropy(ensemble, batch.targets[0]).mean(),
-            "kd": weight * _terms.distilled(outputs, [stop_gradient(ensemble)] * len(outputs), temperature),
+            "kd": _terms.distilled(outputs, [stop_gradient(ensemble)] * len(outputs), self.temperature),
         }
         averages = {name: _MOMENTUM * state[name] + (1 - _MOMENTUM) * stop_gradient(new) for name, new in seen.items()}
         return terms, averages
 
-    def heads(params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
+    def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
         return {"gated_ensemble": gated(params, state, scores(params, outputs), outputs)}
-
-    return Method(
-        min_peers=2,
-        terms=lambda feature_sizes: ("ce", "ensemble_ce", "kd"),
-        init=init,
-        loss=loss,
-        heads=heads,
-        same_images=True,  # the gate weighs what the branches say of one image
-        needs_trunk=True,
-    )
 
 
 def scores(params: Tree, outputs: tuple[Outputs, ...]) -> jax.Array:
@@ -65,3 +63,6 @@ def gated(params: Tree, statistics: Tree, raw: jax.Array, outputs: tuple[Outputs
     normal = (raw - statistics["mean"]) * jax.lax.rsqrt(statistics["var"] + _EPSILON)
     gate = jax.nn.softmax(jax.nn.relu(normal * params["scale"] + params["offset"]))
     return jnp.einsum("nb,bnk->nk", gate, jnp.stack([out.logits for out in outputs]))
+
+
+ROWS = {"one": Row(ONE(), {"ce": 1.0, "ensemble_ce": 1.0, "kd": 1.0}, share_trunk=True, ramp_up=("kd",))}

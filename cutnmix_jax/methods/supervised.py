@@ -1,9 +1,23 @@
 """Hard labels alone: rows `baseline`, `mixup` and `cutmix`, which differ in how the batch is mixed."""
 
+import dataclasses
+
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Method
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree
 
 
-def make() -> Method:
+@dataclasses.dataclass(frozen=True)
+class Supervised(Method):
     """L^j = L_CE^j; several peers are trained side by side and never see one another."""
-    return _terms.stateless(("ce",), lambda outputs, batch: {"ce": _terms.cross_entropy(outputs, batch.targets)})
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        return {"ce": _terms.cross_entropy(outputs, batch.targets)}, state
+
+
+ROWS = {
+    name: Row(Supervised(), {"ce": 1.0}, num_peers=1, mix=mix)
+    for name, mix in (("baseline", "none"), ("mixup", "mixup"), ("cutmix", "cutmix"))
+}

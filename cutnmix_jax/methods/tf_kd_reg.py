@@ -1,27 +1,44 @@
 """Tf-KD with a virtual teacher (Yuan et al. 2020), label smoothing as distillation: row `tf_kd_reg`."""
 
+import dataclasses
+
+from cutnmix_jax import fields
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.types import Batch, Method, Outputs, Terms
+from cutnmix_jax.methods._row import Row
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree
 
 
-def make(correct: float, temperature: float) -> Method:
+@dataclasses.dataclass(frozen=True)
+class TfKDReg(Method):
     """L^j = (1 - a) CE(z^j, y) + a KL(softmax(u / tau) || softmax(z^j)); a and 1 - a are the weights of the terms.
 
     u is the virtual teacher: `correct` on the class, the rest shared by the others. As released, the softmax is taken
     of these probabilities, so that the teacher is nearly uniform, and the student has a temperature of 1. The released
     code takes the mean over the K classes, times 100; here it is the sum, which is the same with 100 classes.
-
-    Args:
-      correct: u of the image's class; 0.99 in the original.
-      temperature: tau of the teacher; 20 in the original.
     """
 
-    def terms(outputs: tuple[Outputs, ...], batch: Batch) -> Terms:
-        others = (1 - correct) / (batch.targets.shape[-1] - 1)
-        teacher = others + (correct - others) * batch.targets  # mixed labels give mixed teachers
+    correct: float = fields.field(0.99, fields.number(0, 1), "u of the image's class; 0.99 in the original")
+    temperature: float = fields.field(20.0, fields.temperature, "tau of the teacher; 20 in the original")
+
+    def check(self, setup: Setup) -> None:
+        least = 1 / setup.num_classes
+        if self.correct < least:
+            raise UsageError(
+                f"config.loss.correct={self.correct}: with less than 1 / {setup.num_classes} the teacher denies the "
+                f"image's class; give {least:g} to 1"
+            )
+
+    def loss(
+        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
+    ) -> tuple[Terms, Tree]:
+        others = (1 - self.correct) / (batch.targets.shape[-1] - 1)
+        teacher = others + (self.correct - others) * batch.targets  # mixed labels give mixed teachers
         return {
             "ce": _terms.cross_entropy(outputs, batch.targets),
-            "kd": _terms.distilled(outputs, list(teacher / temperature), 1.0),
-        }
+            "kd": _terms.distilled(outputs, list(teacher / self.temperature), 1.0),
+        }, state
 
-    return _terms.stateless(("ce", "kd"), terms)
+
+# a = 0.1, the original's value for ResNet-18 on CIFAR-100
+ROWS = {"tf_kd_reg": Row(TfKDReg(), {"ce": 0.9, "kd": 0.1}, num_peers=1)}

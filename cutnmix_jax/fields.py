@@ -1,0 +1,102 @@
+"""What a field of a configuration is: its default, what it may be, the reason, and whether a run may change it.
+
+A field is an ordinary one of a frozen dataclass, made by `field`. What a range lets in makes terms and gradients that
+are finite in float32 in the first step; that it learns well is not said.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cutnmix_jax.errors import nearest
+
+LARGEST = 2**31 - 1
+Check = Callable[[Any], str]  # what is wrong with a value, or nothing
+
+
+class Change(enum.Enum):
+    """Whether a run may go on with another value of a field."""
+
+    FREE = "changes neither the data nor the numbers"
+    FORCED = "changes the numbers: only with --force"
+    NEVER = "says which images a step number stands for, and on which ones a run is tested"
+
+
+def field(default: Any, check: Check, reason: str, change: Change = Change.FORCED) -> Any:
+    """A field of a dataclass of settings.
+
+    Args:
+      default: its value where nobody says another.
+      check: what it may be.
+      reason: what it is, and why it has its default; for the list of all fields.
+      change: whether it may change within a run.
+    """
+    metadata = {"check": check, "reason": reason, "change": change}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def whole(low: int, high: int = LARGEST) -> Check:
+    """A whole number from `low` to `high`."""
+    bound = f"at least {low}" if high == LARGEST else f"from {low} to {high}"
+
+    def check(value: Any) -> str:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if is_whole and low <= value <= high:
+            return ""
+        return f"must be a whole number {f'of at most {high}' if is_whole and value > high else bound}"
+
+    return check
+
+
+def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Check:
+    """A finite number from `low` to `high`, or also 0."""
+    bound = ("0, or " if or_zero else "") + f"at least {low:g}" + (f", at most {high:g}" if high < math.inf else "")
+
+    def check(value: Any) -> str:
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if finite and (low <= value <= high or (or_zero and value == 0)):
+            return ""
+        return f"must be a finite number, {bound}"
+
+    return check
+
+
+def of_type(kind: type, name: str) -> Check:
+    """Any value of a type, which is called `name` in messages; where it is used it is looked at again."""
+    return lambda value: "" if isinstance(value, kind) else f"must be {name}"
+
+
+def one_of(valid: Sequence[str]) -> Check:
+    """One of some names."""
+    return lambda value: "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
+
+
+def increasing_epochs(value: Any) -> str:
+    """Increasing whole numbers from 1 on, or none at all."""
+    whole_numbers = isinstance(value, tuple | list) and all(
+        type(epoch) is int and 1 <= epoch <= LARGEST for epoch in value
+    )
+    if whole_numbers and list(value) == sorted(set(value)):
+        return ""
+    return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
+
+
+def or_none(check: Check) -> Check:
+    """What `check` allows, or None, which is written `none` on the command line."""
+
+    def either(value: Any) -> str:
+        wrong = "" if value is None else check(value)
+        return wrong and f"{wrong}, or none"
+
+    return either
+
+
+text = of_type(str, "text")
+truth = of_type(bool, "true or false")
+# Below, softmax is an argmax and the gradient of a term, tau (p - q), is nothing; above, tau^2 KL is what it tends to,
+# half the variance of the difference of the logits.
+temperature = number(1e-3, 1e6)
+# What float32 cannot tell from 0 would learn nothing, and what is larger overflows.
+weight = number(1e-12, 1e6, or_zero=True)

@@ -1,0 +1,178 @@
+"""The settings of a run: every field with its default, what it may be, and the reason.
+
+A file of `configs/` and a command line fill in a ConfigDict of these fields; `tree.to_settings` makes `Settings` of it.
+Below the command line there is no ConfigDict.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from cutnmix_jax import augment, data
+from cutnmix_jax.fields import (
+    Change,
+    field,
+    increasing_epochs,
+    number,
+    of_type,
+    one_of,
+    or_none,
+    text,
+    truth,
+    whole,
+)
+from cutnmix_jax.types import Method
+
+MOST_PEERS = 64
+MAPPINGS = ("unroll", "vmap")
+VIEWS = ("shared", "per_peer")
+PRECISIONS = ("tf32", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The network of each peer."""
+
+    name: str = field("resnet110", text, "a file of cutnmix_jax/backbones, or my_pkg.nets:make")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How batches are mixed."""
+
+    kind: str = field(
+        "none",
+        one_of(augment.MIX_KINDS),
+        "none, mixup, cutmix (one box for all peers) or cutnmix (a box per peer); follows from the row",
+    )
+    prob: float = field(
+        1.0, number(0, 1), "Eq. 5, 6 and Algorithm 1 mix every batch; the CIFAR scripts of CutMix itself have 0.5"
+    )
+    # At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
+    alpha: float = field(1.0, number(1e-3, 1e6), "Beta(1, 1), section 1 and Eq. 7")
+    box: str = field(
+        "cutmix",
+        one_of(augment.BOX_READINGS),
+        "how to read Eq. 7: cutmix (each box by CutMix's own law, section 2.2), uniform, inside, wrap, raw or own; see "
+        "augment.cutnmix_boxes",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RampUp:
+    """Weights that rise, as exp(-5 (1 - epoch / epochs)^2) (Laine and Aila 2017)."""
+
+    terms: tuple[str, ...] = field((), of_type(tuple, "names of terms, as ('kd',)"), "whose weights; from the row")
+    epochs: int = field(80, whole(1), "until they stand; 80 of 300 in ONE, OKDDip and PCL")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """SGD as section 3.1 has it."""
+
+    # Less than 1e-12 changes no digit of a float32 weight; with more than 1e6 they overflow in a few steps.
+    learning_rate: float = field(0.05, number(1e-12, 1e6), "section 3.1, as all of these")
+    milestones: tuple[int, ...] = field(
+        (150, 180, 210), increasing_epochs, "0-based epochs from which the rate is multiplied by decay; () for none"
+    )
+    decay: float = field(0.1, number(1e-6, 1), '"by 10%" in the text; x0.1 in SSKD [26] and in the lineage')
+    # Gradients count 1 / (1 - momentum) times: 10,000 at most.
+    momentum: float = field(0.9, number(0, 0.9999), "section 3.1")
+    nesterov: bool = field(True, truth, "section 3.1")
+    # At 1 a weight counts as much as its gradient.
+    weight_decay: float = field(
+        5e-4, number(1e-12, 1, or_zero=True), "on every parameter, as in the single parameter group of the lineage"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When a run is saved, besides after each best epoch and when a signal stops it."""
+
+    every_epochs: int = field(1, whole(1), "after so many epochs", Change.FREE)
+    every_steps: int | None = field(None, or_none(whole(1)), "after so many steps; none: not by steps", Change.FREE)
+    every_minutes: float | None = field(10.0, or_none(number(1e-9)), "for long epochs; none: not by time", Change.FREE)
+    keep: int = field(3, whole(1), "the newest, and the best one besides", Change.FREE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run."""
+
+    dataset: str = field(
+        "cifar100", lambda value: one_of(data.names())(value), "a file of cutnmix_jax/data", Change.NEVER
+    )
+    data_dir: str | None = field(
+        None, or_none(text), "where tfds keeps its data; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets", Change.FREE
+    )
+    train_examples: int | None = field(
+        None, or_none(whole(1)), "only the first N, for a small run on real data; none: all", Change.NEVER
+    )
+    test_examples: int | None = field(None, or_none(whole(1)), "likewise", Change.NEVER)
+    held_out_examples: int | None = field(
+        None, or_none(whole(1)), "training images to weigh the peers by instead; for a method that asks", Change.NEVER
+    )
+    method: str = field("cutnmix", text, "the name of the row; chosen by the argument, other fields follow from it")
+    seed: int = field(95, whole(0, 2**32 - 1), "section 3.2; the three runs are 95, 96 and 97", Change.NEVER)
+    backbone: Backbone = dataclasses.field(default_factory=Backbone)
+    num_peers: int = field(2, whole(1, MOST_PEERS), "J, section 3.1; okddip counts its leader")
+    peers: str | None = field(
+        None, or_none(text), "backbones of unlike peers, as resnet32,wrn20_8; their number then replaces num_peers"
+    )
+    share_trunk: bool = field(False, truth, "one trunk, and a tail for each peer; from the row")
+    # The data and a teacher are known by what they hold, wherever they lie.
+    teacher: str | None = field(
+        None, or_none(text), "the folder of a finished run, for the rows kd and tf_kd_self", Change.FREE
+    )
+    mapping: str = field(
+        "unroll", one_of(MAPPINGS), "vmap: stacked peers, slower wherever it was measured; for comparison"
+    )
+    precision: str = field(
+        "tf32",
+        one_of(PRECISIONS),
+        "tf32 (on a CPU float32), float32 or bfloat16; the parameters of our networks are float32",
+    )
+    loss: Method = dataclasses.field(default_factory=Method)  # a file of methods/ and its options, from the row
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each loss term; 0 only measures it
+    ramp_up: RampUp = dataclasses.field(default_factory=RampUp)
+    views: str = field(
+        "shared", one_of(VIEWS), "per_peer: each its own crop and flip; shared: one for all; from the row"
+    )
+    mix: Mix = dataclasses.field(default_factory=Mix)
+    epochs: int = field(240, whole(1), "section 3.1")
+    # BatchNorm has no deviation over one image.
+    batch_size: int = field(
+        64, whole(2), "64 in SSKD [26], whose recipe the paper follows, and in its lineage", Change.NEVER
+    )
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    # The largest test set; more images at once would only take memory.
+    eval_batch_size: int = field(500, whole(1, 10_000), "speed only", Change.FREE)
+    steps_per_call: int | None = field(
+        None,
+        or_none(whole(1)),
+        "training steps per compiled call of a GPU, none: 50; a CPU does one, its loops are slow",
+    )
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The backbone of each of J peers."""
+        if self.peers:
+            return tuple(name.strip() for name in self.peers.split(","))
+        return (self.backbone.name,) * self.num_peers
+
+    @property
+    def same_images(self) -> bool:
+        """Whether all peers see the same images: one crop and flip, and one box, for all."""
+        return self.views == "shared" and self.mix.kind != "cutnmix"
+
+    @property
+    def backbone_name(self) -> str:
+        """The backbone as results and folders call it; unlike peers are joined by a plus."""
+        names = self.backbones
+        return "+".join(names if len(set(names)) > 1 else names[:1]).replace(":", ".")
+
+    @property
+    def default_workdir(self) -> Path:
+        """Where a run is kept unless `--workdir` says otherwise."""
+        return Path("runs", self.dataset, self.backbone_name, self.method, f"seed{self.seed}")

@@ -1,0 +1,122 @@
+"""Relations between the fields of a run: what each of them alone does not tell."""
+
+import re
+from collections.abc import Sequence
+
+from cutnmix_jax import backbones, data
+from cutnmix_jax.errors import UsageError, nearest
+from cutnmix_jax.fields import LARGEST
+from cutnmix_jax.settings import MOST_PEERS, Settings
+from cutnmix_jax.types import Setup
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError at the first field that cannot be carried out beside the others."""
+    _check_sizes(settings)
+    _check_networks(settings)
+    if not any(settings.weights.values()):
+        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
+    if unknown := sorted(set(settings.ramp_up.terms) - set(settings.weights)):
+        raise UsageError(
+            f"config.ramp_up.terms: no weight of a term {unknown[0]!r}; {nearest(unknown[0], settings.weights)}"
+        )
+    method = settings.loss
+    if settings.held_out_examples and not method.calibrates:
+        raise UsageError(
+            f"config.held_out_examples={settings.held_out_examples}: {settings.method} does not use them; only kdcl's "
+            "target 'general' does"
+        )
+    frozen = "frozen" in method.teachers
+    if frozen and not settings.teacher:
+        raise UsageError(
+            f"{settings.method} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data"
+        )
+    if settings.teacher and not frozen:
+        raise UsageError(f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out")
+    if not frozen:  # the other ones are checked with their teacher
+        method.check(setup(settings))
+    if len(method.views) > 1 and settings.mix.kind == "cutnmix" and settings.mix.box == "own":
+        raise UsageError(
+            f"config.mix.box='own': {settings.method} has one label for {len(method.views)} views; choose another "
+            "reading"
+        )
+
+
+def setup(settings: Settings, teacher: str | None = None) -> Setup:
+    """What the method is asked to train with.
+
+    Args:
+      settings: of the run.
+      teacher: the backbone of its trained teacher.
+    """
+    return Setup(
+        row=settings.method,
+        num_classes=data.num_classes(settings.dataset),
+        backbones=settings.backbones,
+        share_trunk=settings.share_trunk,
+        mix_kind=settings.mix.kind,
+        mix_box=settings.mix.box,
+        same_images=settings.same_images,
+        held_out_examples=settings.held_out_examples or 0,
+        teacher=teacher,
+    )
+
+
+def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
+    """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term.
+
+    Args:
+      settings: that have the weights.
+      terms: of the method.
+      sizes: D of each peer, for the message.
+    """
+    weights = settings.weights
+    if missing := sorted(set(terms) - set(weights)):
+        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
+    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
+        unlike = f"peers with features of {', '.join(map(str, sizes))} have"
+        alike = "a single peer has" if len(sizes) == 1 else "this method has"
+        who = unlike if len(set(sizes)) > 1 else alike
+        raise UsageError(
+            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
+            "set it to 0 or choose other peers"
+        )
+
+
+def _check_sizes(settings: Settings) -> None:
+    counts = data.counts(settings.dataset)
+    for field, split in (("train_examples", "train"), ("test_examples", "test")):
+        wanted = getattr(settings, field)
+        if wanted and wanted > counts[split]:
+            raise UsageError(
+                f"config.{field}={wanted}: {settings.dataset} has {counts[split]} of them; give 1 to {counts[split]}, "
+                "or none for all"
+            )
+    images = settings.train_examples or counts["train"]
+    if settings.batch_size > images:
+        raise UsageError(f"config.batch_size={settings.batch_size} is more than the {images} images")
+    if settings.epochs * (images // settings.batch_size) >= LARGEST:
+        raise UsageError(f"config.epochs={settings.epochs}: more steps than an int32 can count; give fewer")
+    if (settings.held_out_examples or 0) > images - settings.batch_size:
+        raise UsageError(
+            f"config.held_out_examples={settings.held_out_examples} leaves no batch of the {images} training images"
+        )
+
+
+def _check_networks(settings: Settings) -> None:
+    names = settings.backbones
+    alike = len(set(names)) == 1
+    if len(names) > MOST_PEERS:
+        raise UsageError(f"config.peers names {len(names)} networks; at most {MOST_PEERS} are trained together")
+    if settings.mapping == "vmap" and not alike:
+        raise UsageError("config.mapping='vmap' takes peers of one architecture; use unroll")
+    if settings.share_trunk and not alike:
+        raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
+    if settings.share_trunk and settings.mapping == "vmap":
+        raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in backbones.names():
+            field = "peers" if settings.peers else "backbone.name"
+            raise UsageError(
+                f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
+            )

@@ -1,0 +1,165 @@
+"""Settings as a tree of plain values and back, and where two of them differ.
+
+A tree is what a ConfigDict holds and what `config.json` says: dictionaries by the names of the fields, with the method
+as its name and its options.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from cutnmix_jax import fields, methods
+from cutnmix_jax.errors import UsageError, nearest
+from cutnmix_jax.fields import Change
+from cutnmix_jax.settings import Settings
+from cutnmix_jax.types import Method
+
+Tree = dict[str, Any]
+
+
+class Difference(NamedTuple):
+    """A field in which two trees differ.
+
+    Attributes:
+      path: of the field, as `optimizer.learning_rate`.
+      before: its value; None also where there is no such field.
+      after: likewise.
+      change: whether a run may go on with the other value.
+    """
+
+    path: str
+    before: Any
+    after: Any
+    change: Change
+
+    def __str__(self) -> str:
+        return f"config.{self.path}: {self.before!r} -> {self.after!r}"
+
+
+def of_settings(settings: Any) -> Tree:
+    """The tree of settings; tuples are lists, as in JSON."""
+    tree: Tree = {"name": methods.name_of(settings)} if isinstance(settings, Method) else {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            value = of_settings(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        tree[field.name] = list(value) if isinstance(value, tuple) else value
+    return tree
+
+
+def to_settings(tree: Mapping[str, Any]) -> Settings:
+    """Settings from a tree; fields that it does not have are as they are by default.
+
+    Raises:
+      UsageError: a field is not known, or its value is not one that it may have.
+    """
+    return _made(Settings, tree, "")
+
+
+def _made(kind: type, tree: Any, path: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UsageError(f"config.{path}={tree!r}: must be a group of fields")
+    hints = typing.get_type_hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        if name not in known:
+            raise UsageError(f"--config: no field {where!r}; {nearest(str(name), known)}")
+        values[name] = _value(known[name], hints[name], value, where)
+    return kind(**values)
+
+
+def _value(field: dataclasses.Field, hint: Any, value: Any, path: str) -> Any:
+    if hint is Method:
+        return _method(value, path)
+    if dataclasses.is_dataclass(hint):
+        return _made(typing.cast(type, hint), value, path)
+    if "check" not in field.metadata:
+        return _weights(value, path)
+    if isinstance(value, list):  # as JSON has it
+        value = tuple(value)
+    if wrong := field.metadata["check"](value):
+        raise UsageError(f"config.{path}={value!r}: {wrong}")
+    return float(value) if float in _kinds(hint) and value is not None else value
+
+
+def _method(tree: Any, path: str) -> Method:
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("name"), str):
+        raise UsageError(f"config.{path}.name is missing")
+    options = {name: value for name, value in tree.items() if name != "name"}
+    return _made(methods.find(tree["name"]), options, path)
+
+
+def _weights(tree: Any, path: str) -> dict[str, float]:
+    if not isinstance(tree, Mapping):
+        raise UsageError(f"config.{path}={tree!r}: must be a group of fields")
+    for name, value in tree.items():
+        if wrong := fields.weight(value):
+            raise UsageError(f"config.{path}.{name}={value!r}: {wrong}")
+    return {str(name): float(value) for name, value in tree.items()}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have: both of `float | None`."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def to_config_dict(settings: Settings) -> ConfigDict:
+    """The settings as a ConfigDict, whose fields a file and a command line may set."""
+    return ConfigDict(_placed(settings))
+
+
+def _placed(settings: Any) -> Tree:
+    """The tree with tuples, and with a placeholder of its type for each None, so that it can be set."""
+    hints, tree = typing.get_type_hints(type(settings)), of_settings(settings)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            tree[field.name] = _placed(value)
+        elif isinstance(value, tuple):
+            tree[field.name] = value
+        elif value is None:
+            tree[field.name] = config_dict.placeholder(_kinds(hints[field.name])[0])
+    return tree
+
+
+def optional_fields(kind: type = Settings, path: str = "") -> Iterator[str]:
+    """The paths of all fields that may be None."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and hint is not Method:
+            yield from optional_fields(typing.cast(type, hint), f"{path}{name}.")
+        elif type(None) in _kinds(hint):
+            yield path + name
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Difference]:
+    """Each field in which two trees differ, in the order of their names."""
+    found: list[Difference] = []
+    for name in sorted(set(before) | set(after)):
+        old, new, where = before.get(name), after.get(name), f"{path}.{name}" if path else name
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, where)
+        elif old != new:
+            found.append(Difference(where, old, new, change_of(where)))
+    return found
+
+
+def change_of(path: str) -> Change:
+    """Whether a run may change a field; what is no field of ours it may not change without force."""
+    kind: Any = Settings
+    for name in path.split("."):
+        field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
+        hint = typing.get_type_hints(kind).get(name)
+        if field and "change" in field.metadata:
+            return field.metadata["change"]
+        if not dataclasses.is_dataclass(hint):
+            break
+        kind = hint
+    return Change.FORCED
