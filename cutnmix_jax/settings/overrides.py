@@ -15,6 +15,23 @@ def last_of_each(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if last.get(text.partition("=")[0], text) == text]
 
 
+def unset(arguments: Sequence[str], optional: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes out what sets an optional field to `none`, which ml_collections knows no value for.
+
+    Args:
+      arguments: of the command line.
+      optional: the paths of the fields that may be None.
+
+    Returns:
+      The paths of fields that are set to none in the end, and the other arguments.
+    """
+    paths = {f"--config.{path}": path for path in optional}
+    pairs = [(text, *text.partition("=")[::2]) for text in arguments]
+    last = {flag: value for _, flag, value in pairs}
+    none = [path for flag, path in paths.items() if last.get(flag, "").lower() == "none"]
+    return none, [text for text, flag, value in pairs if not (flag in paths and value.lower() == "none")]
+
+
 def explain(error: Exception, file: str) -> str:
     """One line for what ml_collections and absl raise, which is mostly right but long."""
     text = one_line(error).replace("\\n", " ").replace("\\'", "'")

@@ -1,0 +1,92 @@
+"""Reading the settings of a run from the command line."""
+
+import json
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
+from cutnmix_jax.settings import Settings, overrides, tree
+from cutnmix_jax.settings.check import check
+
+
+def from_flags(file: str, arguments: Sequence[str]) -> Settings:
+    """Reads `--config=FILE[:dataset,method]` and the `--config.field=value` that follow it.
+
+    Args:
+      file: what was given to `--config`.
+      arguments: the remaining ones of the command line.
+
+    Returns:
+      Settings that can be carried out.
+
+    Raises:
+      UsageError: with the field, what is wrong and the nearest valid name.
+    """
+    path = Path(file.partition(":")[0])
+    if path.suffix != ".py" or not _is_file(path):
+        known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
+        hint = f"; {nearest(str(path), known)}" if known else ""
+        raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
+    given = tree.to_settings(_read(file))  # so that the file has no field that is not known, and lacks none
+    fields = _overridden(tree.to_config_dict(given), file, arguments)
+    settings = tree.to_settings(fields)
+    check(settings)
+    _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
+    if settings.teacher:  # the same folder by another name is the same teacher
+        fields["teacher"] = _resolved(settings, "teacher")
+    return tree.to_settings(fields)
+
+
+def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The fields of a configuration with those that the command line sets."""
+    unset, others = overrides.unset(arguments, tuple(tree.optional_fields()))
+    values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        unread = values(arguments)[1:]
+    except Exception as error:
+        raise UsageError(overrides.explain(error, file)) from error
+    if unread:
+        raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
+    if "method" in config_flags.get_override_values(values["config"]):
+        raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
+    with config.ignore_type():
+        for path in unset:
+            group, _, name = path.rpartition(".")
+            (config[group] if group else config)[name] = None
+    return config.to_dict()
+
+
+def _read(file: str) -> dict[str, Any]:
+    """What `get_config` of a configuration file returns; whatever comes out of the file is told as the file's."""
+    path, *argument = file.split(":", 1)
+    with blaming(f"--config={file}: the file fails", "mend it; configs/quickstart.py is an example"):
+        get_config = runpy.run_path(path, run_name="config_file").get("get_config")
+        config = get_config(*argument) if callable(get_config) else None
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={file}: no get_config returns a ConfigDict there; see configs/quickstart.py")
+    try:
+        json.dumps(config.to_dict())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--config={file}: a run cannot keep a field of it ({told(error)}); change it") from error
+    return config.to_dict()
+
+
+def _resolved(settings: Settings, field: str) -> str | None:
+    value = getattr(settings, field)
+    try:
+        return value and str(Path(value).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # links in a circle, a user that is not known
+        raise UsageError(f"config.{field}={value[:200]}: {one_line(error)}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False

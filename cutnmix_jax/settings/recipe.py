@@ -1,0 +1,51 @@
+"""The recipe of the paper (section 3) for a row of its tables."""
+
+from ml_collections import ConfigDict
+
+from cutnmix_jax import methods
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import Backbone, Mix, RampUp, Settings, tree
+
+
+def make(backbone: str, argument: str | None, dataset: str = "cifar100", method: str = "cutnmix") -> ConfigDict:
+    """Makes the configuration of a run, for a file of `configs/` to return.
+
+    Args:
+      backbone: a name of `cutnmix_jax.backbones`, or `my_pkg.nets:make`.
+      argument: what follows the colon of `--config=FILE:dataset,method`; either part, or both, may be left out.
+      dataset: where the argument names none.
+      method: where the argument names none; a row.
+
+    Raises:
+      UsageError: the method is no row, or the argument has more than two parts.
+    """
+    parts = (argument or "").split(",")
+    if len(parts) > 2:
+        raise UsageError(f"--config=FILE:{argument}: the argument is dataset,method, for instance cifar10,dml")
+    if len(parts) == 1 and parts[0] in methods.rows_by_name():
+        name = parts[0]
+        raise UsageError(f"--config=FILE:{name}: {name} is a method; the data set comes first, FILE:{dataset},{name}")
+    dataset = parts[0] or dataset
+    method = (parts[1] if len(parts) == 2 else "") or method
+    return tree.to_config_dict(of_row(backbone, dataset, method))
+
+
+def of_row(backbone: str, dataset: str, method: str) -> Settings:
+    """The settings of a row by the paper's recipe.
+
+    Raises:
+      UsageError: there is no such row.
+    """
+    row = methods.row(method)
+    return Settings(
+        dataset=dataset,
+        method=method,
+        backbone=Backbone(backbone),
+        num_peers=row.num_peers,
+        share_trunk=row.share_trunk,
+        loss=row.method,
+        weights=row.weights,
+        ramp_up=RampUp(row.ramp_up),
+        views=row.views,
+        mix=Mix(row.mix),
+    )
