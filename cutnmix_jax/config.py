@@ -19,11 +19,11 @@ from cutnmix_jax.types import NEVER, Method
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 # The data and a teacher are known by what they hold, wherever they lie.
 _FREE_FIELDS = ("config.data_dir:", "config.teacher:", "config.eval_batch_size:", "config.checkpoint.")
-# Fields that say which images a step number stands for, and on which ones a run is tested.
+# Fields that say which images a step number stands for, on which ones a run is tested,
 FIXED_FIELDS = tuple(
     f"config.{name}:"
     for name in ("dataset", "batch_size", "train_examples", "test_examples", "held_out_examples", "seed")
-)
+) + ("config.backbone.", "config.num_peers:", "config.peers:", "config.share_trunk:")  # and which networks are saved
 
 
 def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
@@ -41,7 +41,8 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     """
     path = Path(file.partition(":")[0])
     if path.suffix != ".py" or not _is_file(path):
-        known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
+        folder = path.parent if path.parent != Path() else Path("configs")
+        known = sorted(str(other) for other in folder.glob("*.py") if other.stem not in ("__init__", "common"))
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
     config = _read(file)
@@ -244,6 +245,18 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "config")
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Like `difference`, without the fields that change neither the data nor the numbers."""
     return [line for line in difference(old, new) if not line.startswith(_FREE_FIELDS)]
+
+
+def of_numbers(fields: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """The fields of a configuration that decide about the data and the numbers, by their whole names."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        path = f"{prefix}.{name}"
+        if isinstance(value, Mapping):
+            found |= of_numbers(value, path)
+        elif not f"{path}:".startswith(_FREE_FIELDS):
+            found[path] = value
+    return found
 
 
 def _field(config: ConfigDict, name: str) -> Any:
