@@ -26,25 +26,27 @@ _AROUND = 1 << 24  # bytes that a file of a checkpoint may have besides the arra
 
 
 class Restored(NamedTuple):
-    """A state, and the rows of the epochs up to it."""
+    """A state, the rows of the epochs up to it, and a digest of the fields that it was trained with."""
 
     state: Tree
     rows: list[Row]
+    config: str
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int | None, check: Callable[[], None] = lambda: None):
+    def __init__(self, folder: Path, keep: int | None, check: Callable[[], None] = lambda: None, config: str = ""):
         """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read.
 
         Args:
           folder: of the checkpoints, in that of the run.
           keep: how many.
           check: raises CheckpointError where the run's folder stands under its name no longer.
+          config: a digest of the fields of the run, for what is saved.
         """
         self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
-        self._check, self._warned = check, ""
+        self._check, self._config, self._warned = check, config, ""
         # What is being written when the run's folder is moved goes with it, and not under the old name.
         self._place = storage.Place(self._folder.parent)
         try:
@@ -154,7 +156,7 @@ class Checkpoints:
 
     def _begin(self, step: int, state: Tree, rows: Sequence[Row]) -> None:
         flat = digests.flat(state)
-        told = digests.of(step, flat, rows)
+        told = digests.of(step, flat, rows, self._config)
         free = shutil.disk_usage(self._folder).free
         if free < told["bytes"]:  # so that a save that cannot succeed does not fill what is left
             raise OSError(errno.ENOSPC, f"{told['bytes']:,} bytes are needed and {free:,} are free")
@@ -212,7 +214,7 @@ class Checkpoints:
                 console.warn(f"the checkpoint of step {broken} is damaged ({reason}); moved to {moved}")
             self._manager.reload()
             state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
-            return Restored(state, told["rows"])
+            return Restored(state, told["rows"], told["config"])
         if damaged:
             newest, reason = next(iter(damaged.items()))
             raise CheckpointError(

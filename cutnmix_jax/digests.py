@@ -18,22 +18,23 @@ from cutnmix_jax.types import Dataset, Row, Tree
 
 _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a program can change while it runs
 
-FORMAT = 2  # of what is said of a checkpoint; another number is of another version of this program
+FORMAT = 3  # of what is said of a checkpoint; another number is of another version of this program
 
-# `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `stream`, and
-# `all`, the SHA-256 of all these.
+# `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `config`,
+# `stream`, and `all`, the SHA-256 of all these.
 Digests = dict[str, Any]
 
 DIVERGED = "lower config.optimizer.learning_rate and start in another --workdir; what was saved before is left"
 
 
-def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = ()) -> Digests:
+def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = (), config: str = "") -> Digests:
     """Computes the digests of a state, on the host.
 
     Args:
       step: of the state.
       arrays: a name -> an array of any type and shape.
       rows: of the epochs up to the step, which are kept with it.
+      config: a digest of the fields that the state was trained with.
 
     Raises:
       DivergedError: an array is not finite. Saved, it would push out what is.
@@ -46,7 +47,8 @@ def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = ()) -> 
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
         told[name] = _of_array(array)
     size = sum(leaf.nbytes for leaf in arrays.values())
-    found = {"format": FORMAT, "step": step, "bytes": size, "arrays": told, "rows": list(rows), "stream": stream()}
+    found = {"format": FORMAT, "step": step, "bytes": size, "arrays": told, "rows": list(rows)}
+    found |= {"config": config, "stream": stream()}
     return found | {"all": _all(found)}
 
 

@@ -21,7 +21,7 @@ class Change(enum.Enum):
 
     FREE = "changes neither the data nor the numbers"
     FORCED = "changes the numbers: only with --force"
-    NEVER = "says which images a step number stands for, and on which ones a run is tested"
+    NEVER = "says which images a step number stands for, on which ones a run is tested, or which networks are saved"
 
 
 def field(default: Any, check: Check, reason: str, change: Change = Change.FORCED) -> Any:

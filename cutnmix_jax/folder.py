@@ -60,6 +60,8 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
         ) from error
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{workdir} is {_a(files.kind(workdir))} and no folder; choose another --workdir") from error
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
@@ -201,10 +203,14 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
             raise CheckpointError(
                 f"{path} is gone, which says how the run was begun; restore it or choose another --workdir"
             )
-        if others := [name for name in _WRITTEN if files.kind(workdir / name)]:
+        if others := [name for name in (*_WRITTEN, *_FOLDERS) if _holds(workdir / name)]:
             raise UsageError(
                 f"{workdir} holds {others[0]} and no {CONFIG}, so it is no run's; choose another --workdir"
             )
+        known = (*_FOLDERS, "log.txt", *_FILES, *(f"{name}.tmp" for name in _FILES))  # a table's run has a log there
+        if others := sorted(path.name for path in workdir.iterdir() if path.name not in known):
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            console.warn(f"{workdir} holds {others[0]}{more}, which is no run's; the files of the run go beside it")
         return False
     try:
         old = files.read_fields(path)
@@ -215,16 +221,32 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
     changed, ours = configuration.changes(old, new), set(old) == set(new)
     if not changed or (ours and not _begun(workdir)):
         return False  # nothing was saved, so nothing is lost by beginning again
+    if not ours:
+        other = sorted(set(old) ^ set(new))[0]
+        raise UsageError(
+            f"{path} is not the configuration of a run of this version (config.{other} is "
+            f"{'not known' if other in old else 'missing'}); choose another --workdir"
+        )
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
     if fixed := [line for line in changed if line.startswith(configuration.FIXED_FIELDS)]:
         raise UsageError(
             f"{what}, and {fixed[0].partition(':')[0]} cannot change within a run; choose another --workdir"
         )
-    if not force or not ours:
-        raise UsageError(f"{what}; choose another --workdir" + (", or --force to go on with these" if ours else ""))
+    if not force:
+        raise UsageError(f"{what}; choose another --workdir, or --force to go on with these")
     console.warn(f"{what}; going on with the new ones, as forced")
     return True
+
+
+def _a(kind: str) -> str:
+    return "a file" if kind == "file" else kind
+
+
+def _holds(path: Path) -> bool:
+    """Whether something has the name, and is more than an empty folder."""
+    found = files.kind(path)
+    return any(path.iterdir()) if found == "folder" else bool(found)
 
 
 def _saved(workdir: Path) -> bool:

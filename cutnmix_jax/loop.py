@@ -76,6 +76,7 @@ def train(
     reached = int(saved.state.step)
     saved_at, speed = time.monotonic(), Speed()
     began = began or Began(saved_at, 0.0)
+    saved = saved._replace(seconds=saved.seconds + began.compiling)
     earlier = float(saved.wall_seconds)
     with console.Display(total, reached, program.batch_size) as display:
         while reached < total:

@@ -39,7 +39,9 @@ def show(config: ConfigDict, dataset: Dataset, program: Program, workdir: Path) 
     if jax.default_backend() == "cpu" and config.mapping == "vmap":
         console.warn("mapping=vmap makes the steps of a CPU 10 to 20 times slower than unroll")
     if config.optimizer.milestones and config.optimizer.milestones[0] >= config.epochs:
-        console.warn(f"the learning rate never decays: {config.epochs} epochs end before config.optimizer.milestones")
+        console.warn(
+            f"the learning rate never decays: config.optimizer.milestones lie beyond {_plural(config.epochs, 'epoch')}"
+        )
 
 
 def _networks(config: ConfigDict, program: Program) -> str:

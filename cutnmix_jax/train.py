@@ -90,13 +90,19 @@ def go_on(
     # What was saved, if anything.
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
-    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check)
+    fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
+    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check, fields)
     restored, asked = checkpoints.restore(program.shapes()), time.monotonic()
     if not restored:
         with loop.compiled_beside(program):
             saved: Saved = jax.block_until_ready(program.init())
         compiling = time.monotonic() - asked
     else:
+        if restored.config != fields and not (opened.forced or folder.forced(workdir)):
+            raise CheckpointError(
+                f"what is saved in {workdir} was trained with other fields than its {finished.CONFIG} has now; restore "
+                "that file, or choose another --workdir"
+            )
         saved, compiling = restored.state, 0.0
         if program.trained:
             teacher.check(program.trained, teacher.digest(saved.state.teachers))

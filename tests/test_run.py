@@ -81,6 +81,7 @@ def at_step(number, action):
                 action()
             return trainer(*arguments)
 
+        train_step.lower = trainer.lower
         return train_step
 
     program.step.make_trainer = make
@@ -281,15 +282,54 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     # The new fields are the run's now, and some can never change.
     assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01"]) == 0
     capsys.readouterr()
-    for fixed in ("batch_size=8", "seed=96", "train_examples=32", "test_examples=20"):
+    networks = ("num_peers=3", "peers=tests.tiny:Tiny,tests.tiny:Tiny", "backbone.name=tests.tiny:wide")
+    for fixed in ("batch_size=8", "seed=96", "train_examples=32", "test_examples=20", *networks):
         for force in (["--force"], []):  # what force cannot do is not offered
             assert main.main([*command, f"--config.{fixed}", *force]) == 2
             assert f"config.{fixed.partition('=')[0]} cannot change within a run" in capsys.readouterr().err
-    wide = [*command, "--config.backbone.name=tests.tiny:wide", "--force"]
-    assert main.main(wide) == 4
-    assert "of another program" in capsys.readouterr().err
     assert not (workdir / "checkpoints-damaged").exists()
     assert json.loads((workdir / "config.json").read_text())["backbone"]["name"] == "tests.tiny:Tiny"
+
+
+def test_a_configuration_that_was_edited_is_refused(finished, tmp_path, capsys):
+    """The state was trained with the old one, and no results may say otherwise."""
+    workdir = copy_of(finished[0], tmp_path)
+    path = workdir / "config.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.05', '"learning_rate": 0.1'))
+    edited = [*TINY, "--config.optimizer.learning_rate=0.1", f"--workdir={workdir}"]
+    before = files_in(workdir)
+    for lost in ((), ("results.json",)):
+        for name in lost:
+            (workdir / name).unlink(missing_ok=True)
+            before.pop(workdir / name, None)
+        for force in ([], ["--force"]):
+            assert main.main([*edited, *force]) == 4
+            [error] = capsys.readouterr().err.splitlines()
+            assert f"what is saved in {workdir} was trained with other fields than its config.json has now" in error
+        assert files_in(workdir) == before
+
+
+def test_a_configuration_of_another_program(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    for force in ([], ["--force"]):
+        assert main.main([*TINY, *force, f"--workdir={tmp_path}"]) == 2
+        [error] = capsys.readouterr().err.splitlines()
+        assert "config.json is not the configuration of a run of this version (config.a is not known)" in error
+
+
+def test_what_else_is_in_a_new_folder_is_told(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for known in ("log.txt", "config.json.tmp"):
+        (workdir / known).write_text("")
+    (workdir / "checkpoints").mkdir()
+    (workdir / "notes.txt").write_text("somebody's own")
+    (workdir / "data").mkdir()
+    command = [*TINY, *ONE_STEP, f"--workdir={workdir}", "--config.optimizer.milestones=()"]
+    for told in (1, 0):  # once, when the run begins
+        assert main.main(command) == 0
+        warning = f"warning: {workdir} holds data and 1 more, which is no run's; the files of the run go beside it"
+        assert capsys.readouterr().err.splitlines() == [warning] * told
 
 
 def test_every_change_by_force_is_kept(finished, tmp_path):
@@ -671,6 +711,17 @@ def test_files_of_no_run_are_left_alone(name, tmp_path, capsys):
     [error] = capsys.readouterr().err.splitlines()
     assert f"{tmp_path} holds {name} and no config.json, so it is no run's; choose another --workdir" in error
     assert list(files_in(tmp_path)) == [tmp_path / name] and (tmp_path / name).read_text() == "somebody's own"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_folders_of_no_run_are_left_alone(name, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("somebody's own")
+    before = snapshot(tmp_path)
+    assert main.main([*TINY, f"--workdir={tmp_path}"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds {name} and no config.json, so it is no run's" in error
+    assert {path: told for path, told in snapshot(tmp_path).items() if path[0] != "."} == before
 
 
 def test_a_folder_that_is_moved_while_its_run_goes_on(finished, tmp_path, capsys):

@@ -33,7 +33,7 @@ PRECISIONS = ("tf32", "float32", "bfloat16")
 class Backbone:
     """The network of each peer."""
 
-    name: str = field("resnet110", text, "a file of cutnmix_jax/backbones, or my_pkg.nets:make")
+    name: str = field("resnet110", text, "a file of cutnmix_jax/backbones, or my_pkg.nets:make", Change.NEVER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +115,14 @@ class Settings:
     method: str = field("cutnmix", text, "the name of the row; chosen by the argument, other fields follow from it")
     seed: int = field(95, whole(0, 2**32 - 1), "section 3.2; the three runs are 95, 96 and 97", Change.NEVER)
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
-    num_peers: int = field(2, whole(1, MOST_PEERS), "J, section 3.1; okddip counts its leader")
+    num_peers: int = field(2, whole(1, MOST_PEERS), "J, section 3.1; okddip counts its leader", Change.NEVER)
     peers: str | None = field(
-        None, or_none(text), "backbones of unlike peers, as resnet32,wrn20_8; their number then replaces num_peers"
+        None,
+        or_none(text),
+        "backbones of unlike peers, as resnet32,wrn20_8; their number then replaces num_peers",
+        Change.NEVER,
     )
-    share_trunk: bool = field(False, truth, "one trunk, and a tail for each peer; from the row")
+    share_trunk: bool = field(False, truth, "one trunk, and a tail for each peer; from the row", Change.NEVER)
     # The data and a teacher are known by what they hold, wherever they lie.
     teacher: str | None = field(
         None, or_none(text), "the folder of a finished run, for the rows kd and tf_kd_self", Change.FREE

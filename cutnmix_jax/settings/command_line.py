@@ -29,7 +29,8 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     """
     path = Path(file.partition(":")[0])
     if path.suffix != ".py" or not _is_file(path):
-        known = sorted(str(other) for other in path.parent.glob("*.py") if other.stem not in ("__init__", "common"))
+        folder = path.parent if path.parent != Path() else Path("configs")
+        known = sorted(str(other) for other in folder.glob("*.py") if other.stem not in ("__init__", "common"))
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
     given = tree.to_settings(_read(file))  # so that the file has no field that is not known, and lacks none

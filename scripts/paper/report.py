@@ -116,6 +116,8 @@ def write(choice: Choice, folder: Path) -> None:
         written.append(picture)
     if others := launch.left_out(cells_of(choice)):
         print(others)
+    if missing := sum(not found.last for found in grid.values()):
+        print(f"{missing} of {len(grid)} cells have no finished run")
     print("written: " + ", ".join(map(str, written)), flush=True)
 
 
