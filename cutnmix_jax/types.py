@@ -4,7 +4,8 @@ J peers, K classes, n images in a batch, D features; images are NHWC.
 """
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -52,13 +53,14 @@ class Outputs(NamedTuple):
       logits: [n, K] float32.
       features: [n, D] float32, the pooled features before the classifier (x_f in the paper's sources).
       trunk: [n, C] float32, the pooled output of the trunk that the networks share; None where they share none.
-
-    A method that shows each network several views of an image gets [views, n, ...] of each.
     """
 
     logits: jax.Array
     features: jax.Array
     trunk: jax.Array | None = None
+
+
+Views = tuple[tuple[Outputs, ...], ...]  # of each view the outputs of J networks
 
 
 class Backbone(NamedTuple):
@@ -98,18 +100,18 @@ class Batch(NamedTuple):
     """One training batch as the peers see it.
 
     Attributes:
-      images: [views J, n, 32, 32, 3] float32, normalised; the first view of every peer, then the second.
-      targets: [J, n, K] float32, rows sum to 1, of the first view. Equal over peers wherever Eq. 7 holds.
+      images: [views, J, n, H, W, C] float32, normalised; [views, 1, n, H, W, C] where all peers see the same.
+      targets: [views, J, n, K] float32, rows sum to 1. Equal over peers wherever Eq. 7 holds.
       labels: [n] int32, the class of the image before mixing.
       indices: [n] int32, the image's row in the training set.
-      teachers: what the teachers say to the images of each peer, J `Outputs`; none where the method has no teachers.
+      teachers: the name of a teacher -> for each view its J `Outputs`, on the images of each peer.
     """
 
     images: jax.Array
     targets: jax.Array
     labels: jax.Array
     indices: jax.Array
-    teachers: tuple[Outputs, ...] = ()
+    teachers: "Mapping[str, Views]" = types.MappingProxyType({})
 
 
 class Mix(NamedTuple):
@@ -117,9 +119,9 @@ class Mix(NamedTuple):
 
     Attributes:
       partner: [n] int32, k of Eq. 5: the row of the batch that is mixed into each row.
-      amount: [J] float32, lambda of Eq. 6: the share of the partner in the image and in the target.
-      boxes: [J, 4] int32 as (top, left, height, width); a box may wrap around only where `mix.box` says so. All zero
-        for MixUp and where nothing was mixed.
+      amount: [views, J] float32, lambda of Eq. 6: the share of the partner in the image and in the target.
+      boxes: [views, J, 4] int32 as (top, left, height, width); a box may wrap around only where `mix.box` says so. All
+        zero for MixUp and where nothing was mixed.
     """
 
     partner: jax.Array
@@ -152,8 +154,8 @@ class TrainState(NamedTuple):
       batch_stats: (tree of peer 0, ...), likewise.
       method_state: what a method carries along without a gradient.
       opt_state: the optimizer's, over `params`; float32.
-      teachers: {'params': (tree, ...), 'batch_stats': (tree, ...)} of networks that are not trained: a frozen one, or
-        the mean of every peer, whose params are float32; {} where the method has none.
+      teachers: the name of a teacher -> {'params': (tree, ...), 'batch_stats': (tree, ...)}: of the frozen one, or of
+        the mean of every peer, whose params are float32.
     """
 
     step: jax.Array
@@ -239,7 +241,7 @@ class Method:
     """A training method: its options are fields, what it needs and computes are attributes and pure functions.
 
     Attributes:
-      views: what each network sees of an image in a step; labels are those of the first view.
+      views: what each network sees of an image in a step.
       teachers: networks that are not trained by a gradient: `frozen`, the one that `config.teacher` names, and `mean`,
         a running mean of the parameters of every peer.
       calibrates: whether `calibrate` is called after each epoch.
@@ -261,15 +263,13 @@ class Method:
         del key, spec
         return {}, {}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         """Its terms, each [J] or a scalar, and the next state.
 
         Args:
           params: its own.
           state: its own.
-          outputs: of J networks.
+          views: of each view the outputs of J networks.
           batch: what they saw.
           clock: where in the run the step stands.
         """

@@ -83,15 +83,6 @@ def linear(key: jax.Array, inputs: int, outputs: int) -> Tree:
     return {"kernel": kernel, "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
 
 
-def by_view(outputs: Sequence[Outputs]) -> list[tuple[Outputs, ...]]:
-    """From `Outputs` [views, n, ...] of each peer to those [n, ...] of each peer, for every view."""
-
-    def of(view: int) -> tuple[Outputs, ...]:
-        return tuple(jax.tree.map(lambda leaf: leaf[view], out) for out in outputs)
-
-    return [of(view) for view in range(len(outputs[0].logits))]
-
-
 def need_peers(setup: Setup, least: int, why: str = "") -> None:
     """Raises UsageError where there are too few networks."""
     count = len(setup.backbones)

@@ -7,7 +7,7 @@ from jax.lax import stop_gradient
 from cutnmix_jax import fields
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree, View
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Terms, Tree, View, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,10 @@ class CSKD(Method):
     def check(self, setup: Setup) -> None:
         _terms.need_unmixed(setup)
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        first, second = _terms.by_view(outputs)
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        first, second = views
         return {
-            "ce": _terms.cross_entropy(first, batch.targets),
+            "ce": _terms.cross_entropy(first, batch.targets[0]),
             "kd": _terms.distilled(first, [stop_gradient(out.logits) for out in second], self.temperature),
         }, state
 

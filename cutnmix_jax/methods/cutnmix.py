@@ -8,7 +8,7 @@ from jax.lax import stop_gradient
 from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,9 @@ class CutnMix(Method):
     def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
         return _terms.peer_teacher_init(key, spec), {}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        terms = {"ce": _terms.cross_entropy(outputs, batch.targets)}
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
+        terms = {"ce": _terms.cross_entropy(outputs, targets)}
         if len(outputs) > 1:
             terms["dml"] = _terms.mutual_logits(outputs, self.temperature)
             if len({out.features.shape[-1] for out in outputs}) == 1:
@@ -43,7 +42,7 @@ class CutnMix(Method):
         # L_PT^j of Eq. 10
         terms["pt"] = _terms.distilled(outputs, [stop_gradient(logits)] * len(outputs), self.temperature)
         # Wherever Eq. 7 holds the targets are equal over peers; the mean serves the readings in which it does not.
-        terms["peer_teacher_ce"] = losses.soft_cross_entropy(logits, batch.targets.mean(axis=0)).mean()
+        terms["peer_teacher_ce"] = losses.soft_cross_entropy(logits, targets.mean(axis=0)).mean()
         return terms, state
 
     def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:

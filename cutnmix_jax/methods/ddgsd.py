@@ -9,7 +9,7 @@ from jax.lax import stop_gradient
 from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree, View
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree, View, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +24,15 @@ class DDGSD(Method):
 
     temperature: float = fields.field(3.0, fields.temperature, "tau; 3 in the original")
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        first, second = _terms.by_view(outputs)
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        first, second = views
 
         def guided(views: tuple[Outputs, ...], by: tuple[Outputs, ...]) -> jax.Array:
             return _terms.distilled(views, [stop_gradient(view.logits) for view in by], self.temperature)
 
         pairs = zip(first, second, strict=True)
         return {
-            "ce": _terms.cross_entropy(first, batch.targets) + _terms.cross_entropy(second, batch.targets),
+            "ce": _terms.cross_entropy(first, batch.targets[0]) + _terms.cross_entropy(second, batch.targets[1]),
             "kd": guided(first, second) + guided(second, first),
             "mmd": jnp.stack([losses.mmd(a.features, b.features) for a, b in pairs]),
         }, state

@@ -5,7 +5,7 @@ import dataclasses
 from cutnmix_jax import fields
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,10 @@ class DML(Method):
     def check(self, setup: Setup) -> None:
         _terms.need_peers(setup, 2)
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
+            "ce": _terms.cross_entropy(outputs, targets),
             "dml": _terms.mutual_logits(outputs, self.temperature),
         }, state
 

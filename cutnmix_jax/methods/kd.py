@@ -6,7 +6,7 @@ from cutnmix_jax import fields
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,12 @@ class KD(Method):
         if self.teacher_is_like_peers and set(setup.backbones) != {setup.teacher}:
             raise UsageError(f"config.teacher is a {setup.teacher}; {setup.row} wants the network of its student")
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        targets = [teacher.logits for teacher in batch.teachers["frozen"]]
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
+        teacher_logits = [teacher.logits for teacher in batch.teachers["frozen"][0]]
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
-            "kd": _terms.distilled(outputs, targets, self.temperature),
+            "ce": _terms.cross_entropy(outputs, targets),
+            "kd": _terms.distilled(outputs, teacher_logits, self.temperature),
         }, state
 
 

@@ -10,7 +10,7 @@ from cutnmix_jax import fields, losses
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Spec, Terms, Tree, Views
 
 _ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in units of 1 / span^2
 
@@ -44,16 +44,15 @@ class KDCL(Method):
         num_peers = len(spec.feature_sizes)
         return {}, {"weights": jnp.full(num_peers, 1 / num_peers, jnp.float32)} if self.calibrates else {}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         logits = stop_gradient(jnp.stack([out.logits for out in outputs]))
         if self.calibrates:
             target = jnp.einsum("j,jnk->nk", state["weights"], logits)
         else:
-            target = _COMBINE[self.target](logits, batch.targets)
+            target = _COMBINE[self.target](logits, targets)
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
+            "ce": _terms.cross_entropy(outputs, targets),
             "kd": _terms.distilled(outputs, [target] * len(outputs), self.temperature),
         }, state
 

@@ -9,7 +9,7 @@ from cutnmix_jax import fields
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +38,14 @@ class OKDDip(Method):
             "key": _terms.linear(reference, sizes[0], narrow)["kernel"],
         }, {}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         peers = self.students(outputs)
         logits = jnp.stack([out.logits for out in peers])
-        targets = [*jnp.einsum("nij,jnk->ink", attention(params, peers), logits), logits.mean(axis=0)]
+        of_others = [*jnp.einsum("nij,jnk->ink", attention(params, peers), logits), logits.mean(axis=0)]
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
-            "kd": _terms.distilled(outputs, targets, self.temperature),
+            "ce": _terms.cross_entropy(outputs, targets),
+            "kd": _terms.distilled(outputs, of_others, self.temperature),
         }, state
 
     def students(self, outputs: tuple[Outputs, ...]) -> tuple[Outputs, ...]:

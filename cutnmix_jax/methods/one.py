@@ -9,7 +9,7 @@ from jax.lax import stop_gradient
 from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree, Views
 
 _MOMENTUM, _EPSILON = 0.9, 1e-5  # of the gate's batch norm, as everywhere in the networks
 
@@ -35,15 +35,14 @@ class ONE(Method):
         params = _terms.linear(key, spec.trunk_size, branches) | norm
         return params, {"mean": jnp.zeros(branches), "var": jnp.ones(branches)}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         raw = scores(params, outputs)
         seen = {"mean": raw.mean(axis=0), "var": raw.var(axis=0)}
         ensemble = gated(params, seen, raw, outputs)
         terms = {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
-            "ensemble_ce": losses.soft_cross_entropy(ensemble, batch.targets[0]).mean(),
+            "ce": _terms.cross_entropy(outputs, targets),
+            "ensemble_ce": losses.soft_cross_entropy(ensemble, targets[0]).mean(),
             "kd": _terms.distilled(outputs, [stop_gradient(ensemble)] * len(outputs), self.temperature),
         }
         averages = {name: _MOMENTUM * state[name] + (1 - _MOMENTUM) * stop_gradient(new) for name, new in seen.items()}

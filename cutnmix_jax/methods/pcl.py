@@ -8,7 +8,7 @@ from jax.lax import stop_gradient
 from cutnmix_jax import fields, losses
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +29,18 @@ class PCL(Method):
     def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
         return _terms.peer_teacher_init(key, spec), {}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         joined = _terms.peer_teacher(params, outputs)
 
         def pair(mine: Outputs, mean: Outputs) -> jax.Array:
             return losses.tempered_kl(mine.logits, mean.logits, self.temperature).mean()
 
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
+            "ce": _terms.cross_entropy(outputs, targets),
             "pt": _terms.distilled(outputs, [stop_gradient(joined)] * len(outputs), self.temperature),
-            "mean_teacher": _terms.from_all_but(outputs, batch.teachers["mean"], pair),
-            "peer_teacher_ce": losses.soft_cross_entropy(joined, batch.targets.mean(axis=0)).mean(),
+            "mean_teacher": _terms.from_all_but(outputs, batch.teachers["mean"][0], pair),
+            "peer_teacher_ce": losses.soft_cross_entropy(joined, targets.mean(axis=0)).mean(),
         }, state
 
     def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cutnmix_jax import fields
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,12 @@ class PSKD(Method):
         del key
         return {}, {"last": jnp.zeros((len(spec.feature_sizes), spec.num_train, spec.num_classes))}
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
         last = state["last"][:, batch.indices]
         # Probabilities sum to 1; a row of zeros is an image that was never seen.
         share = self.last_share * (clock.epoch + 1) / clock.epochs * (last.sum(axis=-1, keepdims=True) > 0)
-        terms = {"ce": _terms.cross_entropy(outputs, (1 - share) * batch.targets + share * last)}
+        terms = {"ce": _terms.cross_entropy(outputs, (1 - share) * targets + share * last)}
         # Kept as state, which no gradient goes through.
         probabilities = jnp.stack([jax.nn.softmax(out.logits) for out in outputs])
         return terms, {"last": state["last"].at[:, batch.indices].set(probabilities)}

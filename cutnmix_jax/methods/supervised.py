@@ -4,17 +4,16 @@ import dataclasses
 
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Method):
     """L^j = L_CE^j; several peers are trained side by side and never see one another."""
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        return {"ce": _terms.cross_entropy(outputs, batch.targets)}, state
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
+        return {"ce": _terms.cross_entropy(outputs, targets)}, state
 
 
 ROWS = {

@@ -6,7 +6,7 @@ from cutnmix_jax import fields
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Terms, Tree
+from cutnmix_jax.types import Batch, Clock, Method, Setup, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,12 @@ class TfKDReg(Method):
                 f"image's class; give {least:g} to 1"
             )
 
-    def loss(
-        self, params: Tree, state: Tree, outputs: tuple[Outputs, ...], batch: Batch, clock: Clock
-    ) -> tuple[Terms, Tree]:
-        others = (1 - self.correct) / (batch.targets.shape[-1] - 1)
-        teacher = others + (self.correct - others) * batch.targets  # mixed labels give mixed teachers
+    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
+        (outputs,), (targets,) = views, batch.targets
+        others = (1 - self.correct) / (targets.shape[-1] - 1)
+        teacher = others + (self.correct - others) * targets  # mixed labels give mixed teachers
         return {
-            "ce": _terms.cross_entropy(outputs, batch.targets),
+            "ce": _terms.cross_entropy(outputs, targets),
             "kd": _terms.distilled(outputs, list(teacher / self.temperature), 1.0),
         }, state
 

@@ -1,4 +1,4 @@
-"""J networks as one thing: a tuple of their variables and one forward pass; and the teachers beside them."""
+"""J networks as one thing: a tuple of their variables and one forward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.errors import UsageError, blaming
-from cutnmix_jax.optim import as_float32, as_types_of
 from cutnmix_jax.types import Backbone, Outputs, Split, Tree
-
-MAPPINGS = ("unroll", "vmap")
-MEAN_DECAY = 0.999  # of a mean teacher, as PCL (Wu and Gong 2021) has it
 
 Forward = Callable[..., tuple[tuple[Outputs, ...], tuple[Tree, ...]]]
 
@@ -23,28 +19,11 @@ class Peers(NamedTuple):
       init: `init(key) -> (params, batch_stats)`, tuples with one tree per peer, each from a key of its own. With a
         shared trunk the tree of peer 0 is a whole network and those of the others are tails alone.
       forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, tuples again; images
-        [J, n, H, W, 3], or [n, H, W, 3] for all peers alike.
+        [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
     """
 
     init: Callable[[jax.Array], tuple[tuple[Tree, ...], tuple[Tree, ...]]]
     forward: Forward
-
-
-class Teachers(NamedTuple):
-    """Networks that are not trained by a gradient; their variables are `TrainState.teachers`.
-
-    Attributes:
-      init: `init(params, batch_stats) -> variables`, from those of the peers.
-      forward: `forward(variables, params, images, key) -> (outputs, variables)`, `Outputs` for the images of each of J
-        peers, whose parameters are given for their types.
-      follow: `follow(variables, params, step) -> variables`, after the peers' update number `step`, from 0.
-      heads: `heads(variables, params, images) -> {name: logits}` for evaluation, likewise.
-    """
-
-    init: Callable[[tuple[Tree, ...], tuple[Tree, ...]], Tree]
-    forward: Callable[[Tree, tuple[Tree, ...], jax.Array, jax.Array], tuple[tuple[Outputs, ...], Tree]]
-    follow: Callable[[Tree, tuple[Tree, ...], jax.Array], Tree]
-    heads: Callable[[Tree, tuple[Tree, ...], jax.Array], dict[str, jax.Array]]
 
 
 def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False) -> Peers:
@@ -91,7 +70,7 @@ def check(
       names: of the networks.
       num_classes: K.
       sizes: D of each; None where it does not matter.
-      images: their shape, [J, n, H, W, 3], or [n, H, W, 3] for all peers alike.
+      images: their shape, [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
       train: whether to train or to evaluate.
 
     Raises:
@@ -116,66 +95,6 @@ def check(
                 raise UsageError(f"{what}: its {of} are {list(shape)}, not {[n, wanted]}")
 
 
-def no_teachers() -> Teachers:
-    """Where there is nothing to teach."""
-    return Teachers(
-        lambda params, batch_stats: {},
-        lambda variables, params, images, key: ((), variables),
-        lambda variables, params, step: variables,
-        lambda variables, params, images: {},
-    )
-
-
-def frozen_teacher(backbone: Backbone, num_peers: int) -> Teachers:
-    """A trained network that only looks; its variables replace those of `init`, which are of the right shapes."""
-
-    def init(params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
-        del params, batch_stats
-        return {name: (tree,) for name, tree in backbone.init(jax.random.key(0)).items()}
-
-    def forward(
-        variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], Tree]:
-        del params, key
-        own = {name: trees[0] for name, trees in variables.items()}
-        if images.ndim == 4:
-            return (backbone.apply(own, images, False)[0],) * num_peers, variables
-        return tuple(backbone.apply(own, images[j], False)[0] for j in range(num_peers)), variables
-
-    return no_teachers()._replace(init=init, forward=forward)
-
-
-def mean_teachers(peers: Peers) -> Teachers:
-    """A running mean of the parameters of every peer (Tarvainen and Valpola 2017), as PCL (Wu and Gong 2021) has it.
-
-    alpha = min(1 - 1 / (step + 1), 0.999); the means keep batch statistics of their own, from batches as in training.
-    They are float32 whatever the type of the parameters, and rounded to it where the networks are run: a mean in
-    bfloat16 would stand still, because a thousandth of a difference is less than its last bit.
-    """
-
-    def init(params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
-        return {"params": as_float32(params), "batch_stats": batch_stats}
-
-    def forward(
-        variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], Tree]:
-        means = as_types_of(params, variables["params"])
-        outputs, stats = peers.forward(means, variables["batch_stats"], images, True, key)
-        return outputs, variables | {"batch_stats": stats}
-
-    def follow(variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
-        alpha = jnp.minimum(1 - 1 / (step + 1.0), MEAN_DECAY)
-        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], as_float32(params))
-        return variables | {"params": mean}
-
-    def heads(variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
-        means = as_types_of(params, variables["params"])
-        outputs, _ = peers.forward(means, variables["batch_stats"], images, False, jax.random.key(0))
-        return {f"mean_teacher_{j}": out.logits for j, out in enumerate(outputs)}
-
-    return Teachers(init, forward, follow, heads)
-
-
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:
     def forward(
         params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
@@ -183,7 +102,7 @@ def _unrolled(backbones: Sequence[Backbone]) -> Forward:
         results = [
             backbone.apply(
                 {"params": params[j], "batch_stats": batch_stats[j]},
-                images[j] if images.ndim == 5 else images,
+                images[j if len(images) > 1 else 0],
                 train,
                 jax.random.fold_in(key, j),
             )
@@ -195,7 +114,7 @@ def _unrolled(backbones: Sequence[Backbone]) -> Forward:
 
 
 def _branched(split: Split, count: int) -> Forward:
-    """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n."""
+    """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n images."""
 
     def forward(
         params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
@@ -206,7 +125,8 @@ def _branched(split: Split, count: int) -> Forward:
         pooled = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         outputs, stats = [], []
         for j in range(count):
-            own = slice(None) if images.ndim == 4 else slice(j * images.shape[1], (j + 1) * images.shape[1])
+            n = images.shape[1]
+            own = slice(None) if len(images) == 1 else slice(j * n, (j + 1) * n)
             tail = {"params": _tail(split, params[j]), "batch_stats": _tail(split, batch_stats[j])}
             out, tail_stats = split.tail(tail, maps[own], train, jax.random.fold_in(key, j))
             outputs.append(out._replace(trunk=pooled[own]))
@@ -225,10 +145,9 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     ) -> tuple[tuple[Outputs, ...], tuple[Tree, ...]]:
         keys = jnp.stack([jax.random.fold_in(key, j) for j in range(count)])
         variables = {"params": _stack(params), "batch_stats": _stack(batch_stats)}
-        mapped = jax.vmap(
-            lambda v, x, k: apply(v, x, train, k), in_axes=(0, 0 if images.ndim == 5 else None, 0), out_axes=0
-        )
-        outputs, stats = mapped(variables, images, keys)
+        shared = len(images) == 1
+        mapped = jax.vmap(lambda v, x, k: apply(v, x, train, k), in_axes=(0, None if shared else 0, 0), out_axes=0)
+        outputs, stats = mapped(variables, images[0] if shared else images, keys)
         return _unstack(outputs, count), _unstack(stats, count)
 
     return forward

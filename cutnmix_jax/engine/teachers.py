@@ -1,0 +1,132 @@
+"""Networks that teach and are not trained by a gradient: a trained one, or running means of the peers, or both."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.engine.optim import as_float32, as_types_of
+from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.types import Backbone, Outputs, Tree
+
+MEAN_DECAY = 0.999  # as PCL (Wu and Gong 2021) has it
+
+
+class Teacher(Protocol):
+    """One kind of teacher; its variables are an entry of `TrainState.teachers`."""
+
+    def init(self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        """Its variables before the first step, from those of the peers."""
+
+    def forward(
+        self, variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        """J `Outputs` for the images [J or 1, n, H, W, C], and its next variables.
+
+        Args:
+          variables: its own.
+          params: of the peers, for their types.
+          images: of the peers; 1 where all see the same.
+          key: of the forward pass.
+        """
+
+    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+        """Its variables after the update of the peers number `step`, from 0."""
+
+    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+        """What evaluation reports of it: a name -> logits [n, K], for images [n, H, W, C]."""
+
+
+class Frozen(NamedTuple):
+    """A trained network that only looks; its variables replace those of `init`, which are of the right shapes."""
+
+    backbone: Backbone
+    num_peers: int
+
+    def init(self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        """See `Teacher`."""
+        del params, batch_stats
+        return {name: (tree,) for name, tree in self.backbone.init(jax.random.key(0)).items()}
+
+    def forward(
+        self, variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        """See `Teacher`."""
+        del params, key
+        own = {name: trees[0] for name, trees in variables.items()}
+        outputs = [self.backbone.apply(own, seen, False)[0] for seen in images]
+        return tuple(outputs * self.num_peers if len(images) == 1 else outputs), variables
+
+    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+        """See `Teacher`."""
+        del params, step
+        return variables
+
+    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+        """None: its accuracy is that of its own run."""
+        del variables, params, images
+        return {}
+
+
+class RunningMean(NamedTuple):
+    """A running mean of the parameters of every peer (Tarvainen and Valpola 2017), as PCL (Wu and Gong 2021) has it.
+
+    alpha = min(1 - 1 / (step + 1), 0.999); the means keep batch statistics of their own, from batches as in training.
+    They are float32 whatever the type of the parameters, and rounded to it where the networks are run: a mean in
+    bfloat16 would stand still, because a thousandth of a difference is less than its last bit.
+    """
+
+    peers: Peers
+
+    def init(self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        """See `Teacher`."""
+        return {"params": as_float32(params), "batch_stats": batch_stats}
+
+    def forward(
+        self, variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        """See `Teacher`."""
+        means = as_types_of(params, variables["params"])
+        outputs, stats = self.peers.forward(means, variables["batch_stats"], images, True, key)
+        return outputs, variables | {"batch_stats": stats}
+
+    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+        """See `Teacher`."""
+        alpha = jnp.minimum(1 - 1 / (step + 1.0), MEAN_DECAY)
+        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], as_float32(params))
+        return variables | {"params": mean}
+
+    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+        """`mean_teacher_0`, ...: the mean of each peer."""
+        means = as_types_of(params, variables["params"])
+        outputs, _ = self.peers.forward(means, variables["batch_stats"], images[None], False, jax.random.key(0))
+        return {f"mean_teacher_{j}": out.logits for j, out in enumerate(outputs)}
+
+
+class Teachers(NamedTuple):
+    """The teachers of a run by their kind, which `Method.teachers` names; their variables likewise."""
+
+    kinds: Mapping[str, Teacher]
+
+    def init(self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> dict[str, Tree]:
+        """The variables of all, before the first step."""
+        return {name: teacher.init(params, batch_stats) for name, teacher in self.kinds.items()}
+
+    def forward(
+        self, variables: dict[str, Tree], params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[dict[str, tuple[Outputs, ...]], dict[str, Tree]]:
+        """What each says to one view, and the next variables of all."""
+        found = {name: teacher.forward(variables[name], params, images, key) for name, teacher in self.kinds.items()}
+        return {name: outputs for name, (outputs, _) in found.items()}, {name: own for name, (_, own) in found.items()}
+
+    def follow(self, variables: dict[str, Tree], params: tuple[Tree, ...], step: jax.Array) -> dict[str, Tree]:
+        """The variables of all after an update of the peers."""
+        return {name: teacher.follow(variables[name], params, step) for name, teacher in self.kinds.items()}
+
+    def heads(self, variables: dict[str, Tree], params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+        """What evaluation reports of all."""
+        found: dict[str, jax.Array] = {}
+        for name, teacher in self.kinds.items():
+            found |= teacher.heads(variables[name], params, images)
+        return found
