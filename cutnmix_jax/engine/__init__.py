@@ -1,0 +1,1 @@
+"""The networks of a run, and what trains and evaluates them."""

@@ -1,0 +1,153 @@
+"""From settings and a data set to an engine: the networks are made and looked at before a device is asked for."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax import backbones, compiler
+from cutnmix_jax.engine import batches, peers
+from cutnmix_jax.engine.engine import Engine, term_names
+from cutnmix_jax.engine.teachers import Frozen, RunningMean, Teacher, Teachers
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings.check import check_weights
+from cutnmix_jax.types import Backbone, Dataset, Spec, Tree
+
+GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
+
+
+class Networks(NamedTuple):
+    """What the settings say of the networks, before there are data or a device.
+
+    Attributes:
+      backbones: of each peer; those of one architecture are the same object, so that it is traced once.
+      sizes: D of each.
+      trunk_size: C, channels of the shared trunk; 0 where there is none.
+      teacher: the backbone of the trained teacher; None where there is none.
+    """
+
+    backbones: tuple[Backbone, ...]
+    sizes: tuple[int, ...]
+    trunk_size: int
+    teacher: Backbone | None
+
+
+def networks(settings: Settings, num_classes: int, teacher: Backbone | None = None) -> Networks:
+    """Makes the networks, without a number in them, and checks that the method fits them.
+
+    Args:
+      settings: of the run.
+      num_classes: K.
+      teacher: the trained one, if any.
+
+    Raises:
+      UsageError: it does not, or a network is not what it should be.
+    """
+    with backbones.shapes_only():
+        made = {name: backbones.load(name, num_classes, activations(settings)) for name in set(settings.backbones)}
+        size_of = {name: _feature_size(network) for name, network in made.items()}
+        trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
+        sizes = tuple(size_of[name] for name in settings.backbones)
+        names = term_names(settings.loss, Spec(num_classes, sizes, settings.batch_size, trunk_size))
+    check_weights(settings, names, sizes)
+    return Networks(tuple(made[name] for name in settings.backbones), sizes, trunk_size, teacher)
+
+
+def activations(settings: Settings) -> jnp.dtype:
+    """The type of the activations of our networks; their parameters are float32."""
+    return jnp.dtype(jnp.bfloat16 if settings.precision == "bfloat16" else jnp.float32)
+
+
+def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
+    """Traces the networks as a run will call them, without a device; ours on 32x32 images are known to be right.
+
+    Raises:
+      UsageError: they, or the teacher, cannot take the images or the batches, or they have no gradient.
+    """
+    image, names = dataset.train_images.shape[1:], settings.backbones
+    if image == (32, 32, 3) and not any(":" in name for name in names):
+        return
+    count, classes = 1 if settings.same_images else len(names), dataset.num_classes
+    with backbones.shapes_only():
+        joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
+        peers.check(joined, names, classes, found.sizes, (count, settings.batch_size, *image), train=True)
+        peers.check(joined, names, classes, found.sizes, (1, settings.eval_batch_size, *image), train=False)
+        if found.teacher:
+            alone, seen = peers.make([found.teacher], "unroll"), (1, settings.batch_size, *image)
+            peers.check(alone, [found.teacher.name], classes, None, seen, train=False)
+
+
+def engine(settings: Settings, dataset: Dataset, found: Networks, frozen: Tree | None = None) -> Engine:
+    """Puts the data on the device; nothing is compiled before it is called.
+
+    Args:
+      settings: of the run.
+      dataset: what it names.
+      found: from `networks`.
+      frozen: the variables of the trained teacher.
+
+    Raises:
+      UsageError: JAX computes wrong numbers here.
+    """
+    compiler.check()
+    dataset, held_out = _held_out(dataset, settings)
+    classes = dataset.num_classes
+    joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
+    of_class = any(view.image == "same_class" for view in settings.loss.views)
+    gpu_steps = settings.steps_per_call or GPU_STEPS_PER_CALL
+    return Engine(
+        settings=settings,
+        dataset=dataset,
+        spec=Spec(classes, found.sizes, len(dataset.train_labels), found.trunk_size),
+        peers=joined,
+        teachers=_teachers(settings, joined, found.teacher),
+        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
+        test_data=batches.on_device(dataset.test_images, dataset.test_labels),
+        held_out=held_out,
+        frozen=frozen,
+        steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
+    )
+
+
+def _teachers(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Teachers:
+    kinds: dict[str, Teacher] = {}
+    for name in settings.loss.teachers:
+        if name == "frozen":
+            assert trained
+            kinds[name] = Frozen(trained, len(settings.backbones))
+        else:
+            kinds[name] = RunningMean(joined)
+    return Teachers(kinds)
+
+
+def _held_out(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data | None]:
+    """Takes images out of the training set, the same ones for the same seed."""
+    count, size = settings.held_out_examples, len(dataset.train_labels)
+    if not count:
+        return dataset, None
+    rows = np.random.default_rng(settings.seed).permutation(size)
+    out, left = np.sort(rows[:count]), np.sort(rows[count:])
+    held_out = batches.on_device(dataset.train_images[out], dataset.train_labels[out])
+    return dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left]), held_out
+
+
+def _trunk_size(network: Backbone) -> int:
+    if network.split is None:
+        raise UsageError(
+            f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
+        )
+
+    def maps(key: jax.Array) -> jax.Array:
+        assert network.split
+        return network.split.trunk(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0]
+
+    return jax.eval_shape(maps, jax.eval_shape(jax.random.key, 0)).shape[-1]
+
+
+def _feature_size(network: Backbone) -> int:
+    def features(key: jax.Array) -> jax.Array:
+        return network.apply(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0].features
+
+    return jax.eval_shape(features, jax.eval_shape(jax.random.key, 0)).shape[1]
