@@ -6,9 +6,9 @@ Row cutnmix, top-1 %, three runs, paper: CIFAR-100 79.32 +- 0.35, CIFAR-10 95.76
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cutnmix_jax.settings import recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The paper's recipe; cifar100,cutnmix where the argument says nothing else."""
-    return common.make("resnet110", arg)
+    return recipe.make("resnet110", arg)

@@ -7,9 +7,9 @@ Run: python -m cutnmix_jax.main --config=configs/resnet18.py[:dataset,method]
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cutnmix_jax.settings import recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The paper's recipe; cifar100,cutnmix where the argument says nothing else."""
-    return common.make("resnet18", arg)
+    return recipe.make("resnet18", arg)

@@ -71,6 +71,19 @@ def _change(settings: dict[str, Any]) -> None:
         compilation_cache.reset_cache()  # JAX looks at its settings once
 
 
+def check_settings() -> None:
+    """Raises UsageError where JAX was told something that the program cannot be run with."""
+    wrong = {
+        "jax_enable_x64": ("True", "trains in float32"),
+        "jax_numpy_rank_promotion": ("raise", "joins arrays of unlike rank"),
+        "jax_transfer_guard": ("disallow", "moves numbers to and from the device"),
+    }
+    for name, (begins, does) in wrong.items():
+        value = getattr(jax.config, name)
+        if str(value).startswith(begins):
+            raise UsageError(f"JAX runs with {name}={value}, and this program {does}; leave {name.upper()} out")
+
+
 def find_devices() -> None:
     """Raises UsageError where JAX finds no device of the kind that it was told to use, or XLA refuses its flags."""
     _check_flags()

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from cutnmix_jax import config as configuration
 from cutnmix_jax import console, digests, environment, files, lock, metrics
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
+from cutnmix_jax.fields import Change
 from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
+from cutnmix_jax.settings import Settings, tree
 
 FORCED, ENVIRONMENT, EVENTS = "forced.json", "environment.json", "tensorboard"
 SAMPLES, CURVES = "samples.png", "curves.png"
@@ -36,12 +35,12 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
+def opened(workdir: Path, settings: Settings, force: bool) -> Iterator[Opened]:
     """Makes the folder, keeps others out of it and checks that it belongs to this run.
 
     Args:
       workdir: the folder.
-      config: of the run.
+      settings: of the run.
       force: go on although fields have changed, as far as they leave the state and its place in the data alone.
 
     Yields:
@@ -66,7 +65,7 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
     with lock.held(workdir) as check:
-        forced = _is_changed(config, workdir, force)
+        forced = _is_changed(settings, workdir, force)
         try:
             for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
@@ -75,7 +74,7 @@ def opened(workdir: Path, config: ConfigDict, force: bool) -> Iterator[Opened]:
         yield Opened(forced, check)
 
 
-def claim(workdir: Path, config: ConfigDict, step: int, why_not: str = "") -> None:
+def claim(workdir: Path, settings: Settings, step: int, why_not: str = "") -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
     Results that are there are of something else, and put aside. Where the run had other fields, `forced.json` gets a
@@ -83,19 +82,20 @@ def claim(workdir: Path, config: ConfigDict, step: int, why_not: str = "") -> No
 
     Args:
       workdir: the folder.
-      config: of the run.
+      settings: of the run.
       step: at which it goes on.
       why_not: why results that are there are not its own, from `finished.look`.
     """
     path, results = workdir / CONFIG, workdir / RESULTS
-    new = metrics.config_json(config)
+    new = tree.of_settings(settings)
     old = files.read_fields(path) if files.kind(path) else None
     if files.kind(results):
         aside = files.put_aside(results, workdir / "results-before.json")
         if why_not:
             console.warn(f"the results in {workdir} are not those of this run ({why_not[:300]}); now in {aside.name}")
-    if changed := configuration.changes(old, new) if step and old and set(old) == set(new) else []:
-        before, change = forced(workdir), {"step": step, "changed": changed}
+    changed = tree.changes(old, new) if step and old and set(old) == set(new) else []
+    if changed:
+        before, change = forced(workdir), {"step": step, "changed": list(map(str, changed))}
         files.write_json(workdir / FORCED, {"changes": before if before[-1:] == [change] else [*before, change]})
     if old != new:
         files.write_json(path, new)
@@ -137,12 +137,11 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
     earlier = before.pop("earlier", [])
     earlier = earlier if isinstance(earlier, list) else []
     old, new = environment.deciding(before), environment.deciding(made_with)
-    if before and (changed := configuration.difference(old, new, "environment")):
-        changed.sort(key=lambda line: "environment.versions." not in line)  # other versions have other settings
+    if before and (changed := tree.differences(old, new)):
+        changed.sort(key=lambda one: not one.path.startswith("versions."))  # other versions have other settings
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        console.warn(
-            f"from step {step} on the bits need not be those of a run that nobody disturbed ({changed[0]}{more})"
-        )
+        first = changed[0].shown("environment")
+        console.warn(f"from step {step} on the bits need not be those of a run that nobody disturbed ({first}{more})")
         earlier.append({**before, "until_step": step})
     files.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
 
@@ -195,9 +194,9 @@ def _check_kinds(workdir: Path) -> None:
         raise _cannot_read(Path(error.filename or workdir), error) from error
 
 
-def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
+def _is_changed(settings: Settings, workdir: Path, force: bool) -> bool:
     """Whether something was saved with other fields; raises UsageError unless the run may go on with these."""
-    path, new = workdir / CONFIG, metrics.config_json(config)
+    path, new = workdir / CONFIG, tree.of_settings(settings)
     if not files.kind(path):  # it is written before anything else
         if _begun(workdir):
             raise CheckpointError(
@@ -218,7 +217,7 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
         raise _cannot_read(path, error) from error
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
-    changed, ours = configuration.changes(old, new), set(old) == set(new)
+    changed, ours = tree.changes(old, new), set(old) == set(new)
     if not changed or (ours and not _begun(workdir)):
         return False  # nothing was saved, so nothing is lost by beginning again
     if not ours:
@@ -229,10 +228,8 @@ def _is_changed(config: ConfigDict, workdir: Path, force: bool) -> bool:
         )
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
     what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
-    if fixed := [line for line in changed if line.startswith(configuration.FIXED_FIELDS)]:
-        raise UsageError(
-            f"{what}, and {fixed[0].partition(':')[0]} cannot change within a run; choose another --workdir"
-        )
+    if fixed := [one.path for one in changed if one.change is Change.NEVER]:
+        raise UsageError(f"{what}, and config.{fixed[0]} cannot change within a run; choose another --workdir")
     if not force:
         raise UsageError(f"{what}; choose another --workdir, or --force to go on with these")
     console.warn(f"{what}; going on with the new ones, as forced")

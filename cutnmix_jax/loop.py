@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from cutnmix_jax import batches, compiler, console, metrics, step
+from cutnmix_jax import compiler, console, metrics
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
+from cutnmix_jax.engine.engine import Engine, Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
-from cutnmix_jax.evaluate import accuracies
-from cutnmix_jax.program import Program, Saved
+from cutnmix_jax.settings import Checkpoint
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import NEVER, Totals
 
@@ -45,9 +44,8 @@ class Speed(NamedTuple):
 
 
 def train(
-    program: Program,
+    engine: Engine,
     saved: Saved,
-    config: ConfigDict,
     checkpoints: Checkpoints,
     files: metrics.Metrics,
     stop: StopRequest,
@@ -56,9 +54,8 @@ def train(
     """Trains what is left of a run.
 
     Args:
-      program: what to train.
+      engine: what to train.
       saved: where to begin.
-      config: of the run; how often it is saved and evaluated.
       checkpoints: where to save.
       files: where the rows go.
       stop: says when to stop.
@@ -72,30 +69,29 @@ def train(
       DivergedError: something is not finite; what was saved before is left as it was.
       CheckpointError: it cannot be saved, or its folder is not there any more.
     """
-    total = program.epochs * program.steps_per_epoch
+    total, settings = engine.total_steps, engine.settings
     reached = int(saved.state.step)
     saved_at, speed = time.monotonic(), Speed()
     began = began or Began(saved_at, 0.0)
     saved = saved._replace(seconds=saved.seconds + began.compiling)
     earlier = float(saved.wall_seconds)
-    with console.Display(total, reached, program.batch_size) as display:
+    with console.Display(total, reached, settings.batch_size) as display:
         while reached < total:
-            epoch = reached // program.steps_per_epoch
-            until = _next_save(config, reached, (epoch + 1) * program.steps_per_epoch)
-            deadline = saved_at + 60 * _minutes(config)
-            saved, speed = _train_until(program, saved, until, deadline, speed, display, stop, began)
+            epoch = reached // engine.steps_per_epoch
+            until = _next_save(settings.checkpoint, reached, (epoch + 1) * engine.steps_per_epoch)
+            deadline = saved_at + 60 * _minutes(settings.checkpoint)
+            saved, speed = _train_until(engine, saved, until, deadline, speed, display, stop, began)
             reached = int(saved.state.step)
-            _check_finite(saved.totals, program)
+            _check_finite(saved.totals, engine)
             stop.defer()
-            due = _due(config, reached, saved_at)
-            if reached == (epoch + 1) * program.steps_per_epoch:
-                row = _epoch_row(program, saved, epoch, speed, config.eval_batch_size)
+            due = _due(settings.checkpoint, reached, saved_at)
+            if reached == (epoch + 1) * engine.steps_per_epoch:
+                row = _epoch_row(engine, saved, epoch, speed)
                 files.append(row)
-                display.epoch_done(row, program.epochs)
-                state = program.calibrate(saved.state) if program.calibrate else saved.state
-                totals, speed = step.zero_totals(program.method, program.spec), Speed()
+                display.epoch_done(row, settings.epochs)
+                state, totals, speed = engine.calibrate(saved.state), engine.zero_totals(), Speed()
                 saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
-                due |= (epoch + 1) % config.checkpoint.every_epochs == 0 or metrics.ranking(files.rows)[0] == reached
+                due |= (epoch + 1) % settings.checkpoint.every_epochs == 0 or metrics.ranking(files.rows)[0] == reached
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
@@ -116,36 +112,30 @@ def train(
 
 
 @contextmanager
-def compiled_beside(program: Program) -> Iterator[None]:
+def compiled_beside(engine: Engine) -> Iterator[None]:
     """While entered, compiles the step beside what the caller does."""
-    shapes, seen = program.shapes(), _seen(program, 0)
-    with compiler.compiled_beside(program.train, shapes.state, shapes.totals, *seen, 1, program.key):
+    shapes = engine.shapes()
+    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed(0), 1):
         yield
 
 
-def _seen(program: Program, epoch: int) -> tuple[batches.Data, jax.Array, jax.Array]:
-    """What all steps of an epoch see: the training set, its order and the learning rate."""
-    order = batches.epoch_order(program.key, epoch, len(program.train_data.labels))
-    return program.train_data, order, jnp.float32(program.learning_rate(epoch))
+def _minutes(settings: Checkpoint) -> float:
+    return settings.every_minutes or math.inf
 
 
-def _minutes(config: ConfigDict) -> float:
-    return config.checkpoint.every_minutes or math.inf
-
-
-def _next_save(config: ConfigDict, reached: int, end: int) -> int:
+def _next_save(settings: Checkpoint, reached: int, end: int) -> int:
     """The step at which to look up: the end of the epoch, or the next one to be saved at before it."""
-    every = config.checkpoint.every_steps
+    every = settings.every_steps
     return min(end, (reached // every + 1) * every) if every else end
 
 
-def _due(config: ConfigDict, reached: int, saved_at: float) -> bool:
-    every = config.checkpoint.every_steps
-    return (every > 0 and reached % every == 0) or time.monotonic() - saved_at >= 60 * _minutes(config)
+def _due(settings: Checkpoint, reached: int, saved_at: float) -> bool:
+    every = settings.every_steps
+    return (every is not None and reached % every == 0) or time.monotonic() - saved_at >= 60 * _minutes(settings)
 
 
 def _train_until(
-    program: Program,
+    engine: Engine,
     saved: Saved,
     until: int,
     deadline: float,
@@ -162,15 +152,15 @@ def _train_until(
     state, totals, seconds, _ = saved
     begun = timed = time.monotonic()
     reached = start = first = int(state.step)
-    epoch = start // program.steps_per_epoch
-    before = epoch * program.steps_per_epoch
-    data, order, rate = _seen(program, epoch)
+    epoch = start // engine.steps_per_epoch
+    before = epoch * engine.steps_per_epoch
+    feed = engine.feed(epoch)
     in_flight: deque[tuple[int, Totals]] = deque()
     looked = start
     # A call at least, or a run that is saved all the time would not move.
     while reached < until and not stop.requested and (reached == start or time.monotonic() < deadline):
-        count = min(program.steps_per_call, until - reached)
-        state, totals = program.train(state, totals, data, order, rate, count, program.key)
+        count = min(engine.steps_per_call, until - reached)
+        state, totals = engine.train_steps(state, totals, feed, count)
         reached += count
         in_flight.append((reached, totals))
         if reached - count == start:
@@ -185,32 +175,32 @@ def _train_until(
             if reached < until:
                 timed, first = time.monotonic(), reached
         # Waiting for an older call bounds how late a stop is noticed, and leaves the device enough to do meanwhile.
-        if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, program.steps_per_call * 4):
+        if len(in_flight) > 1 and reached - in_flight[0][0] >= min(STEPS_IN_FLIGHT, engine.steps_per_call * 4):
             done, finished = in_flight.popleft()
             jax.block_until_ready(finished)
             if done - looked >= STEPS_IN_FLIGHT:
                 looked = done
-                _check_finite(finished, program)
+                _check_finite(finished, engine)
             if display.due:
-                display.update(epoch, program.epochs, done, _means(program, finished, done - before))
+                display.update(epoch, engine.settings.epochs, done, _means(engine, finished, done - before))
     jax.block_until_ready(totals)
     now = time.monotonic()
-    speed = Speed(speed.images + (reached - first) * program.batch_size, speed.seconds + now - timed)
+    speed = Speed(speed.images + (reached - first) * engine.settings.batch_size, speed.seconds + now - timed)
     return saved._replace(state=state, totals=totals, seconds=seconds + (now - begun)), speed
 
 
-def _means(program: Program, totals: Totals, steps: int) -> dict[str, float]:
+def _means(engine: Engine, totals: Totals, steps: int) -> dict[str, float]:
     found = jax.device_get(totals.sums)
-    return {name: float(found[name]) / max(steps, 1) for name in step.metric_names(program.method, program.spec)}
+    return {name: float(found[name]) / max(steps, 1) for name in engine.metrics}
 
 
-def _check_finite(totals: Totals, program: Program) -> None:
+def _check_finite(totals: Totals, engine: Engine) -> None:
     """Raises DivergedError with the first step in which a metric was not finite, and which ones were not."""
     broken = {name: int(first) for name, first in jax.device_get(totals.broken).items()}
     first = min(broken.values())
     if first < NEVER:
-        epoch = (first - 1) // program.steps_per_epoch + 1
-        names = [name for name in step.metric_names(program.method, program.spec) if broken[name] == first]
+        epoch = (first - 1) // engine.steps_per_epoch + 1
+        names = [name for name in engine.metrics if broken[name] == first]
         what = f"training diverged at step {first}, in epoch {epoch}: {', '.join(names)} not finite"
         if first == 1:  # no learning rate is to blame
             raise DivergedError(
@@ -219,18 +209,21 @@ def _check_finite(totals: Totals, program: Program) -> None:
         raise DivergedError(f"{what}; {DIVERGED}")
 
 
-def _epoch_row(program: Program, saved: Saved, epoch: int, speed: Speed, eval_batch_size: int) -> metrics.Row:
+def _epoch_row(engine: Engine, saved: Saved, epoch: int, speed: Speed) -> metrics.Row:
     """The row of `metrics.jsonl` for an epoch that was just finished."""
     begun = time.monotonic()
-    means = _means(program, saved.totals, program.steps_per_epoch)
-    tested = accuracies(program.evaluate, saved.state, program.test_data, eval_batch_size)
+    means = _means(engine, saved.totals, engine.steps_per_epoch)
+    tested = engine.evaluate(saved.state)
     seconds = float(saved.seconds) + time.monotonic() - begun
     return {
         "epoch": epoch + 1,
         "step": int(saved.state.step),
-        "learning_rate": float(f"{program.learning_rate(epoch):.7g}"),
+        "learning_rate": float(f"{engine.learning_rate(epoch):.7g}"),
         **{f"train/{name}": value for name, value in means.items()},
-        **{f"test/{name if name == 'accuracy' else 'accuracy_' + name}": value for name, value in tested.items()},
+        "test/accuracy": tested.mean,
+        **{f"test/accuracy_peer_{j}": value for j, value in enumerate(tested.peers)},
+        "test/accuracy_ensemble": tested.ensemble,
+        **{f"test/accuracy_{name}": value for name, value in tested.heads.items()},
         "seconds": round(seconds, 3),
         "images_per_second": round(speed.images / max(speed.seconds, 1e-9), 1),
     }

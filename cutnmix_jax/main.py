@@ -72,25 +72,27 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
 
 
 def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest, start: float) -> None:
-    from cutnmix_jax import config  # after the arguments are read and signals are heard, because it takes a second
+    # After the arguments are read and signals are heard, because it takes a second.
+    from cutnmix_jax.settings import command_line
 
-    run_config = config.from_flags(known.config, overrides)
+    settings = command_line.from_flags(known.config, overrides)
 
     import jax
 
     from cutnmix_jax import device, train
 
     try:
-        workdir = folder_of(known.workdir, "--workdir") if known.workdir else config.default_workdir(run_config)
+        workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.told_once():
-            train.run(run_config, workdir, stop, known.force, start)
+            train.run(settings, workdir, stop, known.force, start)
     except jax.errors.JaxRuntimeError as error:
-        raise excused(error) or device.failure(error, config.peer_names(run_config)) from error
+        raise excused(error) or device.failure(error, settings.backbones) from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:
     """The arguments and the folder of each seed, all of them checked."""
-    from cutnmix_jax import config, seeds
+    from cutnmix_jax import seeds
+    from cutnmix_jax.settings import command_line
 
     if any(override.partition("=")[0] == "--config.seed" for override in overrides):
         raise UsageError("--seeds and --config.seed: leave one of them out")
@@ -98,7 +100,7 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
     workdirs: dict[int, Path] = {}
     for seed in seeds.parse(known.seeds):
         fields = [*overrides, f"--config.seed={seed}"]
-        default = config.default_workdir(config.from_flags(known.config, fields))
+        default = command_line.from_flags(known.config, fields).default_workdir
         workdirs[seed] = folder_of(known.workdir, "--workdir") / default.name if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
         commands[seed] += ["--force"] * known.force

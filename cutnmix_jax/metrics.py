@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from cutnmix_jax import console, environment, files
 from cutnmix_jax.errors import CheckpointError, told
-from cutnmix_jax.types import Dataset, Row
+from cutnmix_jax.settings import Settings, tree
+from cutnmix_jax.types import Row
 
 ROWS = "metrics.jsonl"
 
 PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
-
-
-def config_json(config: ConfigDict) -> dict[str, Any]:
-    """The configuration as it reads back from its file: tuples are lists."""
-    return json.loads(json.dumps(config.to_dict()))
 
 
 def config_sha256(fields: Mapping[str, Any]) -> str:
@@ -197,22 +192,22 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def results(config: ConfigDict, backbone: str, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
+def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Row]) -> dict[str, Any]:
     """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
     return {
-        "dataset": config.dataset,
-        "backbone": backbone,
-        "method": config.method,
-        "seed": config.seed,
-        "epochs": config.epochs,
+        "dataset": settings.dataset,
+        "backbone": settings.backbone_name,
+        "method": settings.method,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
         "train_examples": num_train,
-        "test_examples": len(dataset.test_labels),
+        "test_examples": num_test,
         "last": summary(rows[-1]),
         "best": summary(best_of(rows)),
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
         "versions": environment.versions(),
-        "config_sha256": config_sha256(config_json(config)),
+        "config_sha256": config_sha256(tree.of_settings(settings)),
     }
 
 

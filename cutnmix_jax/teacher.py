@@ -1,17 +1,16 @@
 """A trained network out of the folder of a finished run, to teach another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, digests, files, finished
-from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.types import Backbone, Tree
 
 
@@ -31,37 +30,31 @@ class Trained(NamedTuple):
     weights_sha256: str
 
 
-def find(
-    folder: str, dataset: str, num_classes: int, students: Sequence[str], same: bool, dtype: Any = jnp.float32
-) -> Trained:
-    """Looks at the folder of a run.
+def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trained:
+    """Looks at the folder of the run that `settings.teacher` names.
 
     Args:
-      folder: of a run that ended.
-      dataset: that it must have been trained on.
-      num_classes: K of it.
-      students: the backbones that it is going to teach.
-      same: whether it must be one of theirs.
+      settings: of the student.
+      num_classes: K.
       dtype: of its activations.
 
     Raises:
       UsageError: there is no finished run, or not one that can teach these.
       CheckpointError: from `load`: its checkpoint cannot be read.
     """
+    folder, dataset, students = settings.teacher or "", settings.dataset, settings.backbones
     path = Path(folder)
     results, why_not = finished.look(path)
     if results is None:
         why_not = why_not and f" ({why_not[:300]})"
         raise UsageError(f"config.teacher={folder[:200]}: no finished run there{why_not}; train it first")
     try:
-        trained = ConfigDict(files.read_fields(path / finished.CONFIG))
-        name, trained_on = str(configuration.peer_names(trained)[0]), trained.dataset
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        trained = tree.to_settings(files.read_fields(path / finished.CONFIG))
+    except (OSError, ValueError, UsageError) as error:
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
-    if trained_on != dataset:
-        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")
-    if same and set(students) != {name}:
-        raise UsageError(f"config.teacher={folder} is a {name}; this row wants the network of its student")
+    name = trained.backbones[0]
+    if trained.dataset != dataset:
+        raise UsageError(f"config.teacher={folder} was trained on {trained.dataset}, not on {dataset}")
     if ":" in name and name not in students:  # what is written in a folder must not choose what code is run
         raise UsageError(
             f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"

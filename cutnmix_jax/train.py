@@ -1,16 +1,15 @@
-"""A run, from its configuration to its results; `run` reads from top to bottom."""
+"""A run, from its settings to its results; `run` reads from top to bottom."""
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from cutnmix_jax import (
-    batches,
     console,
     data,
     environment,
@@ -19,28 +18,36 @@ from cutnmix_jax import (
     folder,
     loop,
     metrics,
-    step,
     storage,
     summary,
     teacher,
 )
-from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
-from cutnmix_jax.compiler import compiled
-from cutnmix_jax.device import programs_are_kept, set_up_jax
+from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
+from cutnmix_jax.engine import assemble
+from cutnmix_jax.engine.engine import Engine, Saved
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
-from cutnmix_jax.program import Plan, Program, Saved, assemble, check, plan
+from cutnmix_jax.settings import Settings, tree
+from cutnmix_jax.settings.check import setup
 from cutnmix_jax.signals import StopRequest
-from cutnmix_jax.types import Batch, Dataset, Mix
+from cutnmix_jax.teacher import Trained
+from cutnmix_jax.types import Dataset
+
+
+class Plan(NamedTuple):
+    """What is known of a run before its folder is opened: its networks, and the trained teacher, if it has one."""
+
+    networks: assemble.Networks
+    trained: Trained | None
 
 
 def run(
-    config: ConfigDict, workdir: Path, stop: StopRequest | None = None, force: bool = False, start: float | None = None
+    settings: Settings, workdir: Path, stop: StopRequest | None = None, force: bool = False, start: float | None = None
 ) -> None:
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
     Args:
-      config: checked, from `config.from_flags`.
+      settings: checked, from `settings.command_line.from_flags`.
       workdir: the run's folder; made if it is not there.
       stop: says when to stop; never, where there is none.
       force: go on with a run although its fields have changed.
@@ -51,9 +58,9 @@ def run(
     """
     stop, start = stop or StopRequest(), time.monotonic() if start is None else start
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
-    planned = plan(config, data.num_classes(config.dataset))
-    dataset = None if os.path.exists(workdir) else _load(config, planned)  # noqa: PTH110 - it takes any name
-    with storage.hushed(), folder.opened(workdir, config, force) as opened:
+    planned = plan(settings)
+    dataset = None if os.path.exists(workdir) else _load(settings, planned)  # noqa: PTH110 - it takes any name
+    with storage.hushed(), folder.opened(workdir, settings, force) as opened:
         results, why_not = finished.look(workdir)
         if results and not opened.forced:
             if planned.trained and "teacher_sha256" in results:
@@ -62,40 +69,59 @@ def run(
             print(f"finished before: {workdir}", flush=True)
             return
         folder.check_checkpoints(workdir)
-        dataset = dataset or _load(config, planned)
-        with set_up_jax(config.precision), _told(workdir):
-            go_on(config, workdir, dataset, assemble(config, dataset, planned), stop, opened, start, why_not)
+        dataset = dataset or _load(settings, planned)
+        with set_up_jax(settings.precision), _told(workdir):
+            load = planned.trained and planned.trained.load
+            engine = assemble.engine(settings, dataset, planned.networks, load)
+            go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not)
 
 
-def _load(config: ConfigDict, planned: Plan) -> Dataset:
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
-    check(config, planned, dataset)
+def plan(settings: Settings) -> Plan:
+    """Makes the networks, without a number in them, and finds the trained teacher.
+
+    Raises:
+      UsageError: the method does not fit them, or a network or the folder of the teacher is not what it should be.
+    """
+    check_settings()
+    classes, trained = data.num_classes(settings.dataset), None
+    if settings.teacher:
+        trained = teacher.find(settings, classes, assemble.activations(settings))
+        settings.loss.check(setup(settings, trained.backbone.name))
+    return Plan(assemble.networks(settings, classes, trained and trained.backbone), trained)
+
+
+def _load(settings: Settings, planned: Plan) -> Dataset:
+    dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
+    assemble.check(settings, planned.networks, dataset)
+    if planned.trained:
+        teacher.check_there(planned.trained)
     return dataset
 
 
 def go_on(
-    config: ConfigDict,
+    engine: Engine,
     workdir: Path,
     dataset: Dataset,
-    program: Program,
+    trained: Trained | None,
     stop: StopRequest,
     opened: folder.Opened,
     start: float,
     why_not: str,
 ) -> None:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
-    summary.show(config, dataset, program, workdir)
+    settings = engine.settings
+    summary.show(engine, dataset, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
 
     # What was saved, if anything.
-    made_with = environment.of_run(dataset, configuration.peer_names(config))
+    made_with = environment.of_run(dataset, settings.backbones)
     folder.check_images(workdir, made_with["data_sha256"])
-    fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
-    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check, fields)
-    restored, asked = checkpoints.restore(program.shapes()), time.monotonic()
+    fields = metrics.config_sha256(tree.of_numbers(tree.of_settings(settings)))
+    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, settings.checkpoint.keep, opened.check, fields)
+    restored, asked = checkpoints.restore(engine.shapes()), time.monotonic()
     if not restored:
-        with loop.compiled_beside(program):
-            saved: Saved = jax.block_until_ready(program.init())
+        with loop.compiled_beside(engine):
+            saved: Saved = jax.block_until_ready(engine.init())
         compiling = time.monotonic() - asked
     else:
         if restored.config != fields and not (opened.forced or folder.forced(workdir)):
@@ -104,19 +130,19 @@ def go_on(
                 "that file, or choose another --workdir"
             )
         saved, compiling = restored.state, 0.0
-        if program.trained:
-            teacher.check(program.trained, teacher.digest(saved.state.teachers))
+        if trained:
+            teacher.check(trained, teacher.digest(saved.state.teachers["frozen"]))
         print(f"continued from step {int(saved.state.step)}", flush=True)
-    begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
+    begun, total = int(saved.state.step), engine.total_steps
     if opened.forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    folder.claim(workdir, config, begun, why_not)
+    folder.claim(workdir, settings, begun, why_not)
     with _expendable(folder.ENVIRONMENT, OSError):
         folder.note_environment(workdir, made_with, begun)
     written = metrics.Metrics(workdir, restored.rows if restored else [], opened.check)
 
     def draw_first_batch() -> None:
-        first_batch = _first_batch(program)
+        first_batch = engine.first_batch()
         with _expendable(folder.SAMPLES, Exception):
             from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
 
@@ -125,18 +151,17 @@ def go_on(
     # The epochs.
     try:
         began = loop.Began(start, compiling, draw_first_batch)
-        state = loop.train(program, saved, config, checkpoints, written, stop, began).state
+        state = loop.train(engine, saved, checkpoints, written, stop, began).state
     finally:
         written.close()
         checkpoints.close()
 
     # The results.
-    backbone, num_train = configuration.backbone_name(config), program.spec.num_train
-    results = metrics.results(config, backbone, dataset, num_train, written.rows)
+    results = metrics.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
-    if program.trained:
-        results["teacher_sha256"] = teacher.digest(state.teachers)
+    if trained:
+        results["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
     if changes := folder.forced(workdir):
         results["forced"] = changes
     opened.check()
@@ -168,10 +193,3 @@ def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
     except failure as error:
         reason = error.strerror or one_line(error) if isinstance(error, OSError) else told(error)
         console.warn(f"cannot write {name} ({reason})")
-
-
-def _first_batch(program: Program) -> tuple[Batch, Mix]:
-    """The batch of step 0 as training sees it."""
-    index = batches.epoch_order(program.key, 0, len(program.train_data.labels))[: program.batch_size]
-    batch_key, _ = jax.random.split(step.step_key(program.key, 0))
-    return compiled(program.make_batch, once=True)(batch_key, program.train_data, index)

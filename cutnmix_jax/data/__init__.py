@@ -55,16 +55,18 @@ def num_classes(name: str) -> int:
     return find(name).NUM_CLASSES
 
 
-def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: int = 0) -> "Dataset":
+def load(
+    name: str, data_dir: str | None = None, train_examples: int | None = None, test_examples: int | None = None
+) -> "Dataset":
     """Reads a data set, or the first examples of it.
 
     The stored order is already shuffled and the same on every machine, so the first N are a fair sample of all classes.
 
     Args:
       name: one of `names()`.
-      data_dir: where prepared data sets lie; empty for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      train_examples: how many training images to keep; 0 for all.
-      test_examples: how many test images to keep; 0 for all.
+      data_dir: where prepared data sets lie; None for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      train_examples: how many training images to keep; None for all.
+      test_examples: how many test images to keep; likewise.
 
     Returns:
       A `Dataset` of uint8 images and int32 labels.
@@ -74,7 +76,7 @@ def load(name: str, data_dir: str = "", train_examples: int = 0, test_examples: 
         the data set, or a library that it uses, is broken.
       DataError: if the data set is missing or damaged.
     """
-    data = _loaded(name, data_dir)
+    data = _loaded(name, data_dir or "")
     train = _first("train_examples", train_examples, len(data.train_labels), name)
     test = _first("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
@@ -132,7 +134,9 @@ def _file(name: str) -> str:
     return f"cutnmix_jax/data/{name}.py"
 
 
-def _first(field: str, wanted: int, available: int, name: str) -> int:
-    if not 0 <= wanted <= available:
-        raise UsageError(f"{field}={wanted}: {name} has {available} of them; give 1 to {available}, or 0 for all")
-    return wanted or available
+def _first(field: str, wanted: int | None, available: int, name: str) -> int:
+    if wanted is None:
+        return available
+    if not 1 <= wanted <= available:
+        raise UsageError(f"{field}={wanted}: {name} has {available} of them; give 1 to {available}, or none for all")
+    return wanted

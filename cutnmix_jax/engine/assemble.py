@@ -1,5 +1,6 @@
 """From settings and a data set to an engine: the networks are made and looked at before a device is asked for."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -79,14 +80,16 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
             peers.check(alone, [found.teacher.name], classes, None, seen, train=False)
 
 
-def engine(settings: Settings, dataset: Dataset, found: Networks, frozen: Tree | None = None) -> Engine:
+def engine(
+    settings: Settings, dataset: Dataset, found: Networks, load_frozen: Callable[[], dict[str, Tree]] | None = None
+) -> Engine:
     """Puts the data on the device; nothing is compiled before it is called.
 
     Args:
       settings: of the run.
       dataset: what it names.
       found: from `networks`.
-      frozen: the variables of the trained teacher.
+      load_frozen: reads the variables of the trained teacher.
 
     Raises:
       UsageError: JAX computes wrong numbers here.
@@ -106,7 +109,7 @@ def engine(settings: Settings, dataset: Dataset, found: Networks, frozen: Tree |
         train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
         held_out=held_out,
-        frozen=frozen,
+        load_frozen=load_frozen,
         steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
     )
 

@@ -6,8 +6,8 @@ to know about where in the data a run stands.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,16 @@ class Feed(NamedTuple):
     key: jax.Array
 
 
+class Right(NamedTuple):
+    """How many images each classifier gets right, int32; see `Accuracies`."""
+
+    peers: tuple[jax.Array, ...]
+    ensemble: jax.Array
+    heads: dict[str, jax.Array]
+
+
 class Accuracies(NamedTuple):
-    """The share of exactly the test images that each classifier gets right; as counts, how many of them.
+    """The share of exactly the test images that each classifier gets right.
 
     Attributes:
       peers: of each peer, leaders left out.
@@ -95,7 +103,7 @@ class Engine:
       train_data: on the device.
       test_data: likewise.
       held_out: images that are not trained on, for a method that asks; else None.
-      frozen: the variables of the trained teacher; else None.
+      load_frozen: reads the variables of the trained teacher; None where there is none.
       steps_per_call: training steps in each compiled call.
     """
 
@@ -107,7 +115,7 @@ class Engine:
     train_data: Data
     test_data: Data
     held_out: Data | None
-    frozen: Tree | None
+    load_frozen: Callable[[], dict[str, Tree]] | None
     steps_per_call: int
 
     @property
@@ -154,9 +162,10 @@ class Engine:
     def init(self) -> Saved:
         """The state before the first step."""
         saved = compiled(self._fresh, once=True)()
-        if self.frozen is None:
+        if self.load_frozen is None:
             return saved
-        return saved._replace(state=saved.state._replace(teachers=saved.state.teachers | {"frozen": self.frozen}))
+        frozen = {name: (tree,) for name, tree in self.load_frozen().items()}
+        return saved._replace(state=saved.state._replace(teachers=saved.state.teachers | {"frozen": frozen}))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
@@ -293,7 +302,7 @@ class Engine:
 
     @functools.cached_property
     def _count(self) -> jax.stages.Wrapped:
-        def count(state: TrainState, data: Data, start: jax.Array) -> Accuracies:
+        def count(state: TrainState, data: Data, start: jax.Array) -> Right:
             index = start + jnp.arange(self.settings.eval_batch_size)
             valid = index < len(data.labels)
             rows = jnp.where(valid, index, 0)
@@ -307,7 +316,7 @@ class Engine:
             ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
             heads = self.method.heads(state.params["method"], state.method_state, outputs)
             heads |= self.teachers.heads(state.teachers, state.params["peers"], images)
-            return Accuracies(
+            return Right(
                 tuple(right(out.logits) for out in students),
                 right(ensemble),
                 {name: right(logits) for name, logits in heads.items()},
@@ -332,7 +341,7 @@ class Engine:
         size = len(data.labels)
         counts = [self._count(state, data, start) for start in range(0, size, self.settings.eval_batch_size)]
         counts = jax.device_get(counts)  # one wait for all of them
-        return jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts)
+        return Accuracies(*jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts))
 
     def calibrate(self, state: TrainState) -> TrainState:
         """Shows a method that asks for it what its peers say of the images that are held out."""
@@ -366,7 +375,8 @@ def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Arra
 
 def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """The names of a method's terms for peers of these sizes, in its order; nothing is computed."""
-    shape, n = jax.ShapeDtypeStruct, 2
+    shape: Any = jax.ShapeDtypeStruct
+    n = 2
 
     def outputs(size: int) -> Outputs:
         trunk = shape((n, spec.trunk_size), jnp.float32) if spec.trunk_size else None

@@ -36,8 +36,12 @@ class Difference(NamedTuple):
     after: Any
     change: Change
 
+    def shown(self, of: str) -> str:
+        """As a person reads it; `of` is what the trees are of."""
+        return f"{of}.{self.path}: {self.before!r} -> {self.after!r}"
+
     def __str__(self) -> str:
-        return f"config.{self.path}: {self.before!r} -> {self.after!r}"
+        return self.shown("config")
 
 
 def of_settings(settings: Any) -> Tree:
@@ -149,6 +153,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str =
         elif old != new:
             found.append(Difference(where, old, new, change_of(where)))
     return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
+    """Like `differences`, without the fields that change neither the data nor the numbers."""
+    return [difference for difference in differences(before, after) if difference.change is not Change.FREE]
 
 
 def of_numbers(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
