@@ -31,7 +31,7 @@ from cutnmix_jax.types import (
 TEACHERS = 1000  # folded into the key of a forward pass for the teachers' own
 NO_TEACHERS = no_teachers()
 
-Trainer = jax.stages.Wrapped  # from `jax.jit`: it can be compiled before it is called
+Trainer = jax.stages.Wrapped  # a program that can be compiled before it is called
 Seen = tuple[Terms, tuple[Outputs, ...], tuple[Tree, ...], Tree]
 
 
