@@ -22,8 +22,6 @@ from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError, excus
 from cutnmix_jax.metrics import PATIENCE, ranking
 from cutnmix_jax.types import Row, Tree
 
-_AROUND = 1 << 24  # bytes that a file of a checkpoint may have besides the arrays: names, shapes, rows
-
 
 class Restored(NamedTuple):
     """A state, the rows of the epochs up to it, and a digest of the fields that it was trained with."""
@@ -67,15 +65,14 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
         there = digests.steps_in(self._folder)
         try:
-            place = self._place.path / self._folder.name
-            self._manager = ocp.CheckpointManager(place, item_handlers=handlers, options=options)
+            at = self._place.path / self._folder.name
+            self._manager = ocp.CheckpointManager(at, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
             why = files.unreadable(self._folder, error) or storage.reason(error)
             raise excused(error) or self._cannot_read("a checkpoint", why) from error
         if others := set(self.steps()) - set(there):
-            raise CheckpointError(
-                f"{self._folder} holds what can be taken for the state of step {min(others)}; move it away"
-            )
+            what = f"holds what can be taken for the state of step {min(others)}"
+            raise CheckpointError(f"{self._folder} {what}; move it away")
 
     def _cannot_read(self, what: str, why: str) -> CheckpointError:
         then = "let it be read or move it away, and give the same command again"
@@ -249,7 +246,8 @@ class Checkpoints:
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
         told = digests.read(self._folder, step)
-        files.survey(self._folder / str(step), 2 * told["bytes"] + _AROUND)  # or Orbax would read whatever is there
+        # Or Orbax would read whatever is there. Names, shapes and rows take room, too.
+        files.survey(self._folder / str(step), 2 * told["bytes"] + (1 << 24))
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
         elif told["stream"] != digests.stream():

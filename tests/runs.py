@@ -41,7 +41,8 @@ class Made:
         """Begins or goes on; returns the step it went on from."""
         stop, program, config = stop or Stop(), program or self.program, config or self.config
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
+        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config=fields)
         restored = checkpoints.restore(program.shapes())
         saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
         begun = int(saved.state.step)

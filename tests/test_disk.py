@@ -39,7 +39,7 @@ def mounted(folder, call, file="test_disk"):
     return done.stderr.splitlines()
 
 
-@pytest.mark.rounds(3, 20)
+@pytest.mark.rounds(1, 20)
 def test_a_full_disk(number, tmp_path):
     errors = mounted(tmp_path / "disk", f'fill({number}, "{tmp_path / "disk"}", "{tmp_path / "whole"}")')
     assert all(line.startswith("warning: ") for line in errors), errors

@@ -569,7 +569,7 @@ ATTACKS = (
 
 
 @as_root
-@pytest.mark.rounds(2, 70)
+@pytest.mark.rounds(1, 70)
 def test_a_table_that_is_attacked(number, whole_table, tmp_path):
     """The same command again makes it whole, or names the cell that somebody has to look at."""
     chance, attack = random.Random(number), ATTACKS[number % len(ATTACKS)]

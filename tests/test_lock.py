@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("locked") / "run"
 
 
-@pytest.mark.rounds(2, 50)
+@pytest.mark.rounds(1, 50)
 def test_simultaneous_starts(number, folder):
     command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py", *TEN_EPOCHS]
     command += ["--config.epochs=1000000", f"--workdir={folder}"]

@@ -212,7 +212,7 @@ def references(tmp_path_factory):
     return of
 
 
-@pytest.mark.rounds(2, 50)
+@pytest.mark.rounds(1, 50)
 def test_killed_at_a_random_moment(number, references, tmp_path):
     row, chance = ROWS[number % 3], random.Random(number)
     reference, seconds = references(row)

@@ -70,7 +70,7 @@ def ended(process, seconds=60):
     return process.returncode, out, err.splitlines()
 
 
-@pytest.mark.rounds(3, 30)
+@pytest.mark.rounds(2, 30)
 def test_a_signal_at_a_random_moment(number, tmp_path):
     chance = random.Random(number)
     early, compiling = number % 5 == 0, number % 5 == 1  # before anything is trained, too
@@ -96,7 +96,7 @@ def test_a_signal_at_a_random_moment(number, tmp_path):
     print(begun, steps_in(tmp_path / "run"))
 
 
-@pytest.mark.rounds(2, 10)
+@pytest.mark.rounds(1, 10)
 def test_a_second_signal_ends_within_a_second(number, tmp_path):
     chance = random.Random(number)
     hang = chance.randrange(5, 60)
@@ -177,7 +177,7 @@ READERS = ["true", "head -c 300", "sleep 600"]
 
 
 @pytest.mark.parametrize("reader", few(READERS, ("true", "sleep 600")))
-@pytest.mark.parametrize("streams", ["2>&1", ""])
+@pytest.mark.parametrize("streams", few(["2>&1", ""], ("2>&1",)))
 def test_output_that_nobody_reads(reader, streams, tmp_path):
     """A reader that ends, as tee does at Ctrl-C, or stops: the run goes on, and stops and saves when it is asked to."""
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "calls"), "0", *ENDLESS, f"--workdir={tmp_path / 'run'}"]
@@ -248,12 +248,14 @@ def test_streams_that_are_closed(closed, tmp_path):
 
 def test_while_the_compiler_has_the_word(tmp_path):
     process = start(tmp_path, "--config.backbone.name=resnet110", environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
-    wait_for(lambda: calls_in(tmp_path) > 0)
-    time.sleep(8)  # traced; a minute of XLA is ahead
+    while not process.stdout.readline().startswith("compiling"):
+        pass
+    time.sleep(12)  # traced; a minute of XLA is ahead
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     code, _, errors = ended(process)
     assert code == 75 and time.monotonic() - begun < 1
+    assert not calls_in(tmp_path)
     assert errors[-1].startswith("stopped before anything new was trained")
 
 

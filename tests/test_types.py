@@ -194,7 +194,7 @@ def test_a_loop_of_steps_takes_such_a_network(name):
     ("row", "name", "fields"),
     [
         ("cutnmix", "tests.tiny:half", []),
-        ("dml", "tests.tiny:half_nnx", ["--config.mapping=vmap"]),
+        pytest.param("dml", "tests.tiny:half_nnx", ["--config.mapping=vmap"], marks=pytest.mark.slow),
         pytest.param("okddip", "tests.tiny:half", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
         pytest.param("pcl", "tests.test_types:Odd", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
         pytest.param("kdcl", "tests.test_types:Mixed", ["--config.precision=bfloat16"], marks=pytest.mark.slow),
