@@ -100,6 +100,7 @@ class Engine:
       spec: what the method knows of them.
       peers: the networks.
       teachers: those that are not trained by a gradient.
+      make_batch: from rows of the training set to what the networks see.
       train_data: on the device.
       test_data: likewise.
       held_out: images that are not trained on, for a method that asks; else None.
@@ -112,6 +113,7 @@ class Engine:
     spec: Spec
     peers: Peers
     teachers: Teachers
+    make_batch: batches.BatchMaker
     train_data: Data
     test_data: Data
     held_out: Data | None
@@ -141,17 +143,6 @@ class Engine:
     @functools.cached_property
     def _optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
         return optim.make(self.settings.optimizer, self.steps_per_epoch)
-
-    @functools.cached_property
-    def _make_batch(self) -> batches.BatchMaker:
-        return batches.make_batch_maker(
-            self.dataset,
-            num_peers=len(self.settings.backbones),
-            shared_crop=self.settings.views == "shared",
-            same_images=self.settings.same_images,
-            mix=self.settings.mix,
-            views=self.method.views,
-        )
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""
@@ -210,7 +201,7 @@ class Engine:
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
         """The batch of a step, counted from 0, out of the feed of its epoch."""
         index = batches.rows_at(feed.order, step, self.settings.batch_size, self.steps_per_epoch)
-        return self._make_batch(batches.step_keys(feed.key, step)[0], feed.data, index)
+        return self.make_batch(batches.step_keys(feed.key, step)[0], feed.data, index)
 
     def objective(
         self, params: Tree, state: TrainState, batch: Batch, clock: Clock, key: jax.Array

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax import config
+from cutnmix_jax.settings import command_line
 from cutnmix_jax.errors import UsageError, exit_code_of
 from scripts.benchmark import jax_side, reference, report, run, suites
 
@@ -78,7 +78,7 @@ def gate(fields: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reference.npz"
         spec = run.spec_of(fields | GATE)
-        reference.write(path, config.from_flags(spec["config"], spec["overrides"]), GATE_STEPS, 100, GATE_SHARE)
+        reference.write(path, command_line.from_flags(spec["config"], spec["overrides"]), GATE_STEPS, 100, GATE_SHARE)
         command = [python, "-m", "scripts.bench_torch.parity", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -128,7 +128,7 @@ def main() -> None:
     """Measures what the command line says, prints a table and a line of JSON."""
     known, fields = arguments()
     spec = run.spec_of(fields)
-    config.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
+    command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
     for tier in values_of(known.tiers or ""):
         if tier not in run.TIERS:
             raise UsageError(f"--tiers: no tier {tier!r}; they are {', '.join(run.TIERS)}")

@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, batches, config, environment, losses, optim, peers, program
+from cutnmix_jax import environment, losses
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.engine import assemble, optim, peers
+from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.settings import Settings, command_line
 from cutnmix_jax.types import Dataset, Tree
 from scripts.benchmark import flops, worker
 
@@ -32,22 +35,20 @@ def made_up(num_images: int, num_classes: int) -> Dataset:
     return Dataset("made up", images, labels, images[:64], labels[:64], names, third, third, True)
 
 
-def whole(made: program.Program) -> tuple[Any, Tree, tuple, int]:
+def whole(engine: Engine) -> tuple[Any, Tree, tuple, int]:
     """The function of the real program, what it carries, its other arguments and its steps."""
-    order = batches.epoch_order(made.key, 0, len(made.train_data.labels))
-    state, totals, *_ = made.init()
-    rest = (made.train_data, order, jnp.float32(0.01), jnp.int32(made.steps_per_call), made.key)
-    return made.train, (state, totals), rest, made.steps_per_call
+    state, totals, *_ = engine.init()
+    feed = engine.feed(0)
+    rest = (feed._replace(rates=jnp.full_like(feed.rates, 0.01)), jnp.int32(engine.steps_per_call))
+    return engine.train_steps, (state, totals), rest, engine.steps_per_call
 
 
-def bare(run_config: Any, num_classes: int) -> tuple[Any, Tree, tuple, int]:
+def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
     """The same for forward, backward and SGD on images that are there already."""
-    names = config.peer_names(run_config)
-    dtype = jnp.bfloat16 if run_config.precision == "bfloat16" else jnp.float32
-    joined = peers.make([backbones.load(name, num_classes, dtype) for name in names], run_config.mapping)
-    optimizer = optim.sgd(0.9, 5e-4, True)
-    images = jax.random.normal(jax.random.key(1), (len(names), run_config.batch_size, 32, 32, 3))
-    targets = jax.nn.one_hot(jnp.arange(run_config.batch_size) % num_classes, num_classes)
+    joined = peers.make(assemble.networks(settings, num_classes).backbones, settings.mapping)
+    optimizer, _ = optim.make(settings.optimizer, 1)
+    images = jax.random.normal(jax.random.key(1), (len(settings.backbones), settings.batch_size, 32, 32, 3))
+    targets = jax.nn.one_hot(jnp.arange(settings.batch_size) % num_classes, num_classes)
     params, stats = compiled(joined.init, once=True)(jax.random.key(0))
 
     def one(params: Tree, stats: Tree, opt_state: Tree, images: jax.Array, targets: jax.Array) -> Tree:
@@ -88,10 +89,14 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
 
     The cache is where JAX_COMPILATION_CACHE_DIR says; a new folder makes the first time a cold one.
     """
-    run_config = config.from_flags(spec["config"], spec["overrides"])
-    _PROCESS.enter_context(set_up_jax(run_config.precision))
-    made = program.assemble(run_config, made_up(spec["images"], spec["classes"]))
-    function, carry, rest, per_call = bare(run_config, spec["classes"]) if spec["bare"] else whole(made)
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    _PROCESS.enter_context(set_up_jax(settings.precision))
+    if spec["bare"]:
+        function, carry, rest, per_call = bare(settings, spec["classes"])
+    else:
+        found_networks = assemble.networks(settings, spec["classes"])
+        engine = assemble.engine(settings, made_up(spec["images"], spec["classes"]), found_networks)
+        function, carry, rest, per_call = whole(engine)
     begun = time.perf_counter()
     traced = function.trace(*carry, *rest)
     lowered = traced.lower()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import config
+from cutnmix_jax.settings import command_line
 from scripts.benchmark import reference, report, worker
 
 TIERS = ("A", "B", "C", "Cmax")
@@ -47,16 +47,16 @@ def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worke
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
         } | spec.get("environment", {})
         return worker.start("ours", sys.executable, "scripts.benchmark.jax_side", spec, environment)
-    told = reference.description(config.from_flags(spec["config"], spec["overrides"]), spec["classes"])
+    told = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
     environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
     return worker.start(tier, torch_python(), "scripts.bench_torch", told | {"tier": tier}, environment)
 
 
 def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float) -> report.Found:
     """What a worker said, and what follows from its times."""
-    run_config = config.from_flags(spec["config"], spec["overrides"])
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
     found = found | report.timing(seconds, steps) | {"window_ms": [1000 * value / steps for value in seconds]}
-    images = len(config.peer_names(run_config)) * run_config.batch_size
+    images = len(settings.backbones) * settings.batch_size
     found["peer_images_per_second"] = 1000 * images / found["step_ms"]
     if gflop := found.get("gflop_per_step"):
         found["tflops"] = gflop / found["step_ms"]

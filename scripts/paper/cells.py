@@ -4,9 +4,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from configs import common
 from cutnmix_jax import backbones as networks
-from cutnmix_jax import data
+from cutnmix_jax import data, methods
 from cutnmix_jax.errors import UsageError, nearest
 
 CONFIGS = Path(__file__).parents[2] / "configs"  # whatever the folder a person is in
@@ -88,7 +87,7 @@ class Cell(NamedTuple):
     Attributes:
       dataset: its name.
       backbone: likewise.
-      row: of `configs.common.ROWS`.
+      row: of `methods.rows_by_name`.
       variant: what stands in the table's first column: the row, or the name of an ablation.
       seed: of the run.
       workdir: its folder.
@@ -169,8 +168,9 @@ def cells_of(choice: Choice) -> list[Cell]:
     table = TABLES[choice.table]
     datasets = choice.datasets or (("digits",) if choice.mini else table.datasets)
     backbones = choice.backbones or (("resnet8",) if choice.mini else table.backbones)
-    known = (*ABLATIONS, *common.ROWS) if choice.table == "ablations" else tuple(common.ROWS)
-    variants = tuple(common.ROWS) if set(choice.variants) == {"all"} else choice.variants or table.variants
+    rows = tuple(methods.rows_by_name())
+    known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
+    variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
     _check_names("backbones", backbones, [name for name in networks.names() if _file(name).is_file()])
     _check_names("methods", variants, known)
@@ -197,7 +197,7 @@ def _file(backbone: str) -> Path:
 
 
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:
-    row, changes = (variant, {}) if variant in common.ROWS else ABLATIONS[variant]
+    row, changes = (variant, {}) if variant in methods.rows_by_name() else ABLATIONS[variant]
     folder = choice.runs / dataset / backbone
 
     def workdir(name: str) -> Path:
@@ -213,8 +213,8 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     # Always given, because a backbone's file may have a shorter recipe of its own.
     fields["epochs"] = epochs
     fields["optimizer.milestones"] = _milestones(epochs)
-    if "rampup_epochs" in common.ROWS[row]["loss"]:
-        fields["loss.rampup_epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
+    if methods.row(row).ramp_up:
+        fields["ramp_up.epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
     arguments = (
         f"--config={_file(backbone)}:{dataset},{row}",
         *(f"--config.{name}={value}" for name, value in fields.items()),

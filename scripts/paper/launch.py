@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
-from cutnmix_jax import config as configuration
-from cutnmix_jax import files, finished, folder, lock, metrics, seeds, signals
+from cutnmix_jax import files, finished, folder, lock, seeds, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
+from cutnmix_jax.settings import command_line, tree
 from scripts.paper import progress
 from scripts.paper.cells import HEADLINE, Cell
 from scripts.paper.progress import LOG, Started
@@ -51,7 +51,7 @@ def other_fields(cell: Cell) -> list[str]:
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
         return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
-    changed = configuration.changes(held, asked)
+    changed = list(map(str, tree.changes(held, asked)))
     if cell.teacher and results:
         teacher = finished.read(cell.teacher.workdir) or {}
         if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held.get("teacher")):
@@ -63,7 +63,7 @@ def other_fields(cell: Cell) -> list[str]:
 def _asked(arguments: tuple[str, ...]) -> dict[str, Any]:
     """The fields that the arguments of a cell ask for; not to be changed."""
     file, *overrides = (argument for argument in arguments if not argument.startswith("--workdir="))
-    return metrics.config_json(configuration.from_flags(file.removeprefix("--config="), overrides))
+    return tree.of_settings(command_line.from_flags(file.removeprefix("--config="), overrides))
 
 
 def left_out(cells: Sequence[Cell]) -> str:
