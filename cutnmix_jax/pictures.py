@@ -22,24 +22,26 @@ MARKERS = "os^Dv"
 def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8) -> None:
     """Draws the first images of a batch as each peer sees them.
 
-    A row per peer and a column per image; the partner's box is outlined, lambda stands at the row and the two labels
-    with their shares above each image.
+    A row per peer and view, one for all where they see the same, and a column per image; the partner's box is outlined,
+    lambda stands at the row and the two labels with their shares above each image.
     """
     images = np.clip(np.asarray(batch.images) * dataset.std + dataset.mean, 0, 1)
-    num_peers, count = len(images), min(count, images.shape[1])
+    views, num_peers, count = *images.shape[:2], min(count, images.shape[2])
     labels, partner = np.asarray(batch.labels), np.asarray(how.partner)
-    figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * num_peers + 0.5), layout="constrained")
-    grid = figure.subplots(num_peers, count, squeeze=False)
-    for j in range(num_peers):
-        amount = float(how.amount[j])
+    figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * views * num_peers + 0.5), layout="constrained")
+    grid = figure.subplots(views * num_peers, count, squeeze=False)
+    for row, (view, j) in enumerate(np.ndindex(views, num_peers)):
+        amount, box = float(how.amount[view, j]), np.asarray(how.boxes[view, j])
         for i in range(count):
-            axes = grid[j][i]
-            axes.imshow(images[j, i], interpolation="nearest")
+            axes = grid[row][i]
+            axes.imshow(images[view, j, i], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             names = [dataset.class_names[labels[row]] for row in (i, partner[i])]
             axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
-            _outline(axes, np.asarray(how.boxes[j]), images.shape[2])
-        grid[j][0].set_ylabel(f"peer {j}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
+            _outline(axes, box, images.shape[3])
+        who = "all peers" if num_peers < batch.targets.shape[1] else f"peer {j}"
+        who += f", view {view}" if views > 1 else ""
+        grid[row][0].set_ylabel(f"{who}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
     boxed = ", the partner's box outlined" if np.asarray(how.boxes).any() else ""
     figure.suptitle(f"First batch: label shares above each image{boxed}", fontsize=10)
     save(figure, path)
