@@ -26,7 +26,8 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
     lambda stands at the row and the two labels with their shares above each image.
     """
     images = np.clip(np.asarray(batch.images) * dataset.std + dataset.mean, 0, 1)
-    views, num_peers, count = *images.shape[:2], min(count, images.shape[2])
+    views, num_peers = images.shape[:2]
+    count = min(count, images.shape[2])
     labels, partner = np.asarray(batch.labels), np.asarray(how.partner)
     figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * views * num_peers + 0.5), layout="constrained")
     grid = figure.subplots(views * num_peers, count, squeeze=False)
