@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import config as configuration
-from cutnmix_jax import data, digests, loop, metrics, program, storage
+from cutnmix_jax import data, digests, loop, metrics, storage, train
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import StoppedError
+from cutnmix_jax.settings import command_line, tree
 
 TEN_EPOCHS = [
     "--config.backbone.name=tests.tiny:Tiny",
@@ -32,24 +33,27 @@ class Made:
     """An assembled run, its first state, and how to train it in a folder."""
 
     def __init__(self, row="cutnmix", *more):
-        self.config = configuration.from_flags(f"configs/quickstart.py:digits,{row}", [*TEN_EPOCHS, *more])
-        examples = self.config.train_examples, self.config.test_examples
-        self.program = program.assemble(self.config, data.load(self.config.dataset, "", *examples))
-        self.first = jax.device_get(self.program.init())
+        self.settings = command_line.from_flags(f"configs/quickstart.py:digits,{row}", [*TEN_EPOCHS, *more])
+        examples = self.settings.train_examples, self.settings.test_examples
+        planned = train.plan(self.settings)
+        load = planned.trained and planned.trained.load
+        dataset = data.load(self.settings.dataset, None, *examples)
+        self.engine = assemble.engine(self.settings, dataset, planned.networks, load)
+        self.first = jax.device_get(self.engine.init())
 
-    def train(self, workdir, stop=None, program=None, config=None):
+    def train(self, workdir, stop=None, engine=None):
         """Begins or goes on; returns the step it went on from."""
-        stop, program, config = stop or Stop(), program or self.program, config or self.config
+        stop, engine = stop or Stop(), engine or self.engine
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
-        checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config=fields)
-        restored = checkpoints.restore(program.shapes())
+        fields = metrics.config_sha256(tree.of_numbers(tree.of_settings(engine.settings)))
+        checkpoints = Checkpoints(workdir / "checkpoints", engine.settings.checkpoint.keep, config=fields)
+        restored = checkpoints.restore(engine.shapes())
         saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
         begun = int(saved.state.step)
         files = metrics.Metrics(workdir, restored.rows if restored else [])
         try:
             with storage.hushed():
-                loop.train(program, saved, config, checkpoints, files, stop)
+                loop.train(engine, saved, checkpoints, files, stop)
         finally:
             files.close()
             checkpoints.close()
@@ -61,7 +65,7 @@ class Made:
             alone = Path(workdir) / "alone"
             shutil.copytree(Path(workdir) / "checkpoints" / str(step), alone / str(step))
         reader = Checkpoints(Path(workdir) / "checkpoints" if step is None else alone, None)
-        saved = reader.restore(self.program.shapes()).state
+        saved = reader.restore(self.engine.shapes()).state
         reader.close()
         if step is not None:
             shutil.rmtree(alone)
@@ -78,16 +82,23 @@ class Stop:
         pass
 
 
-def hooked(program, before):
-    """A program that calls `before(number, state, totals)` ahead of every step; it may return other ones."""
+def with_train_steps(engine, train_steps):
+    """An engine that trains by another function."""
+    other = dataclasses.replace(engine)
+    vars(other)["train_steps"] = train_steps  # where a cached property keeps its value
+    return other
+
+
+def hooked(engine, before):
+    """An engine that calls `before(number, state, totals)` ahead of every step; it may return other ones."""
     steps = []
 
     def train_step(state, totals, *rest):
         steps.append(1)
         state, totals = before(len(steps), state, totals) or (state, totals)
-        return program.train(state, totals, *rest)
+        return engine.train_steps(state, totals, *rest)
 
-    return program._replace(train=train_step)
+    return with_train_steps(engine, train_step)
 
 
 def stopped_after(made, workdir, steps):
@@ -98,7 +109,7 @@ def stopped_after(made, workdir, steps):
         stop.requested = number >= steps
 
     with pytest.raises(StoppedError):
-        made.train(workdir, stop, hooked(made.program, before))
+        made.train(workdir, stop, hooked(made.engine, before))
 
 
 def rows_in(workdir):

@@ -41,7 +41,7 @@ def restored(folder):
     """What a start would go on from."""
     checkpoints = Checkpoints(folder / "checkpoints", 3)
     try:
-        state = checkpoints.restore(made().program.shapes()).state
+        state = checkpoints.restore(made().engine.shapes()).state
         return jax.device_get(state._replace(seconds=0, wall_seconds=0))
     finally:
         checkpoints.close()
@@ -305,7 +305,7 @@ def test_what_is_not_finite_is_not_saved(value, tmp_path):
 
 
 def test_a_teacher_s_checkpoint_is_checked_too(copied):
-    shapes = made().program.shapes().state.params["peers"][0]
+    shapes = made().engine.shapes().state.params["peers"][0]
     reader = Checkpoints(copied / "checkpoints", None)
     reader.read_parts({"params": ("state.params.peers.0", shapes)})
     reader.close()

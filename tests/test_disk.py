@@ -69,7 +69,7 @@ def fill(number, disk, reference):
             filler.unlink()
 
     try:
-        made().train(run, program=hooked(made().program, before))
+        made().train(run, engine=hooked(made().engine, before))
     except CheckpointError as error:
         print(error)
         saved = steps_in(run)
@@ -102,7 +102,7 @@ def test_nothing_is_trained_that_cannot_be_saved(what, tmp_path, monkeypatch, ca
             monkeypatch.setattr(checkpoint.Checkpoints, "_begin", full)
 
     with pytest.raises(CheckpointError, match="what was saved stays|no checkpoint is there"):
-        made().train(tmp_path, program=hooked(made().program, before))
+        made().train(tmp_path, engine=hooked(made().engine, before))
     assert trained == [1, 2, 3, 4]
 
 
@@ -116,7 +116,7 @@ def test_checkpoints_that_somebody_removes(tmp_path):
         if step == 21:
             saved.extend(steps_in(tmp_path / "run"))
 
-    made().train(tmp_path / "run", program=hooked(made().program, before))
+    made().train(tmp_path / "run", engine=hooked(made().engine, before))
     assert 16 in saved  # the one of step 12 too, where its save was going on and made its folder anew
     assert_same(made(), tmp_path / "run", whole("cutnmix", tmp_path / "whole"))
 

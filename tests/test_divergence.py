@@ -43,7 +43,7 @@ def test_injected(number, long, tmp_path):
             return state._replace(**{part: poisoned(getattr(state, part), value, chance)}), totals
         return None
 
-    run = hooked(long.program, before)
+    run = hooked(long.engine, before)
     if part == "rate":
         train = run.train
         run = run._replace(
@@ -94,13 +94,13 @@ def test_of_the_very_last_step(part, tmp_path):
     run, chance = made(), random.Random(3)
 
     def train(state, *rest):
-        state, totals = run.program.train(state, *rest)
+        state, totals = run.engine.train_steps(state, *rest)
         if int(state.step) == 40:
             state = state._replace(**{part: poisoned(getattr(state, part), np.nan, chance)})
         return state, totals
 
     with pytest.raises(DivergedError, match=rf"by step 40: state\.{part}\..* is not finite"):
-        run.train(tmp_path, program=run.program._replace(train=train))
+        run.train(tmp_path, engine=with_train_steps(run.engine, train))
     reference = whole("cutnmix", tmp_path / "whole")
     assert steps_in(tmp_path) == [step for step in steps_in(tmp_path) if step < 40] != []
     rows, whole_rows = rows_in(tmp_path), rows_in(reference)  # the last was written first; a next start drops it
@@ -116,7 +116,7 @@ def test_the_best_and_the_last_finite_one_are_left(tmp_path):
         return (state._replace(params=poisoned(state.params, np.nan, chance)), totals) if count == 30 else None
 
     with pytest.raises(DivergedError):
-        run.train(tmp_path, program=hooked(run.program, before))
+        run.train(tmp_path, engine=hooked(run.engine, before))
     rows = rows_in(tmp_path)
     best = max(rows, key=lambda row: (row["test/accuracy"], -row["epoch"]))["step"]
     assert set(steps_in(tmp_path)) == {best, 20, 24, 28}
@@ -129,12 +129,12 @@ def test_a_loop_ends_at_the_broken_step(monkeypatch, tmp_path):
     reached = []
 
     def train(*arguments):
-        state, totals = run.program.train(*arguments)
+        state, totals = run.engine.train_steps(*arguments)
         reached.append(int(state.step))
         return state, totals
 
     with pytest.raises(DivergedError) as diverged:
-        run.train(tmp_path, program=run.program._replace(train=train))
+        run.train(tmp_path, engine=with_train_steps(run.engine, train))
     assert f"at step {reached[-1]}," in str(diverged.value) and reached[-1] < 100 and len(reached) == 1
 
 

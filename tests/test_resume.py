@@ -74,7 +74,7 @@ def test_by_steps_and_by_epochs(tmp_path):
 
 def test_by_time(tmp_path):
     run = Made("cutnmix", "--config.checkpoint.every_minutes=0.01", "--config.checkpoint.keep=100")
-    run.train(tmp_path, program=hooked(run.program, lambda number, *_: time.sleep(0.7) if number in (10, 30) else None))
+    run.train(tmp_path, engine=hooked(run.engine, lambda number, *_: time.sleep(0.7) if number in (10, 30) else None))
     assert {10, 30} <= set(steps_in(tmp_path))
 
 
@@ -132,7 +132,7 @@ def test_rows_that_cannot_be_written_hold_back_no_checkpoint(tmp_path, monkeypat
         seen[number] = (steps_in(tmp_path), len(rows_in(tmp_path)))
         full[0] = number < 15
 
-    often.train(tmp_path, program=hooked(often.program, before))
+    often.train(tmp_path, engine=hooked(often.engine, before))
     assert seen[15][1] == 2 and seen[15][0][-1] >= 13  # of the third epoch there is no row, and there are checkpoints
     assert seen[18][1] >= 3 and len(rows_in(tmp_path)) == 10
     assert capsys.readouterr().err.count("metrics.jsonl") == 1

@@ -50,7 +50,7 @@ def test_files_of_a_run_s_folder_are_data(tmp_path):
     """Modules, pickles and settings beside a run's own files are not looked at."""
     folder, marker = tmp_path / "run", tmp_path / "marker"
     shutil.copytree(whole("cutnmix", tmp_path / "whole"), folder)
-    files.write_json(folder / "config.json", metrics.config_json(made().config))
+    files.write_json(folder / "config.json", tree.of_settings(made().settings))
     code = f"open({str(marker)!r}, 'w')"
     for name in ("sitecustomize.py", "conftest.py", "jax.py", "cutnmix_jax.py", "config.py", "configs/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)

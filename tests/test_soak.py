@@ -40,7 +40,7 @@ def test_nothing_grows(steps, tmp_path, caplog):
     logger.addHandler(handler)
     try:
         with jax.log_compiles():
-            run.train(tmp_path, program=hooked(run.program, before))
+            run.train(tmp_path, engine=hooked(run.engine, before))
     finally:
         logger.removeHandler(handler)
     warm = seen[len(seen) // 2 :]  # before, Python and the allocator still settle

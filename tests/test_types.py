@@ -295,14 +295,14 @@ def test_a_nan_in_bfloat16_is_never_saved(tmp_path):
     run = Made("cutnmix", "--config.backbone.name=tests.tiny:half", "--config.epochs=2")
 
     def train(state, *rest):
-        state, totals = run.program.train(state, *rest)
+        state, totals = run.engine.train_steps(state, *rest)
         if int(state.step) == 8:  # the last one, after which no loss could tell
             params = jax.tree.map(lambda leaf: leaf.at[...].set(jnp.nan) if leaf.ndim == 4 else leaf, state.params)
             state = state._replace(params=params)
         return state, totals
 
     with pytest.raises(DivergedError, match=r"by step 8: state\.params\.peers\.0\.Conv_0\.kernel is not finite"):
-        run.train(tmp_path, program=run.program._replace(train=train))
+        run.train(tmp_path, engine=with_train_steps(run.engine, train))
 
 
 def test_a_teacher_in_bfloat16(tmp_path, monkeypatch):
