@@ -166,7 +166,7 @@ def apply(change, folder, outside, chance):
     elif verb == "remove":
         discard(path)
     elif verb in ("empty", "cut", "flip"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 30:
             content = bytearray(path.read_bytes())
             if verb == "flip" and content:
                 content[chance % len(content)] ^= 1 << (chance % 8)
@@ -325,6 +325,8 @@ def complaints(case, folder, outside, before, ended, reference):
     if ended.code == OK and not other_numbers:
         try:
             for what, got, wanted in zip(("results", "rows", "state"), came_to(folder), reference, strict=True):
+                if what == "results" and any("forced.json" in change for change in case.changes):
+                    got.pop("forced", None)  # which tells of the file, whatever it holds
                 if got != wanted:
                     found.append(f"exit code 0 with other {what}")
         except (OSError, ValueError, KeyError, TypeError) as error:
