@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cutnmix_jax import console, digests, files, storage
@@ -63,10 +64,9 @@ class Checkpoints:
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-        there = digests.steps_in(self._folder)
+        folder, there = self._folder.name, digests.steps_in(self._folder)
         try:
-            at = self._place.path / self._folder.name
-            self._manager = ocp.CheckpointManager(at, item_handlers=handlers, options=options)
+            self._manager = ocp.CheckpointManager(self._place.path / folder, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
             why = files.unreadable(self._folder, error) or storage.reason(error)
             raise excused(error) or self._cannot_read("a checkpoint", why) from error
@@ -246,8 +246,7 @@ class Checkpoints:
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
         told = digests.read(self._folder, step)
-        # Or Orbax would read whatever is there. Names, shapes and rows take room, too.
-        files.survey(self._folder / str(step), 2 * told["bytes"] + (1 << 24))
+        files.survey(self._folder / str(step), 2 * told["bytes"] + (1 << 24))  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
         elif told["stream"] != digests.stream():
@@ -265,9 +264,10 @@ class Checkpoints:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        flat = self._manager.restore(step, args=args)["state"]
+        flat = jax.device_get(self._manager.restore(step, args=args)["state"])
         digests.compare(told, digests.of(step, flat))
-        return flat, told
+        # By way of the host: Orbax ties arrays to a device, and with such ones the step would be compiled twice.
+        return {name: jnp.asarray(array) for name, array in flat.items()}, told
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder; a failure then is a warning."""
