@@ -246,7 +246,7 @@ class Checkpoints:
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
         told = digests.read(self._folder, step)
-        files.survey(self._folder / str(step), 2 * told["bytes"] + (1 << 24))  # or Orbax would read whatever is there
+        files.survey(self._folder / str(step), digests.most_bytes(told))  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
         elif told["stream"] != digests.stream():

@@ -19,11 +19,10 @@ from cutnmix_jax.types import NEVER, Method
 # Fields that change neither the data nor the numbers, so a run may go on with others than it began with.
 # The data and a teacher are known by what they hold, wherever they lie.
 _FREE_FIELDS = ("config.data_dir:", "config.teacher:", "config.eval_batch_size:", "config.checkpoint.")
-# Fields that say which images a step number stands for, on which ones a run is tested,
-FIXED_FIELDS = tuple(
-    f"config.{name}:"
-    for name in ("dataset", "batch_size", "train_examples", "test_examples", "held_out_examples", "seed")
-) + ("config.backbone.", "config.num_peers:", "config.peers:", "config.share_trunk:")  # and which networks are saved
+# Fields that say which images a step number stands for, on which ones a run is tested, and which networks are saved.
+_DATA = ("dataset", "batch_size", "train_examples", "test_examples", "held_out_examples", "seed")
+_NETWORKS = ("backbone.name", "num_peers", "peers", "share_trunk")
+FIXED_FIELDS = tuple(f"config.{name}:" for name in (*_DATA, *_NETWORKS))
 
 
 def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:

@@ -175,6 +175,11 @@ def read(folder: Path, step: int) -> Digests:
     return told
 
 
+def most_bytes(told: Digests) -> int:
+    """How large a checkpoint may be: its arrays stand in it twice, and names, shapes and rows take room besides."""
+    return 2 * told["bytes"] + (1 << 24)
+
+
 def check(told: Digests) -> None:
     """Raises ValueError unless the digests themselves are what was written."""
     if told["all"] != _all(told):

@@ -92,21 +92,17 @@ def go_on(
     folder.check_images(workdir, made_with["data_sha256"])
     fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
     checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check, fields)
-    restored, asked = checkpoints.restore(program.shapes()), time.monotonic()
-    if not restored:
-        with loop.compiled_beside(program):
-            saved: Saved = jax.block_until_ready(program.init())
-        compiling = time.monotonic() - asked
-    else:
+    restored = checkpoints.restore(program.shapes())
+    if restored:
         if restored.config != fields and not (opened.forced or folder.forced(workdir)):
             raise CheckpointError(
                 f"what is saved in {workdir} was trained with other fields than its {finished.CONFIG} has now; restore "
                 "that file, or choose another --workdir"
             )
-        saved, compiling = restored.state, 0.0
         if program.trained:
-            teacher.check(program.trained, teacher.digest(saved.state.teachers))
-        print(f"continued from step {int(saved.state.step)}", flush=True)
+            teacher.check(program.trained, teacher.digest(restored.state.state.teachers))
+        print(f"continued from step {int(restored.state.state.step)}", flush=True)
+    saved, compiling = (restored.state, 0.0) if restored else _new(program)
     begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
     if opened.forced and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
@@ -148,6 +144,14 @@ def go_on(
         pictures.curves(workdir / folder.CURVES, written.rows, title)
     console.table(results)
     print(f"run: {workdir}", flush=True)
+
+
+def _new(program: Program) -> tuple[Saved, float]:
+    """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
+    asked = time.monotonic()
+    with loop.compiled_beside(program):
+        saved = jax.block_until_ready(program.init())
+    return saved, time.monotonic() - asked
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Whole runs through the command: files, resume, signals, divergence."""
 
+import contextlib
 import json
 import os
 import re
@@ -151,17 +152,33 @@ def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatc
     for owner, name in ((pictures, "samples"), (console.Display, "started")):
         before = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *seen, name=name, before=before: order.append(name) or before(*seen))
-    jax.config.update("jax_log_compiles", True)  # in all threads
-    try:
+    with what_is_compiled():
         assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 0
-    finally:
-        jax.config.update("jax_log_compiles", False)
-    done = re.findall(r"Finished XLA compilation of jit\((train|fresh)\)", caplog.text)
-    assert sorted(done) == ["fresh", "train"]
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+    [step] = [record for record in caplog.records if re.search(COMPILED, record.getMessage()) and "train" in record.msg]
+    assert step.threadName != "MainThread"
     # It is begun before the first weights are there, with all that the first call asks for.
     said = [re.search(r"Compiling jit\((train|fresh)\)|$", record.getMessage())[1] for record in caplog.records]
     assert [name for name in said if name] == ["train", "fresh"]
     assert order == ["started", "samples"]
+    # Nor is it compiled more than once where a run goes on, over the end of an epoch.
+    caplog.clear()
+    with what_is_compiled():
+        assert main.main([*TINY, "--config.epochs=5", "--force", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert re.findall(COMPILED, caplog.text) == ["train"]
+
+
+COMPILED = r"Finished XLA compilation of jit\((train|fresh)\)"
+
+
+@contextlib.contextmanager
+def what_is_compiled():
+    """While entered, JAX logs it, in all threads."""
+    jax.config.update("jax_log_compiles", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_log_compiles", False)
 
 
 def test_metrics_have_the_promised_fields(finished):
