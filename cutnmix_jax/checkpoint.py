@@ -25,24 +25,30 @@ from cutnmix_jax.types import Row, Tree
 
 
 class Restored(NamedTuple):
-    """A state, the rows of the epochs up to it, and a digest of the fields that it was trained with."""
+    """A state, the rows of the epochs up to it, and the fields of the configuration that it was trained with."""
 
     state: Tree
     rows: list[Row]
-    config: str
+    config: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int | None, check: Callable[[], None] = lambda: None, config: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int | None,
+        check: Callable[[], None] = lambda: None,
+        config: Mapping[str, Any] | None = None,
+    ):
         """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read.
 
         Args:
           folder: of the checkpoints, in that of the run.
           keep: how many.
           check: raises CheckpointError where the run's folder stands under its name no longer.
-          config: a digest of the fields of the run, for what is saved.
+          config: the fields of the run, which are saved with each state.
         """
         self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
         self._check, self._config, self._warned = check, config, ""
@@ -249,17 +255,9 @@ class Checkpoints:
         files.survey(self._folder / str(step), digests.most_bytes(told))  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
-        elif told["stream"] != digests.stream():
-            raise UsageError(
-                f"the run in {self._folder.parent} was begun with other random numbers than JAX draws now; unset "
-                "JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_THREEFRY_PARTITIONABLE, or set them and install "
-                "JAX as its environment.json says, or choose another --workdir"
-            )
-        elif other := digests.difference(told, wanted):
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} is that of another program ({other}); "
-                "use the fields and the version it was made with, or choose another --workdir"
-            )
+        else:
+            digests.check_stream(told, self._folder)
+            digests.check_shapes(told, wanted, self._folder)
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}

@@ -40,8 +40,9 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     """
     path = Path(file.partition(":")[0])
     if path.suffix != ".py" or not _is_file(path):
-        folder = path.parent if path.parent != Path() else Path("configs")
-        known = sorted(str(other) for other in folder.glob("*.py") if other.stem not in ("__init__", "common"))
+        folders = {path.parent, Path("configs")} if path.parent == Path() else {path.parent}
+        found = [other for folder in folders for other in folder.glob("*.py")]
+        known = sorted(str(other) for other in found if other.stem not in ("__init__", "common"))
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
     config = _read(file)
@@ -59,6 +60,7 @@ def from_flags(file: str, overrides: Sequence[str]) -> ConfigDict:
     _resolved(config, "data_dir")  # as it is written in `config.json`, but told here if it is no folder's name
     if config.teacher:  # the same folder by another name is the same teacher
         config.teacher = _resolved(config, "teacher")
+    config.num_peers = len(peer_names(config))  # `peers` replaces it
     return config
 
 
@@ -244,18 +246,6 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "config")
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Like `difference`, without the fields that change neither the data nor the numbers."""
     return [line for line in difference(old, new) if not line.startswith(_FREE_FIELDS)]
-
-
-def of_numbers(fields: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """The fields of a configuration that decide about the data and the numbers, by their whole names."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        path = f"{prefix}.{name}"
-        if isinstance(value, Mapping):
-            found |= of_numbers(value, path)
-        elif not f"{path}:".startswith(_FREE_FIELDS):
-            found[path] = value
-    return found
 
 
 def _field(config: ConfigDict, name: str) -> Any:

@@ -1,9 +1,9 @@
 """A run, from its configuration to its results; `run` reads from top to bottom."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from cutnmix_jax import (
     batches,
     console,
+    continued,
     data,
     environment,
     files,
@@ -25,7 +26,7 @@ from cutnmix_jax import (
     teacher,
 )
 from cutnmix_jax import config as configuration
-from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint import Checkpoints, Restored
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import programs_are_kept, set_up_jax
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
@@ -86,54 +87,42 @@ def go_on(
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     summary.show(config, dataset, program, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
-
-    # What was saved, if anything.
     made_with = environment.of_run(dataset, configuration.peer_names(config))
     folder.check_images(workdir, made_with["data_sha256"])
-    fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
-    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, config.checkpoint.keep, opened.check, fields)
-    restored = checkpoints.restore(program.shapes())
-    if restored:
-        if restored.config != fields and not (opened.forced or folder.forced(workdir)):
-            raise CheckpointError(
-                f"what is saved in {workdir} was trained with other fields than its {finished.CONFIG} has now; restore "
-                "that file, or choose another --workdir"
-            )
-        if program.trained:
-            teacher.check(program.trained, teacher.digest(restored.state.state.teachers))
-        print(f"continued from step {int(restored.state.state.step)}", flush=True)
-    saved, compiling = (restored.state, 0.0) if restored else _new(program)
-    begun, total = int(saved.state.step), program.epochs * program.steps_per_epoch
-    if opened.forced and begun >= total:
-        raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    folder.claim(workdir, config, begun, why_not)
-    with _expendable(folder.ENVIRONMENT, OSError):
-        folder.note_environment(workdir, made_with, begun)
-    written = metrics.Metrics(workdir, restored.rows if restored else [], opened.check)
+    keep, fields = config.checkpoint.keep, metrics.config_json(config)
+    with contextlib.closing(Checkpoints(workdir / finished.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
+        # What was saved, if anything.
+        restored = checkpoints.restore(program.shapes())
+        if restored:
+            _check_saved(workdir, config, program, restored, opened)
+            print(f"continued from step {int(restored.state.state.step)}", flush=True)
+        saved, compiling = (restored.state, 0.0) if restored else _new(program)
+        begun = int(saved.state.step)
+        continued.claim(workdir, config, begun, restored.config if restored else {}, why_not)
+        with _expendable(folder.ENVIRONMENT, OSError):
+            folder.note_environment(workdir, made_with, begun)
 
-    def draw_first_batch() -> None:
-        first_batch = _first_batch(program)
-        with _expendable(folder.SAMPLES, Exception):
-            from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
+        def draw_first_batch() -> None:
+            first_batch = _first_batch(program)
+            with _expendable(folder.SAMPLES, Exception):
+                from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-            pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
+                pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
 
-    # The epochs.
-    try:
-        began = loop.Began(start, compiling, draw_first_batch)
-        state = loop.train(program, saved, config, checkpoints, written, stop, began).state
-    finally:
-        written.close()
-        checkpoints.close()
+        # The epochs.
+        rows = restored.rows if restored else []
+        with contextlib.closing(metrics.Metrics(workdir, rows, opened.check)) as written:
+            began = loop.Began(start, compiling, draw_first_batch)
+            state = loop.train(program, saved, config, checkpoints, written, stop, began).state
 
     # The results.
-    backbone, num_train = configuration.backbone_name(config), program.spec.num_train
-    results = metrics.results(config, backbone, dataset, num_train, written.rows)
+    num_train = program.spec.num_train
+    results = metrics.results(config, configuration.backbone_name(config), dataset, num_train, written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if program.trained:
         results["teacher_sha256"] = teacher.digest(state.teachers)
-    if changes := folder.forced(workdir):
+    if changes := continued.forced(workdir):
         results["forced"] = changes
     opened.check()
     files.write_json(workdir / finished.RESULTS, results)
@@ -146,6 +135,18 @@ def go_on(
     print(f"run: {workdir}", flush=True)
 
 
+def _check_saved(
+    workdir: Path, config: ConfigDict, program: Program, restored: Restored, opened: folder.Opened
+) -> None:
+    """Raises UserError unless what was saved can go on with the fields and the teacher of this start."""
+    changed = continued.check_saved(workdir, restored.config, config, force=opened.force)
+    if program.trained:
+        teacher.check(program.trained, teacher.digest(restored.state.state.teachers))
+    begun, total = int(restored.state.state.step), program.epochs * program.steps_per_epoch
+    if opened.force and changed and begun >= total:
+        raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
+
+
 def _new(program: Program) -> tuple[Saved, float]:
     """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
     asked = time.monotonic()
@@ -154,7 +155,7 @@ def _new(program: Program) -> tuple[Saved, float]:
     return saved, time.monotonic() - asked
 
 
-@contextmanager
+@contextlib.contextmanager
 def _told(workdir: Path) -> Iterator[None]:
     """A file of the run that cannot be read or written is one line."""
     try:
@@ -164,7 +165,7 @@ def _told(workdir: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
     """What a run can do without is not worth ending it for: a full disk, or a Matplotlib that fails, is a warning."""
     try:

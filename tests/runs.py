@@ -37,11 +37,11 @@ class Made:
         self.program = program.assemble(self.config, data.load(self.config.dataset, "", *examples))
         self.first = jax.device_get(self.program.init())
 
-    def train(self, workdir, stop=None, program=None, config=None):
+    def train(self, workdir, stop=None, program=None, config=None, began=None):
         """Begins or goes on; returns the step it went on from."""
         stop, program, config = stop or Stop(), program or self.program, config or self.config
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        fields = metrics.config_sha256(configuration.of_numbers(metrics.config_json(config)))
+        fields = metrics.config_json(config)
         checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config=fields)
         restored = checkpoints.restore(program.shapes())
         saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
@@ -49,7 +49,7 @@ class Made:
         files = metrics.Metrics(workdir, restored.rows if restored else [])
         try:
             with storage.hushed():
-                loop.train(program, saved, config, checkpoints, files, stop)
+                loop.train(program, saved, config, checkpoints, files, stop, began)
         finally:
             files.close()
             checkpoints.close()

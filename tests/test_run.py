@@ -18,7 +18,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, console, data, environment, loop, main, pictures, program, train
+from cutnmix_jax import backbones, console, data, environment, files, loop, main, pictures, program, train
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
@@ -308,22 +308,97 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     assert json.loads((workdir / "config.json").read_text())["backbone"]["name"] == "tests.tiny:Tiny"
 
 
+EDITED = "--config.optimizer.learning_rate=0.1"
+
+
+def edit_config(workdir, old='"learning_rate": 0.05', new='"learning_rate": 0.1'):
+    text = (workdir / "config.json").read_text()
+    assert old in text
+    (workdir / "config.json").write_text(text.replace(old, new))
+
+
 def test_a_configuration_that_was_edited_is_refused(finished, tmp_path, capsys):
     """The state was trained with the old one, and no results may say otherwise."""
     workdir = copy_of(finished[0], tmp_path)
-    path = workdir / "config.json"
-    path.write_text(path.read_text().replace('"learning_rate": 0.05', '"learning_rate": 0.1'))
-    edited = [*TINY, "--config.optimizer.learning_rate=0.1", f"--workdir={workdir}"]
+    edit_config(workdir)
+    edited = [*TINY, EDITED, f"--workdir={workdir}"]
     before = files_in(workdir)
     for lost in ((), ("results.json",)):
         for name in lost:
             (workdir / name).unlink(missing_ok=True)
             before.pop(workdir / name, None)
-        for force in ([], ["--force"]):
-            assert main.main([*edited, *force]) == 4
-            [error] = capsys.readouterr().err.splitlines()
-            assert f"what is saved in {workdir} was trained with other fields than its config.json has now" in error
+        assert main.main(edited) == 4
+        [error] = capsys.readouterr().err.splitlines()
+        assert f"what is saved in {workdir} was trained with other fields than its config.json says" in error
+        assert "(config.optimizer.learning_rate: 0.05 -> 0.1); restore that file" in error
+        assert main.main([*edited, "--force"]) == 2
+        assert "nothing is left to train" in capsys.readouterr().err
         assert files_in(workdir) == before
+
+
+def test_an_edited_configuration_by_force_is_kept_as_a_change(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    edit_config(workdir)
+    assert main.main([*TINY, EDITED, "--force", f"--workdir={workdir}"]) == 0
+    change = {"step": 8, "changed": ["config.optimizer.learning_rate: 0.05 -> 0.1"]}
+    assert json.loads((workdir / "results.json").read_text())["forced"] == [change]
+    # One that is edited after that is noticed as it is in any run.
+    edit_config(workdir, '"learning_rate": 0.1', '"learning_rate": 0.2')
+    capsys.readouterr()
+    assert main.main([*TINY, "--config.optimizer.learning_rate=0.2", f"--workdir={workdir}"]) == 4
+    assert "config.optimizer.learning_rate: 0.1 -> 0.2" in capsys.readouterr().err
+
+
+def test_a_forced_run_that_was_killed_goes_on_without_force(finished, tmp_path):
+    """Its `config.json` has the new fields, its checkpoint the old ones, and `forced.json` says why."""
+    workdir = copy_of(finished[0], tmp_path)
+    longer = [*TINY, "--config.epochs=4", f"--workdir={workdir}"]
+    script = f"from tests import test_run; test_run.killed({[*longer, '--force']!r})"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    assert main.main(longer) == 0
+    [change] = json.loads((workdir / "results.json").read_text())["forced"]
+    assert change == {"step": 12, "changed": ["config.epochs: 3 -> 4"]}
+
+
+def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    write, longer = files.write_json, [*TINY, "--config.epochs=4", f"--workdir={workdir}"]
+
+    def ends(path, value):
+        if path.name == "forced.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", ends)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(configuration.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
+    monkeypatch.undo()
+    assert main.main(longer) == 4  # nobody can tell that it was forced
+    assert "or --force to go on with these" in capsys.readouterr().err
+    assert main.main([*longer, "--force"]) == 0
+    assert len(json.loads((workdir / "results.json").read_text())["forced"]) == 1
+
+
+def test_a_number_that_is_written_in_another_way_is_no_change(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    edit_config(workdir, '"alpha": 1.0', '"alpha": 1')
+    assert main.main([*TINY, "--config.mix.alpha=1", f"--workdir={workdir}"]) == 0
+    assert not (workdir / "forced.json").exists()
+
+
+def test_an_error_leaves_nothing_open(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    edit_config(workdir)
+    assert main.main([*TINY, EDITED, f"--workdir={workdir}"]) == 4
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not [link for link in links if str(link).startswith(str(workdir))]
+
+
+def test_the_number_of_peers_follows_their_names(tmp_path):
+    named = configuration.from_flags("configs/quickstart.py", ["--config.peers=resnet8,resnet8,resnet8"])
+    assert named.num_peers == 3
 
 
 def test_a_configuration_of_another_program(tmp_path, capsys):
@@ -337,15 +412,17 @@ def test_a_configuration_of_another_program(tmp_path, capsys):
 def test_what_else_is_in_a_new_folder_is_told(tmp_path, capsys):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    for known in ("log.txt", "config.json.tmp"):
+    for known in ("log.txt", "config.json.tmp", ".DS_Store", "nohup.out", "slurm-1.out", "results-before-1.json"):
         (workdir / known).write_text("")
     (workdir / "checkpoints").mkdir()
+    (workdir / "lost+found").mkdir()
+    (workdir / "checkpoints" / "lost+found").mkdir()
     (workdir / "notes.txt").write_text("somebody's own")
-    (workdir / "data").mkdir()
+    (workdir / "da\nta").mkdir()
     command = [*TINY, *ONE_STEP, f"--workdir={workdir}", "--config.optimizer.milestones=()"]
     for told in (1, 0):  # once, when the run begins
         assert main.main(command) == 0
-        warning = f"warning: {workdir} holds data and 1 more, which is no run's; the files of the run go beside it"
+        warning = f"warning: {workdir} holds 'da\\nta' and 1 more, which is no run's; the files of the run go beside it"
         assert capsys.readouterr().err.splitlines() == [warning] * told
 
 
@@ -358,7 +435,11 @@ def test_every_change_by_force_is_kept(finished, tmp_path):
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
     told = json.loads((workdir / "forced.json").read_text())["changes"]
     assert [change["step"] for change in told] == [12, 12, 12]
-    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == ["0.05 -> 0.1", "0.1 -> 0.2", "0.2 -> 0.3"]
+    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == [
+        "0.05 -> 0.1",
+        "0.05 -> 0.2",
+        "0.05 -> 0.3",
+    ]
 
 
 def killed(arguments):
