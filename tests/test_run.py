@@ -168,6 +168,14 @@ def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatc
     assert re.findall(COMPILED, caplog.text) == ["train"]
 
 
+def test_a_trained_teacher_compiles_nothing_anew(finished, tmp_path, caplog):
+    """Its arrays come from a checkpoint, which must not make the step another one."""
+    row = ["--config=configs/quickstart.py:digits,kd", *TINY[1:], f"--config.teacher={finished[0]}"]
+    with what_is_compiled():
+        assert main.main([*row, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+
+
 COMPILED = r"Finished XLA compilation of jit\((train|fresh)\)"
 
 
