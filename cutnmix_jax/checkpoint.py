@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cutnmix_jax import console, digests, files, storage
@@ -24,24 +25,30 @@ from cutnmix_jax.types import Row, Tree
 
 
 class Restored(NamedTuple):
-    """A state, the rows of the epochs up to it, and a digest of the fields that it was trained with."""
+    """A state, the rows of the epochs up to it, and the fields of the configuration that it was trained with."""
 
     state: Tree
     rows: list[Row]
-    config: str
+    config: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one run, newest last."""
 
-    def __init__(self, folder: Path, keep: int | None, check: Callable[[], None] = lambda: None, config: str = ""):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int | None,
+        check: Callable[[], None] = lambda: None,
+        config: Mapping[str, Any] | None = None,
+    ):
         """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read.
 
         Args:
           folder: of the checkpoints, in that of the run.
           keep: how many.
           check: raises CheckpointError where the run's folder stands under its name no longer.
-          config: a digest of the fields of the run, for what is saved.
+          config: the fields of the run, which are saved with each state.
         """
         self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
         self._check, self._config, self._warned = check, config, ""
@@ -63,10 +70,9 @@ class Checkpoints:
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
         handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-        there = digests.steps_in(self._folder)
+        folder, there = self._folder.name, digests.steps_in(self._folder)
         try:
-            at = self._place.path / self._folder.name
-            self._manager = ocp.CheckpointManager(at, item_handlers=handlers, options=options)
+            self._manager = ocp.CheckpointManager(self._place.path / folder, item_handlers=handlers, options=options)
         except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
             why = files.unreadable(self._folder, error) or storage.reason(error)
             raise excused(error) or self._cannot_read("a checkpoint", why) from error
@@ -246,28 +252,20 @@ class Checkpoints:
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
         told = digests.read(self._folder, step)
-        # Or Orbax would read whatever is there. Names, shapes and rows take room, too.
-        files.survey(self._folder / str(step), 2 * told["bytes"] + (1 << 24))
+        files.survey(self._folder / str(step), digests.most_bytes(told))  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
-        elif told["stream"] != digests.stream():
-            raise UsageError(
-                f"the run in {self._folder.parent} was begun with other random numbers than JAX draws now; unset "
-                "JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_THREEFRY_PARTITIONABLE, or set them and install "
-                "JAX as its environment.json says, or choose another --workdir"
-            )
-        elif other := digests.difference(told, wanted):
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} is that of another program ({other}); "
-                "use the fields and the version it was made with, or choose another --workdir"
-            )
+        else:
+            digests.check_stream(told, self._folder)
+            digests.check_shapes(told, wanted, self._folder)
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        flat = self._manager.restore(step, args=args)["state"]
+        flat = jax.device_get(self._manager.restore(step, args=args)["state"])
         digests.compare(told, digests.of(step, flat))
-        return flat, told
+        # By way of the host: Orbax ties arrays to a device, and with such ones the step would be compiled twice.
+        return {name: jnp.asarray(array) for name, array in flat.items()}, told
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder; a failure then is a warning."""

@@ -49,6 +49,8 @@ def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | 
 def compiled_beside(function: Any, *arguments: Any) -> Iterator[None]:
     """While entered, compiles a program in another thread; the end waits for it, and the first call finds it done.
 
+    What is raised within is raised at once, and the thread left to end by itself.
+
     Args:
       function: from `compiled`.
       arguments: as of the first call, or their shapes.
@@ -56,11 +58,17 @@ def compiled_beside(function: Any, *arguments: Any) -> Iterator[None]:
     Raises:
       what compiling raises, at the end.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        yield
+        return
     lowered = function.lower(*arguments)  # here, because JAX keeps some of its settings for each thread
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         compiling = pool.submit(lowered.compile)
         yield
-    compiling.result()
+        compiling.result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 @functools.cache

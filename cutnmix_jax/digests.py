@@ -13,28 +13,30 @@ import numpy as np
 
 from cutnmix_jax import files
 from cutnmix_jax.compiler import compiled
-from cutnmix_jax.errors import CheckpointError, DivergedError
+from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from cutnmix_jax.types import Dataset, Row, Tree
 
 _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a program can change while it runs
 
-FORMAT = 3  # of what is said of a checkpoint; another number is of another version of this program
+FORMAT = 4  # of what is said of a checkpoint; another number is of another version of this program
 
-# `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, `config`,
-# `stream`, and `all`, the SHA-256 of all these.
+# `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, the
+# fields of the `config`, `stream`, and `all`, the SHA-256 of all these.
 Digests = dict[str, Any]
 
 DIVERGED = "lower config.optimizer.learning_rate and start in another --workdir; what was saved before is left"
 
 
-def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = (), config: str = "") -> Digests:
+def of(
+    step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = (), config: Mapping[str, Any] | None = None
+) -> Digests:
     """Computes the digests of a state, on the host.
 
     Args:
       step: of the state.
       arrays: a name -> an array of any type and shape.
       rows: of the epochs up to the step, which are kept with it.
-      config: a digest of the fields that the state was trained with.
+      config: the fields of the configuration that the state was trained with.
 
     Raises:
       DivergedError: an array is not finite. Saved, it would push out what is.
@@ -48,7 +50,7 @@ def of(step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = (), con
         told[name] = _of_array(array)
     size = sum(leaf.nbytes for leaf in arrays.values())
     found = {"format": FORMAT, "step": step, "bytes": size, "arrays": told, "rows": list(rows)}
-    found |= {"config": config, "stream": stream()}
+    found |= {"config": dict(config or {}), "stream": stream()}
     return found | {"all": _all(found)}
 
 
@@ -175,6 +177,11 @@ def read(folder: Path, step: int) -> Digests:
     return told
 
 
+def most_bytes(told: Digests) -> int:
+    """How large a checkpoint may be: its arrays stand in it twice, and names, shapes and rows take room besides."""
+    return 2 * told["bytes"] + (1 << 24)
+
+
 def check(told: Digests) -> None:
     """Raises ValueError unless the digests themselves are what was written."""
     if told["all"] != _all(told):
@@ -190,14 +197,33 @@ def compare(told: Digests, found: Digests) -> None:
         raise ValueError(f"it is of step {told['step']}")
 
 
-def difference(told: Digests, wanted: Mapping[str, Any]) -> str:
-    """The first array that is not in both, or has another type or shape; empty where all are alike."""
+def check_stream(told: Digests, folder: Path) -> None:
+    """Raises UsageError where the run of a folder of checkpoints would go on with other random numbers."""
+    if told["stream"] != stream():
+        raise UsageError(
+            f"the run in {folder.parent} was begun with other random numbers than JAX draws now; unset "
+            "JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_THREEFRY_PARTITIONABLE, or set them and install "
+            "JAX as its environment.json says, or choose another --workdir"
+        )
+
+
+def check_shapes(told: Digests, wanted: Mapping[str, Any], folder: Path) -> None:
+    """Raises CheckpointError at the first array that is not in both, or has another type or shape.
+
+    Args:
+      told: of a checkpoint.
+      wanted: the arrays by their names, or their shapes.
+      folder: of the checkpoints.
+    """
     here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in wanted.items()}
     there = {name: text.rpartition(" ")[0] for name, text in told["arrays"].items()}
     for name in sorted(set(here) | set(there)):
         if here.get(name) != there.get(name):
-            return f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
-    return ""
+            raise CheckpointError(
+                f"the checkpoint of step {told['step']} in {folder} is that of another program ({name} is "
+                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here); use the fields and the "
+                "version it was made with, or choose another --workdir"
+            )
 
 
 def _of_array(array: np.ndarray) -> str:

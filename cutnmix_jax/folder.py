@@ -1,18 +1,20 @@
 """The folder of a run: made, kept from others, and shown to belong to a configuration."""
 
 import contextlib
+import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import console, digests, environment, files, lock, metrics
+from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
+from cutnmix_jax.continued import FORCED, cannot_read, read_if_any
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
 from cutnmix_jax.fields import Change
 from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
 from cutnmix_jax.settings import Settings, tree
 
-FORCED, ENVIRONMENT, EVENTS = "forced.json", "environment.json", "tensorboard"
+ENVIRONMENT, EVENTS = "environment.json", "tensorboard"
 SAMPLES, CURVES = "samples.png", "curves.png"
 
 _FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
@@ -20,16 +22,20 @@ _FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
 _WRITTEN = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
 _READ = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS)
 _FILES = (lock.LOCK, lock.OWNER, *_WRITTEN)
+# What may lie in a new folder without a word: a table's log, what was put aside, and what others put anywhere.
+_BESIDE = ("log.txt", "*-before-*", ".*", "lost+found", "*.out", "*.err", "*.log")
 
 
 class Opened(NamedTuple):
     """A folder that nobody else can start in.
 
     Attributes:
-      forced: whether it holds a run with other fields, which is gone on with by force.
+      force: whether a run in it may go on although its fields have changed.
+      forced: whether its `config.json` has other fields.
       check: raises CheckpointError where it stands under its name no longer.
     """
 
+    force: bool
     forced: bool
     check: Callable[[], None]
 
@@ -65,40 +71,17 @@ def opened(workdir: Path, settings: Settings, force: bool) -> Iterator[Opened]:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
     with lock.held(workdir) as check:
-        forced = _is_changed(settings, workdir, force)
+        is_new, forced = not files.kind(workdir / CONFIG), False
+        if is_new:
+            _check_new(workdir)
+        else:
+            forced = continued.check_file(workdir, settings, begun=_begun(workdir), force=force)
         try:
             for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
-        yield Opened(forced, check)
-
-
-def claim(workdir: Path, settings: Settings, step: int, why_not: str = "") -> None:
-    """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
-
-    Results that are there are of something else, and put aside. Where the run had other fields, `forced.json` gets a
-    line that stays with it.
-
-    Args:
-      workdir: the folder.
-      settings: of the run.
-      step: at which it goes on.
-      why_not: why results that are there are not its own, from `finished.look`.
-    """
-    path, results = workdir / CONFIG, workdir / RESULTS
-    new = tree.of_settings(settings)
-    old = files.read_fields(path) if files.kind(path) else None
-    if files.kind(results):
-        aside = files.put_aside(results, workdir / "results-before.json")
-        if why_not:
-            console.warn(f"the results in {workdir} are not those of this run ({why_not[:300]}); now in {aside.name}")
-    changed = tree.changes(old, new) if step and old and set(old) == set(new) else []
-    if changed:
-        before, change = forced(workdir), {"step": step, "changed": list(map(str, changed))}
-        files.write_json(workdir / FORCED, {"changes": before if before[-1:] == [change] else [*before, change]})
-    if old != new:
-        files.write_json(path, new)
+        yield Opened(force, forced, check)
 
 
 def check_images(workdir: Path, sha256: str) -> None:
@@ -111,7 +94,7 @@ def check_images(workdir: Path, sha256: str) -> None:
     if not _saved(workdir):
         return
     path = workdir / ENVIRONMENT
-    before = _fields(path).get("data_sha256")
+    before = read_if_any(path).get("data_sha256")
     if before is None:
         console.warn(f"{path} does not tell which images the run was begun with; they may be others now")
     elif before != sha256:
@@ -133,7 +116,7 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
       OSError: the file cannot be written.
     """
     path = workdir / ENVIRONMENT
-    before = _fields(path) if step else {}
+    before = read_if_any(path) if step else {}
     earlier = before.pop("earlier", [])
     earlier = earlier if isinstance(earlier, list) else []
     old, new = environment.deciding(before), environment.deciding(made_with)
@@ -146,35 +129,8 @@ def note_environment(workdir: Path, made_with: dict[str, Any], step: int) -> Non
     files.write_json(path, {**made_with, "earlier": earlier} if earlier else made_with)
 
 
-def _fields(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where it says nothing.
-
-    Raises:
-      CheckpointError: it cannot be read.
-    """
-    try:
-        return files.read_fields(path)
-    except (FileNotFoundError, ValueError):
-        return {}
-    except OSError as error:
-        raise _cannot_read(path, error) from error
-
-
-def forced(workdir: Path) -> list[dict[str, Any]]:
-    """The changes of fields that the run was made to go on with, oldest first: at which `step`, and what `changed`."""
-    path = workdir / FORCED
-    if not files.kind(path):
-        return []
-    changes = _fields(path).get("changes")
-    return changes if isinstance(changes, list) else [{"changed": [f"{FORCED} cannot be read"]}]
-
-
 def _cannot_write(workdir: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write in the run's folder {workdir}: {error.strerror}; choose another --workdir")
-
-
-def _cannot_read(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"cannot read {path}: {error.strerror}; let it be read, or choose another --workdir")
 
 
 def _check_kinds(workdir: Path) -> None:
@@ -191,49 +147,33 @@ def _check_kinds(workdir: Path) -> None:
             files.refuse_other(workdir / name, "folder")
         digests.steps_in(workdir / CHECKPOINTS)
     except OSError as error:
-        raise _cannot_read(Path(error.filename or workdir), error) from error
+        raise cannot_read(Path(error.filename or workdir), error) from error
 
 
-def _is_changed(settings: Settings, workdir: Path, force: bool) -> bool:
-    """Whether something was saved with other fields; raises UsageError unless the run may go on with these."""
-    path, new = workdir / CONFIG, tree.of_settings(settings)
-    if not files.kind(path):  # it is written before anything else
-        if _begun(workdir):
-            raise CheckpointError(
-                f"{path} is gone, which says how the run was begun; restore it or choose another --workdir"
-            )
-        if others := [name for name in (*_WRITTEN, *_FOLDERS) if _holds(workdir / name)]:
-            raise UsageError(
-                f"{workdir} holds {others[0]} and no {CONFIG}, so it is no run's; choose another --workdir"
-            )
-        known = (*_FOLDERS, "log.txt", *_FILES, *(f"{name}.tmp" for name in _FILES))  # a table's run has a log there
-        if others := sorted(path.name for path in workdir.iterdir() if path.name not in known):
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            console.warn(f"{workdir} holds {others[0]}{more}, which is no run's; the files of the run go beside it")
-        return False
-    try:
-        old = files.read_fields(path)
-    except OSError as error:
-        raise _cannot_read(path, error) from error
-    except ValueError as error:  # not JSON, or not text
-        raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
-    changed, ours = tree.changes(old, new), set(old) == set(new)
-    if not changed or (ours and not _begun(workdir)):
-        return False  # nothing was saved, so nothing is lost by beginning again
-    if not ours:
-        other = sorted(set(old) ^ set(new))[0]
-        raise UsageError(
-            f"{path} is not the configuration of a run of this version (config.{other} is "
-            f"{'not known' if other in old else 'missing'}); choose another --workdir"
+def _check_new(workdir: Path) -> None:
+    """Raises UserError unless a folder without `config.json`, which is written before all else, can be a new run's."""
+    if _begun(workdir):
+        raise CheckpointError(
+            f"{workdir / CONFIG} is gone, which says how the run was begun; restore it or choose another --workdir"
         )
-    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    what = f"{workdir} holds a run with other fields ({changed[0]}{more})"
-    if fixed := [one.path for one in changed if one.change is Change.NEVER]:
-        raise UsageError(f"{what}, and config.{fixed[0]} cannot change within a run; choose another --workdir")
-    if not force:
-        raise UsageError(f"{what}; choose another --workdir, or --force to go on with these")
-    console.warn(f"{what}; going on with the new ones, as forced")
-    return True
+    if others := [name for name in (*_WRITTEN, *_FOLDERS) if _holds(workdir / name)]:
+        raise UsageError(f"{workdir} holds {others[0]} and no {CONFIG}, so it is no run's; choose another --workdir")
+    if others := [name for name in _names(workdir) if not _is_known(name)]:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        console.warn(f"{workdir} holds {others[0]!r}{more}, which is no run's; the files of the run go beside it")
+
+
+def _is_known(name: str) -> bool:
+    """Whether a run has a file by that name, or a scheduler, a shell or a file system may have put one there."""
+    ours = (*_FOLDERS, *_FILES, *(f"{name}.tmp" for name in _FILES))
+    return name in ours or any(fnmatch.fnmatch(name, pattern) for pattern in _BESIDE)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise cannot_read(folder, error) from error
 
 
 def _a(kind: str) -> str:
@@ -243,7 +183,7 @@ def _a(kind: str) -> str:
 def _holds(path: Path) -> bool:
     """Whether something has the name, and is more than an empty folder."""
     found = files.kind(path)
-    return any(path.iterdir()) if found == "folder" else bool(found)
+    return not all(_is_known(name) for name in _names(path)) if found == "folder" else bool(found)
 
 
 def _saved(workdir: Path) -> bool:
@@ -260,7 +200,7 @@ def _rows(workdir: Path) -> list[metrics.Row]:
     try:
         return metrics.read_rows(path)
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
 
 
 def check_checkpoints(workdir: Path) -> None:

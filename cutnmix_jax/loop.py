@@ -170,7 +170,8 @@ def _train_until(
             if not display.has_started:
                 display.started(began.compiling + now - begun, now - began.start)
                 began.then()
-                begun += time.monotonic() - now  # is no training
+                drawing = time.monotonic() - now  # is no training
+                begun, timed = begun + drawing, timed + drawing
                 display.measure(reached)
             if reached < until:
                 timed, first = time.monotonic(), reached

@@ -1,9 +1,9 @@
 """A run, from its settings to its results; `run` reads from top to bottom."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import jax
 
 from cutnmix_jax import (
     console,
+    continued,
     data,
     environment,
     files,
@@ -22,7 +23,7 @@ from cutnmix_jax import (
     summary,
     teacher,
 )
-from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint import Checkpoints, Restored
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine, Saved
@@ -112,49 +113,33 @@ def go_on(
     settings = engine.settings
     summary.show(engine, dataset, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
-
-    # What was saved, if anything.
     made_with = environment.of_run(dataset, settings.backbones)
     folder.check_images(workdir, made_with["data_sha256"])
-    fields = metrics.config_sha256(tree.of_numbers(tree.of_settings(settings)))
-    checkpoints = Checkpoints(workdir / finished.CHECKPOINTS, settings.checkpoint.keep, opened.check, fields)
-    restored, asked = checkpoints.restore(engine.shapes()), time.monotonic()
-    if not restored:
-        with loop.compiled_beside(engine):
-            saved: Saved = jax.block_until_ready(engine.init())
-        compiling = time.monotonic() - asked
-    else:
-        if restored.config != fields and not (opened.forced or folder.forced(workdir)):
-            raise CheckpointError(
-                f"what is saved in {workdir} was trained with other fields than its {finished.CONFIG} has now; restore "
-                "that file, or choose another --workdir"
-            )
-        saved, compiling = restored.state, 0.0
-        if trained:
-            teacher.check(trained, teacher.digest(saved.state.teachers["frozen"]))
-        print(f"continued from step {int(saved.state.step)}", flush=True)
-    begun, total = int(saved.state.step), engine.total_steps
-    if opened.forced and begun >= total:
-        raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
-    folder.claim(workdir, settings, begun, why_not)
-    with _expendable(folder.ENVIRONMENT, OSError):
-        folder.note_environment(workdir, made_with, begun)
-    written = metrics.Metrics(workdir, restored.rows if restored else [], opened.check)
+    keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
+    with contextlib.closing(Checkpoints(workdir / finished.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
+        # What was saved, if anything.
+        restored = checkpoints.restore(engine.shapes())
+        if restored:
+            _check_saved(workdir, engine, trained, restored, opened)
+            print(f"continued from step {int(restored.state.state.step)}", flush=True)
+        saved, compiling = (restored.state, 0.0) if restored else _new(engine)
+        begun = int(saved.state.step)
+        continued.claim(workdir, settings, begun, restored.config if restored else {}, why_not)
+        with _expendable(folder.ENVIRONMENT, OSError):
+            folder.note_environment(workdir, made_with, begun)
 
-    def draw_first_batch() -> None:
-        first_batch = engine.first_batch()
-        with _expendable(folder.SAMPLES, Exception):
-            from cutnmix_jax import pictures  # not before: no error on the command line need wait half a second for it
+        def draw_first_batch() -> None:
+            first_batch = engine.first_batch()
+            with _expendable(folder.SAMPLES, Exception):
+                from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-            pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
+                pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
 
-    # The epochs.
-    try:
-        began = loop.Began(start, compiling, draw_first_batch)
-        state = loop.train(engine, saved, checkpoints, written, stop, began).state
-    finally:
-        written.close()
-        checkpoints.close()
+        # The epochs.
+        rows = restored.rows if restored else []
+        with contextlib.closing(metrics.Metrics(workdir, rows, opened.check)) as written:
+            began = loop.Began(start, compiling, draw_first_batch)
+            state = loop.train(engine, saved, checkpoints, written, stop, began).state
 
     # The results.
     results = metrics.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
@@ -162,7 +147,7 @@ def go_on(
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if trained:
         results["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
-    if changes := folder.forced(workdir):
+    if changes := continued.forced(workdir):
         results["forced"] = changes
     opened.check()
     files.write_json(workdir / finished.RESULTS, results)
@@ -175,7 +160,27 @@ def go_on(
     print(f"run: {workdir}", flush=True)
 
 
-@contextmanager
+def _check_saved(
+    workdir: Path, engine: Engine, trained: Trained | None, restored: Restored, opened: folder.Opened
+) -> None:
+    """Raises UserError unless what was saved can go on with the fields and the teacher of this start."""
+    changed = continued.check_saved(workdir, restored.config, engine.settings, force=opened.force)
+    if trained:
+        teacher.check(trained, teacher.digest(restored.state.state.teachers["frozen"]))
+    begun, total = int(restored.state.state.step), engine.total_steps
+    if opened.force and changed and begun >= total:
+        raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
+
+
+def _new(engine: Engine) -> tuple[Saved, float]:
+    """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
+    asked = time.monotonic()
+    with loop.compiled_beside(engine):
+        saved = jax.block_until_ready(engine.init())
+    return saved, time.monotonic() - asked
+
+
+@contextlib.contextmanager
 def _told(workdir: Path) -> Iterator[None]:
     """A file of the run that cannot be read or written is one line."""
     try:
@@ -185,7 +190,7 @@ def _told(workdir: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
     """What a run can do without is not worth ending it for: a full disk, or a Matplotlib that fails, is a warning."""
     try:

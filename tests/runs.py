@@ -41,11 +41,11 @@ class Made:
         self.engine = assemble.engine(self.settings, dataset, planned.networks, load)
         self.first = jax.device_get(self.engine.init())
 
-    def train(self, workdir, stop=None, engine=None):
+    def train(self, workdir, stop=None, engine=None, began=None):
         """Begins or goes on; returns the step it went on from."""
         stop, engine = stop or Stop(), engine or self.engine
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-        fields = metrics.config_sha256(tree.of_numbers(tree.of_settings(engine.settings)))
+        fields = tree.of_settings(engine.settings)
         checkpoints = Checkpoints(workdir / "checkpoints", engine.settings.checkpoint.keep, config=fields)
         restored = checkpoints.restore(engine.shapes())
         saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
@@ -53,7 +53,7 @@ class Made:
         files = metrics.Metrics(workdir, restored.rows if restored else [])
         try:
             with storage.hushed():
-                loop.train(engine, saved, checkpoints, files, stop)
+                loop.train(engine, saved, checkpoints, files, stop, began)
         finally:
             files.close()
             checkpoints.close()

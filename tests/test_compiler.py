@@ -1,6 +1,8 @@
 """What the compiler makes of a whole training step, against the same step done op by op."""
 
 import functools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -113,3 +115,29 @@ def test_the_expected_sums_are_right():
     with jax.disable_jit():
         for found, right in zip(compiler._sums(*arguments), expected, strict=True):
             np.testing.assert_array_equal(found, right)
+
+
+class Slow:
+    """A program that is compiled for as long as somebody wants."""
+
+    def __init__(self):
+        self.end = threading.Event()
+
+    def lower(self):
+        return self
+
+    def compile(self):
+        self.end.wait(60)
+
+
+def test_an_error_beside_compiling_is_not_kept_waiting():
+    slow, started = Slow(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt), compiler.compiled_beside(slow):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 30
+    slow.end.set()
+
+
+def test_nothing_is_compiled_where_jax_is_told_to_compile_nothing():
+    with jax.disable_jit(), compiler.compiled_beside(None):
+        pass

@@ -61,6 +61,7 @@ def judged(text):
         ("half; other; mode config.json 200", 4, "Permission denied"),
         ("half; other; mode metrics.jsonl 000", 4, "Permission denied"),
         ("half; other; mode environment.json 000", 4, "Permission denied"),
+        ("new; other; mode . 300", 4, "Permission denied"),
         ("half; root; env JAX_DEFAULT_PRNG_IMPL=rbg", 2, "begun with other random numbers"),
         ("half; root; env JAX_RANDOM_SEED_OFFSET=7", 2, "begun with other random numbers"),
         ("half; root; env JAX_THREEFRY_PARTITIONABLE=0", 2, "begun with other random numbers"),

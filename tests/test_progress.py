@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import console
+from cutnmix_jax import console, loop
 from scripts.paper import devices, launch, options, progress, reproduce
 from scripts.paper.cells import Choice, cells_of
 from scripts.paper.progress import Started
+from tests.runs import Made
 from tests.test_run import wait_for
 from tests.test_scripts import executable
 
@@ -273,3 +274,12 @@ def test_a_run_sees_its_gpu_alone(tmp_path, cards, monkeypatch):
     assert options.exit_code_of(reproduce.main) == 5
     wait_for((tmp_path / "seen").exists)
     assert sorted((tmp_path / "seen").read_text().splitlines()) == ["0 PCI_BUS_ID", "2 PCI_BUS_ID"]
+
+
+def test_drawing_the_first_batch_is_no_training(tmp_path):
+    """Also where the first call is all that is trained before a save."""
+    run = Made("baseline", "--config.epochs=1", "--config.optimizer.milestones=()", "--config.checkpoint.every_steps=1")
+    run.train(tmp_path / "compiles")
+    run.train(tmp_path / "draws", began=loop.Began(time.monotonic(), 0.0, lambda: time.sleep(6)))
+    [row] = [json.loads(line) for line in (tmp_path / "draws" / "metrics.jsonl").read_text().splitlines()]
+    assert row["images_per_second"] > 64 / 6

@@ -1,5 +1,6 @@
 """Whole runs through the command: files, resume, signals, divergence."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs import common
-from cutnmix_jax import backbones, console, data, environment, loop, main, pictures, program, train
+from cutnmix_jax import backbones, console, data, environment, files, loop, main, pictures, program, train
 from cutnmix_jax import config as configuration
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import StoppedError
@@ -151,17 +152,41 @@ def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatc
     for owner, name in ((pictures, "samples"), (console.Display, "started")):
         before = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *seen, name=name, before=before: order.append(name) or before(*seen))
-    jax.config.update("jax_log_compiles", True)  # in all threads
-    try:
+    with what_is_compiled():
         assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 0
-    finally:
-        jax.config.update("jax_log_compiles", False)
-    done = re.findall(r"Finished XLA compilation of jit\((train|fresh)\)", caplog.text)
-    assert sorted(done) == ["fresh", "train"]
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+    [step] = [record for record in caplog.records if re.search(COMPILED, record.getMessage()) and "train" in record.msg]
+    assert step.threadName != "MainThread"
     # It is begun before the first weights are there, with all that the first call asks for.
     said = [re.search(r"Compiling jit\((train|fresh)\)|$", record.getMessage())[1] for record in caplog.records]
     assert [name for name in said if name] == ["train", "fresh"]
     assert order == ["started", "samples"]
+    # Nor is it compiled more than once where a run goes on, over the end of an epoch.
+    caplog.clear()
+    with what_is_compiled():
+        assert main.main([*TINY, "--config.epochs=5", "--force", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert re.findall(COMPILED, caplog.text) == ["train"]
+
+
+def test_a_trained_teacher_compiles_nothing_anew(finished, tmp_path, caplog):
+    """Its arrays come from a checkpoint, which must not make the step another one."""
+    row = ["--config=configs/quickstart.py:digits,kd", *TINY[1:], f"--config.teacher={finished[0]}"]
+    with what_is_compiled():
+        assert main.main([*row, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+
+
+COMPILED = r"Finished XLA compilation of jit\((train|fresh)\)"
+
+
+@contextlib.contextmanager
+def what_is_compiled():
+    """While entered, JAX logs it, in all threads."""
+    jax.config.update("jax_log_compiles", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_log_compiles", False)
 
 
 def test_metrics_have_the_promised_fields(finished):
@@ -291,22 +316,97 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     assert json.loads((workdir / "config.json").read_text())["backbone"]["name"] == "tests.tiny:Tiny"
 
 
+EDITED = "--config.optimizer.learning_rate=0.1"
+
+
+def edit_config(workdir, old='"learning_rate": 0.05', new='"learning_rate": 0.1'):
+    text = (workdir / "config.json").read_text()
+    assert old in text
+    (workdir / "config.json").write_text(text.replace(old, new))
+
+
 def test_a_configuration_that_was_edited_is_refused(finished, tmp_path, capsys):
     """The state was trained with the old one, and no results may say otherwise."""
     workdir = copy_of(finished[0], tmp_path)
-    path = workdir / "config.json"
-    path.write_text(path.read_text().replace('"learning_rate": 0.05', '"learning_rate": 0.1'))
-    edited = [*TINY, "--config.optimizer.learning_rate=0.1", f"--workdir={workdir}"]
+    edit_config(workdir)
+    edited = [*TINY, EDITED, f"--workdir={workdir}"]
     before = files_in(workdir)
     for lost in ((), ("results.json",)):
         for name in lost:
             (workdir / name).unlink(missing_ok=True)
             before.pop(workdir / name, None)
-        for force in ([], ["--force"]):
-            assert main.main([*edited, *force]) == 4
-            [error] = capsys.readouterr().err.splitlines()
-            assert f"what is saved in {workdir} was trained with other fields than its config.json has now" in error
+        assert main.main(edited) == 4
+        [error] = capsys.readouterr().err.splitlines()
+        assert f"what is saved in {workdir} was trained with other fields than its config.json says" in error
+        assert "(config.optimizer.learning_rate: 0.05 -> 0.1); restore that file" in error
+        assert main.main([*edited, "--force"]) == 2
+        assert "nothing is left to train" in capsys.readouterr().err
         assert files_in(workdir) == before
+
+
+def test_an_edited_configuration_by_force_is_kept_as_a_change(finished, tmp_path, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    edit_config(workdir)
+    assert main.main([*TINY, EDITED, "--force", f"--workdir={workdir}"]) == 0
+    change = {"step": 8, "changed": ["config.optimizer.learning_rate: 0.05 -> 0.1"]}
+    assert json.loads((workdir / "results.json").read_text())["forced"] == [change]
+    # One that is edited after that is noticed as it is in any run.
+    edit_config(workdir, '"learning_rate": 0.1', '"learning_rate": 0.2')
+    capsys.readouterr()
+    assert main.main([*TINY, "--config.optimizer.learning_rate=0.2", f"--workdir={workdir}"]) == 4
+    assert "config.optimizer.learning_rate: 0.1 -> 0.2" in capsys.readouterr().err
+
+
+def test_a_forced_run_that_was_killed_goes_on_without_force(finished, tmp_path):
+    """Its `config.json` has the new fields, its checkpoint the old ones, and `forced.json` says why."""
+    workdir = copy_of(finished[0], tmp_path)
+    longer = [*TINY, "--config.epochs=4", f"--workdir={workdir}"]
+    script = f"from tests import test_run; test_run.killed({[*longer, '--force']!r})"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    assert main.main(longer) == 0
+    [change] = json.loads((workdir / "results.json").read_text())["forced"]
+    assert change == {"step": 12, "changed": ["config.epochs: 3 -> 4"]}
+
+
+def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsys):
+    workdir = copy_of(finished[0], tmp_path)
+    write, longer = files.write_json, [*TINY, "--config.epochs=4", f"--workdir={workdir}"]
+
+    def ends(path, value):
+        if path.name == "forced.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", ends)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(configuration.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
+    monkeypatch.undo()
+    assert main.main(longer) == 4  # nobody can tell that it was forced
+    assert "or --force to go on with these" in capsys.readouterr().err
+    assert main.main([*longer, "--force"]) == 0
+    assert len(json.loads((workdir / "results.json").read_text())["forced"]) == 1
+
+
+def test_a_number_that_is_written_in_another_way_is_no_change(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    edit_config(workdir, '"alpha": 1.0', '"alpha": 1')
+    assert main.main([*TINY, "--config.mix.alpha=1", f"--workdir={workdir}"]) == 0
+    assert not (workdir / "forced.json").exists()
+
+
+def test_an_error_leaves_nothing_open(finished, tmp_path):
+    workdir = copy_of(finished[0], tmp_path)
+    edit_config(workdir)
+    assert main.main([*TINY, EDITED, f"--workdir={workdir}"]) == 4
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not [link for link in links if str(link).startswith(str(workdir))]
+
+
+def test_the_number_of_peers_follows_their_names(tmp_path):
+    named = configuration.from_flags("configs/quickstart.py", ["--config.peers=resnet8,resnet8,resnet8"])
+    assert named.num_peers == 3
 
 
 def test_a_configuration_of_another_program(tmp_path, capsys):
@@ -320,15 +420,17 @@ def test_a_configuration_of_another_program(tmp_path, capsys):
 def test_what_else_is_in_a_new_folder_is_told(tmp_path, capsys):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    for known in ("log.txt", "config.json.tmp"):
+    for known in ("log.txt", "config.json.tmp", ".DS_Store", "nohup.out", "slurm-1.out", "results-before-1.json"):
         (workdir / known).write_text("")
     (workdir / "checkpoints").mkdir()
+    (workdir / "lost+found").mkdir()
+    (workdir / "checkpoints" / "lost+found").mkdir()
     (workdir / "notes.txt").write_text("somebody's own")
-    (workdir / "data").mkdir()
+    (workdir / "da\nta").mkdir()
     command = [*TINY, *ONE_STEP, f"--workdir={workdir}", "--config.optimizer.milestones=()"]
     for told in (1, 0):  # once, when the run begins
         assert main.main(command) == 0
-        warning = f"warning: {workdir} holds data and 1 more, which is no run's; the files of the run go beside it"
+        warning = f"warning: {workdir} holds 'da\\nta' and 1 more, which is no run's; the files of the run go beside it"
         assert capsys.readouterr().err.splitlines() == [warning] * told
 
 
@@ -341,7 +443,11 @@ def test_every_change_by_force_is_kept(finished, tmp_path):
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
     told = json.loads((workdir / "forced.json").read_text())["changes"]
     assert [change["step"] for change in told] == [12, 12, 12]
-    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == ["0.05 -> 0.1", "0.1 -> 0.2", "0.2 -> 0.3"]
+    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == [
+        "0.05 -> 0.1",
+        "0.05 -> 0.2",
+        "0.05 -> 0.3",
+    ]
 
 
 def killed(arguments):

@@ -248,8 +248,7 @@ def test_streams_that_are_closed(closed, tmp_path):
 
 def test_while_the_compiler_has_the_word(tmp_path):
     process = start(tmp_path, "--config.backbone.name=resnet110", environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
-    while not process.stdout.readline().startswith("compiling"):
-        pass
+    assert any(line.startswith("compiling") for line in iter(process.stdout.readline, ""))
     time.sleep(12)  # traced; a minute of XLA is ahead
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)

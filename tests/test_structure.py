@@ -26,7 +26,7 @@ FLOORS = [
     {"step"},
     {"evaluate", "schema", "flags"},
     {"config"},
-    {"teacher"},
+    {"continued", "teacher"},
     {"program"},
     {"summary", "folder", "loop"},
     {"train"},

@@ -160,18 +160,6 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Differe
     return [difference for difference in differences(before, after) if difference.change is not Change.FREE]
 
 
-def of_numbers(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The fields of a tree that decide about the data and the numbers, by their paths."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        where = f"{path}.{name}" if path else name
-        if isinstance(value, Mapping):
-            found |= of_numbers(value, where)
-        elif change_of(where) is not Change.FREE:
-            found[where] = value
-    return found
-
-
 def change_of(path: str) -> Change:
     """Whether a run may change a field; what is no field of ours it may not change without force."""
     kind: Any = Settings

@@ -116,8 +116,8 @@ def write(choice: Choice, folder: Path) -> None:
         written.append(picture)
     if others := launch.left_out(cells_of(choice)):
         print(others)
-    if missing := sum(not found.last for found in grid.values()):
-        print(f"{missing} of {len(grid)} cells have no finished run")
+    if missing := _missing(grid):
+        print(missing)
     print("written: " + ", ".join(map(str, written)), flush=True)
 
 
@@ -181,11 +181,16 @@ def _markdown_cell(grid: Grid, key: Key, which: str) -> str:
     return text
 
 
+def _missing(grid: Grid) -> str:
+    """How many cells have no finished run; empty where all have one."""
+    count = sum(not found.last for found in grid.values())
+    return f"{count} of {len(grid)} cells have no finished run" if count else ""
+
+
 def _notes(choice: Choice, grid: Grid) -> list[str]:
     """What the numbers are, so that the table can stand alone."""
     results = [one for found in grid.values() for one in found.results]
     counts = sorted({len(found.last) for found in grid.values() if found.last})
-    missing = sum(not found.last for found in grid.values())
     notes = []
     if choice.mini:
         notes.append(
@@ -197,8 +202,8 @@ def _notes(choice: Choice, grid: Grid) -> list[str]:
     )
     if any(found.paper for found in grid.values()):
         notes.append("Below each number the paper's own, and ours minus it.")
-    if missing:
-        notes.append(f"{missing} of {len(grid)} cells have no finished run ({MISSING}).")
+    if missing := _missing(grid):
+        notes.append(f"{missing} ({MISSING}).")
     if results:
         kinds = {
             "epochs": sorted({str(one["epochs"]) for one in results}),
