@@ -83,6 +83,13 @@ def increasing_epochs(value: Any) -> str:
     return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
 
 
+def names(value: Any) -> str:
+    """Names, or none at all."""
+    if isinstance(value, tuple | list) and all(isinstance(name, str) for name in value):
+        return ""
+    return "must be names, for instance ('kd',)"
+
+
 def or_none(check: Check) -> Check:
     """What `check` allows, or None, which is written `none` on the command line."""
 

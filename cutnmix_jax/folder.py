@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
 from cutnmix_jax.continued import FORCED, cannot_read, read_if_any
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
-from cutnmix_jax.fields import Change
 from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
 from cutnmix_jax.settings import Settings, tree
 

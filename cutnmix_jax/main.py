@@ -24,7 +24,7 @@ _EPILOG = """examples:
   python -m cutnmix_jax.main --config=configs/resnet32.py --config.seed=96 --config.epochs=2 --workdir=runs/trial
   python -m cutnmix_jax.main --config=configs/resnet32.py --seeds=95,96,97
 
-The same command again continues a run that was stopped. Fields: configs/common.py.
+The same command again continues a run that was stopped. Fields: docs/fields.md.
 Exit codes: 0 done, 2 configuration, usage, installation or device, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a
 signal and saved, 130 stopped at once by a second one."""
 
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
     known, overrides = parser.parse_known_args(arguments)
     if known.field is not None:
-        raise UsageError("--config.FIELD stands for any field of configs/common.py, as --config.seed=96")
+        raise UsageError("--config.FIELD stands for any field of docs/fields.md, as --config.seed=96")
     if known.workdir == "":
         raise UsageError("--workdir is empty; leave it out or name a folder")
 

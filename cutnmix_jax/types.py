@@ -4,7 +4,6 @@ J peers, K classes, n images in a batch, D features; images are NHWC.
 """
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -111,7 +110,7 @@ class Batch(NamedTuple):
     targets: jax.Array
     labels: jax.Array
     indices: jax.Array
-    teachers: "Mapping[str, Views]" = types.MappingProxyType({})
+    teachers: "Mapping[str, Views]" = {}  # an empty one that nobody writes into
 
 
 class Mix(NamedTuple):

@@ -120,6 +120,10 @@ class Engine:
     load_frozen: Callable[[], dict[str, Tree]] | None
     steps_per_call: int
 
+    def __post_init__(self) -> None:
+        """Draws the key and makes the optimizer: first asked for within a compiled function, they would be tracers."""
+        assert self.key is not None and self._optimizer
+
     @property
     def method(self) -> Method:
         """The method with its options."""
@@ -142,7 +146,7 @@ class Engine:
 
     @functools.cached_property
     def _optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
-        return optim.make(self.settings.optimizer, self.steps_per_epoch)
+        return optim.make(self.settings.optimizer, self.steps_per_epoch, self.total_steps)
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""

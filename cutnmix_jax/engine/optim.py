@@ -13,10 +13,14 @@ from cutnmix_jax.types import Tree
 Schedule = Callable[[jax.Array], jax.Array]  # from a step, int32, to the learning rate that is used in it, float32
 
 
-def make(settings: Optimizer, steps_per_epoch: int) -> tuple[optax.GradientTransformation, Schedule]:
-    """SGD as PyTorch's with the stepwise learning rate of section 3.1.
+def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer and the learning rate of each step.
 
-    g <- grad + weight_decay * w;  v <- momentum * v + g;  update = g + momentum * v (Nesterov) or v.
+    `sgd` is PyTorch's, as section 3.1 has it, with L2 regularisation that goes through the momentum:
+      g <- grad + weight_decay * w;  v <- momentum * v + g;  update = g + momentum * v (Nesterov) or v.
+    `adamw` (Loshchilov and Hutter 2019): update = m / (sqrt(v) + epsilon) + weight_decay * w, of corrected moments.
+    `lars` (You et al. 2017): as sgd, but g of each array is first scaled to `trust` times the norm of the array. Arrays
+    of one axis, which are biases and scales of norms, are neither scaled nor decayed, as its users have it.
 
     All of it is float32, whatever the type of a parameter. v is a sum over 1 / (1 - momentum) steps: bfloat16 keeps 8
     bits of it, would lose a gradient 256 times smaller than the sum, and from a momentum of .998 on could not even
@@ -26,20 +30,48 @@ def make(settings: Optimizer, steps_per_epoch: int) -> tuple[optax.GradientTrans
     Args:
       settings: of the run.
       steps_per_epoch: what an epoch counts.
+      total_steps: of the run.
 
     Returns:
-      A transformation of gradients to updates, coupled L2 on every parameter included, and the schedule. The learning
-      rate is applied by `apply`.
+      A transformation of gradients to updates, on every parameter, and the schedule. The learning rate is applied by
+      `apply`.
     """
-    steps = optax.chain(
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.trace(settings.momentum, settings.nesterov, jnp.float32),
-    )
+    decayed = optax.add_decayed_weights(settings.weight_decay)
+    momentum = optax.trace(settings.momentum, settings.nesterov, jnp.float32)
+    if settings.name == "adamw":
+        steps = optax.chain(optax.scale_by_adam(settings.beta_1, settings.beta_2, settings.epsilon), decayed)
+    elif settings.name == "lars":
+        scaled = optax.chain(decayed, optax.scale_by_trust_ratio(trust_coefficient=settings.trust))
+        steps = optax.chain(optax.masked(scaled, _several_axes), momentum)
+    else:
+        steps = optax.chain(decayed, momentum)
+
+    def init(params: Tree) -> Tree:
+        return steps.init(as_float32(params))
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         return steps.update(as_float32(grads), state, as_float32(params))
 
-    return optax.GradientTransformation(steps.init, update), _stepwise(settings, steps_per_epoch)
+    return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
+
+
+def _several_axes(params: Tree) -> Tree:
+    return jax.tree.map(lambda array: array.ndim > 1, params)
+
+
+def _schedule(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> Schedule:
+    """`stepwise` or `cosine`, after a linear warm-up: (t + 1) / steps of the learning rate in step t."""
+    rising = round(settings.warm_up_epochs * steps_per_epoch)
+    if settings.schedule == "cosine":
+        falls = optax.cosine_decay_schedule(settings.learning_rate, max(total_steps - rising, 1))
+        after: Schedule = lambda step: jnp.asarray(falls(step - rising), jnp.float32)  # noqa: E731
+    else:
+        after = _stepwise(settings, steps_per_epoch)
+    if not rising:
+        return after
+    return lambda step: jnp.where(
+        step < rising, jnp.float32(settings.learning_rate) * (step + 1) / rising, after(jnp.maximum(step, rising))
+    )
 
 
 def _stepwise(settings: Optimizer, steps_per_epoch: int) -> Schedule:

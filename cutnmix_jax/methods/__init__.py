@@ -54,6 +54,15 @@ def row(name: str) -> Row:
     raise UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
 
 
+def has_row(name: str) -> bool:
+    """Whether a method that is not broken has the row."""
+    try:
+        row(name)
+    except UsageError:
+        return False
+    return True
+
+
 def rows_by_name() -> dict[str, Row]:
     """Every row of every method, in the order of their names.
 

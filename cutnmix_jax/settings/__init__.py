@@ -13,8 +13,8 @@ from cutnmix_jax.fields import (
     Change,
     field,
     increasing_epochs,
+    names,
     number,
-    of_type,
     one_of,
     or_none,
     text,
@@ -62,27 +62,36 @@ class Mix:
 class RampUp:
     """Weights that rise, as exp(-5 (1 - epoch / epochs)^2) (Laine and Aila 2017)."""
 
-    terms: tuple[str, ...] = field((), of_type(tuple, "names of terms, as ('kd',)"), "whose weights; from the row")
+    terms: tuple[str, ...] = field((), names, "whose weights; from the row")
     epochs: int = field(80, whole(1), "until they stand; 80 of 300 in ONE, OKDDip and PCL")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """SGD as section 3.1 has it."""
+    """SGD as section 3.1 has it, or another one; see `engine.optim.make`."""
 
+    name: str = field("sgd", one_of(("sgd", "adamw", "lars")), "section 3.1, as all of these that say no more")
     # Less than 1e-12 changes no digit of a float32 weight; with more than 1e6 they overflow in a few steps.
-    learning_rate: float = field(0.05, number(1e-12, 1e6), "section 3.1, as all of these")
+    learning_rate: float = field(0.05, number(1e-12, 1e6), "section 3.1")
+    schedule: str = field("stepwise", one_of(("stepwise", "cosine")), "how the rate falls: by milestones, or to 0")
+    warm_up_epochs: float = field(0.0, number(0), "in which the rate rises linearly first; the paper has none")
     milestones: tuple[int, ...] = field(
         (150, 180, 210), increasing_epochs, "0-based epochs from which the rate is multiplied by decay; () for none"
     )
     decay: float = field(0.1, number(1e-6, 1), '"by 10%" in the text; x0.1 in SSKD [26] and in the lineage')
     # Gradients count 1 / (1 - momentum) times: 10,000 at most.
-    momentum: float = field(0.9, number(0, 0.9999), "section 3.1")
-    nesterov: bool = field(True, truth, "section 3.1")
+    momentum: float = field(0.9, number(0, 0.9999), "section 3.1; of sgd and lars")
+    nesterov: bool = field(True, truth, "section 3.1; of sgd and lars")
     # At 1 a weight counts as much as its gradient.
     weight_decay: float = field(
-        5e-4, number(1e-12, 1, or_zero=True), "on every parameter, as in the single parameter group of the lineage"
+        5e-4,
+        number(1e-12, 1, or_zero=True),
+        "on every parameter, as in the single parameter group of the lineage; of lars not on biases and norms",
     )
+    beta_1: float = field(0.9, number(0, 0.9999), "of adamw; Loshchilov and Hutter 2019")
+    beta_2: float = field(0.999, number(0, 0.999999), "of adamw; likewise")
+    epsilon: float = field(1e-8, number(1e-12, 1), "of adamw; likewise")
+    trust: float = field(1e-3, number(1e-6, 1), "of lars: the share of its own norm that an array may move by")
 
 
 @dataclasses.dataclass(frozen=True)

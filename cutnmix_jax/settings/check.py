@@ -20,6 +20,11 @@ def check(settings: Settings) -> None:
         raise UsageError(
             f"config.ramp_up.terms: no weight of a term {unknown[0]!r}; {nearest(unknown[0], settings.weights)}"
         )
+    if settings.optimizer.warm_up_epochs > settings.epochs:
+        raise UsageError(
+            f"config.optimizer.warm_up_epochs={settings.optimizer.warm_up_epochs:g}: more than the {settings.epochs} "
+            "epochs"
+        )
     method = settings.loss
     if settings.held_out_examples and not method.calibrates:
         raise UsageError(

@@ -29,8 +29,8 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     """
     path = Path(file.partition(":")[0])
     if path.suffix != ".py" or not _is_file(path):
-        folder = path.parent if path.parent != Path() else Path("configs")
-        known = sorted(str(other) for other in folder.glob("*.py") if other.stem not in ("__init__", "common"))
+        folders = {path.parent, Path("configs")} if path.parent == Path() else {path.parent}
+        known = sorted(str(other) for folder in folders for other in folder.glob("*.py") if other.stem != "__init__")
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
     given = tree.to_settings(_read(file))  # so that the file has no field that is not known, and lacks none
@@ -40,6 +40,7 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
     if settings.teacher:  # the same folder by another name is the same teacher
         fields["teacher"] = _resolved(settings, "teacher")
+    fields["num_peers"] = len(settings.backbones)  # `peers` replaces it
     return tree.to_settings(fields)
 
 

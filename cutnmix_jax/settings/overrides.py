@@ -43,7 +43,7 @@ def explain(error: Exception, file: str) -> str:
         named = f" {field.group(1)!r}" if field else ""
         hint = re.search(r'Did you mean "([\w.]+)"', text)
         return f"--config: no field{named}" + (
-            f"; did you mean {hint.group(1)!r}?" if hint else "; they stand in configs/common.py"
+            f"; did you mean {hint.group(1)!r}?" if hint else "; they stand in docs/fields.md"
         )
     for raised, meant in _PARSERS.items():
         if raised in text:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from cutnmix_jax import methods
+from cutnmix_jax import data, methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Backbone, Mix, RampUp, Settings, tree
 
@@ -22,7 +22,7 @@ def make(backbone: str, argument: str | None, dataset: str = "cifar100", method:
     parts = (argument or "").split(",")
     if len(parts) > 2:
         raise UsageError(f"--config=FILE:{argument}: the argument is dataset,method, for instance cifar10,dml")
-    if len(parts) == 1 and parts[0] in methods.rows_by_name():
+    if len(parts) == 1 and parts[0] not in data.names() and methods.has_row(parts[0]):
         name = parts[0]
         raise UsageError(f"--config=FILE:{name}: {name} is a method; the data set comes first, FILE:{dataset},{name}")
     dataset = parts[0] or dataset

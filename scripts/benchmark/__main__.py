@@ -36,7 +36,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         "scripts/bench", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backbone", default="resnet32", help="a file of configs/")
-    parser.add_argument("--method", default="cutnmix", help="a row of configs/common.py")
+    parser.add_argument("--method", default="cutnmix", help="a row of docs/methods.md")
     parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
     parser.add_argument("--classes", type=int, default=100)
