@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import digests, files, metrics
+import jax
+
+from cutnmix_jax import digests, environment, files, metrics
 from cutnmix_jax.errors import CheckpointError, one_line
+from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.types import Row
 
 RESULTS, CONFIG, CHECKPOINTS = "results.json", "config.json", "checkpoints"
@@ -53,6 +56,25 @@ def look(folder: Path) -> Looked:
     except (CheckpointError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         return Looked(None, one_line(error) or type(error).__name__)
     return Looked(None, why_not) if why_not else Looked(results)
+
+
+def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Row]) -> dict[str, Any]:
+    """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
+    return {
+        "dataset": settings.dataset,
+        "backbone": settings.backbone_name,
+        "method": settings.method,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "train_examples": num_train,
+        "test_examples": num_test,
+        "last": metrics.summary(rows[-1]),
+        "best": metrics.summary(metrics.best_of(rows)),
+        "seconds": sum(row["seconds"] for row in rows),
+        "device": jax.devices()[0].device_kind,
+        "versions": environment.versions(),
+        "config_sha256": metrics.config_sha256(tree.of_settings(settings)),
+    }
 
 
 def _wrong(results: dict[str, Any]) -> str:

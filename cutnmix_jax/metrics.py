@@ -1,4 +1,4 @@
-"""The rows of a run, in `metrics.jsonl` and for TensorBoard, and its results; the README describes the folder."""
+"""The rows of a run, in `metrics.jsonl` and for TensorBoard; the README describes the folder."""
 
 import contextlib
 import hashlib
@@ -9,11 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from cutnmix_jax import console, environment, files
+from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, told
-from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.types import Row
 
 ROWS = "metrics.jsonl"
@@ -190,25 +187,6 @@ def read_rows(path: Path) -> list[Row]:
             break
         rows.append(row)
     return rows
-
-
-def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Row]) -> dict[str, Any]:
-    """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
-    return {
-        "dataset": settings.dataset,
-        "backbone": settings.backbone_name,
-        "method": settings.method,
-        "seed": settings.seed,
-        "epochs": settings.epochs,
-        "train_examples": num_train,
-        "test_examples": num_test,
-        "last": summary(rows[-1]),
-        "best": summary(best_of(rows)),
-        "seconds": sum(row["seconds"] for row in rows),
-        "device": jax.devices()[0].device_kind,
-        "versions": environment.versions(),
-        "config_sha256": config_sha256(tree.of_settings(settings)),
-    }
 
 
 def summary(row: Row) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def go_on(
             state = loop.train(engine, saved, checkpoints, written, stop, began).state
 
     # The results.
-    results = metrics.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
+    results = finished.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
     if trained:

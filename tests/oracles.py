@@ -1,50 +1,59 @@
 """Made-up outputs for the methods' terms, and the pieces of their formulas in float64 numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import common
 from cutnmix_jax import methods
-from cutnmix_jax.types import Batch, Clock, Outputs, Spec
+from cutnmix_jax.types import Batch, Clock, Outputs, Setup, Spec
 
 N, K, C = 6, 5, 7
 CLOCK = Clock(jnp.int32(3), jnp.int32(1), jnp.int32(4), jnp.float32(0.05))
 
 
-def outputs_of(num_peers, seed=0, sizes=None, views=1):
-    """With a trunk's output, and with a leading axis where there are several views."""
+def outputs_of(num_peers, seed=0, sizes=None):
+    """Of one view, with a trunk's output."""
     rng = np.random.default_rng(seed)
-    sizes = sizes or [4] * num_peers
-    shape = (N,) if views == 1 else (views, N)
-    trunk = jnp.array(rng.normal(size=(*shape, C)))
+    trunk = jnp.array(rng.normal(size=(N, C)))
     return tuple(
-        Outputs(jnp.array(2 * rng.normal(size=(*shape, K))), jnp.array(rng.normal(size=(*shape, size))), trunk)
-        for size in sizes
+        Outputs(jnp.array(2 * rng.normal(size=(N, K))), jnp.array(rng.normal(size=(N, size))), trunk)
+        for size in sizes or [4] * num_peers
     )
 
 
-def batch_of(num_peers, seed=1):
+def seen_by(row, num_peers, seed=0):
+    """The outputs for each view of a row."""
+    return tuple(outputs_of(num_peers, seed + 100 * view) for view in range(len(method_of(row).views)))
+
+
+def batch_of(num_peers, seed=1, views=1):
+    """Labels that are the same for all peers and others for each view; teachers of two kinds that are not alike."""
     rng = np.random.default_rng(seed)
-    targets = jnp.array(np.tile(rng.dirichlet(np.ones(K), size=N), (num_peers, 1, 1)))
-    teachers = outputs_of(num_peers, seed=2)
+    targets = jnp.array([np.tile(rng.dirichlet(np.ones(K), size=N), (num_peers, 1, 1)) for _ in range(views)])
+    teachers = {kind: (outputs_of(num_peers, seed=number),) * views for number, kind in ((2, "frozen"), (3, "mean"))}
     labels = jnp.zeros(N, jnp.int32)
-    return Batch(jnp.zeros((num_peers, N, 32, 32, 3)), targets, labels, jnp.arange(N)[::-1] + 2, teachers)
+    return Batch(jnp.zeros((views, num_peers, N, 32, 32, 3)), targets, labels, jnp.arange(N)[::-1] + 2, teachers)
 
 
 def method_of(row, **options):
-    options = common.ROWS[row]["loss"] | options
-    return methods.load(options.pop("name"), **options)
+    return dataclasses.replace(methods.row(row).method, **options)
 
 
-def made(row, num_peers, outputs, **options):
+def spec_of(outputs):
+    return Spec(K, tuple(out.features.shape[-1] for out in outputs), N + 2, C)
+
+
+def made(row, outputs, **options):
     method = method_of(row, **options)
-    spec = Spec(K, tuple(out.features.shape[-1] for out in outputs), N + 2, C)
-    return method, *method.init(jax.random.key(0), spec)
+    return method, *method.init(jax.random.key(0), spec_of(outputs))
 
 
-def views_of(row):
-    return method_of(row).views
+def setup_of(row, num_peers, **fields):
+    """What suits every method, but for their number."""
+    setup = Setup(row, K, ("net",) * num_peers, True, "none", "cutmix", True, 0, "net")
+    return setup._replace(**fields)
 
 
 def log_softmax64(logits):

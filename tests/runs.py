@@ -15,6 +15,7 @@ import pytest
 from cutnmix_jax import data, digests, loop, metrics, storage, train
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.engine import assemble
+from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line, tree
 
@@ -80,6 +81,21 @@ class Stop:
 
     def defer(self):
         pass
+
+
+def wrapped(around):
+    """Lets every engine that is made from now on train by `around(train_steps)`; returns how to undo that."""
+    before = Engine.train_steps
+
+    def train_steps(engine):
+        trains = before.func(engine)
+        other = around(trains)
+        other.lower = trains.lower
+        return other
+
+    Engine.train_steps = functools.cached_property(train_steps)
+    Engine.train_steps.__set_name__(Engine, "train_steps")
+    return lambda: setattr(Engine, "train_steps", before)
 
 
 def with_train_steps(engine, train_steps):

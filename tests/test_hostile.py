@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutnmix_jax import config as configuration
 from cutnmix_jax import files, finished, lock, main, metrics
 from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.settings import command_line
 from scripts.paper import options, reproduce
 from scripts.paper import report as paper
 from scripts.paper.cells import Choice, cells_of
@@ -316,7 +316,7 @@ def test_a_home_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cutnmix_jax.train.run", lambda config, workdir, *_: print(workdir))
-    monkeypatch.setattr(configuration, "from_flags", lambda *_: None)
+    monkeypatch.setattr(command_line, "from_flags", lambda *_: None)
     assert main.main(["--config=x", "--workdir=~/x"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/x\n"
     assert main.main(["--config=x", "--workdir=~nobody-at-all/x"]) == 2

@@ -16,10 +16,10 @@ import pytest
 import sklearn  # noqa: F401  the import of which sets variables, and so does that of the next one
 import tensorboardX  # noqa: F401
 
-from cutnmix_jax import config as configuration
 from cutnmix_jax import main, train
 from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
+from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
 from tests.test_run import ROOT, TINY, rows_of
 
@@ -42,8 +42,8 @@ def state_of_process():
     }
 
 
-def config_of(*more):
-    return configuration.from_flags(TINY[0].removeprefix("--config="), [*TINY[1:], *more])
+def settings_of(*more):
+    return command_line.from_flags(TINY[0].removeprefix("--config="), [*TINY[1:], *more])
 
 
 def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
         warm = state_of_process()
-        train.run(config_of("--config.precision=float32"), tmp_path / "run")
+        train.run(settings_of("--config.precision=float32"), tmp_path / "run")
         assert state_of_process() == warm
         assert main.main([*TINY, f"--workdir={tmp_path / 'command'}"]) == 0
         assert state_of_process() == warm
@@ -101,11 +101,11 @@ def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd)
     before = signal.getsignal(number)
     with pytest.raises(StoppedError), StopRequest() as stop:
         os.kill(os.getpid(), number)
-        train.run(config_of(), tmp_path / "run", stop)
+        train.run(settings_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
     assert "stopping: the step in progress is finished and saved" in capfd.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
-    train.run(config_of("--config.seed=96"), tmp_path / "run")
+    train.run(settings_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from configs import common
-from cutnmix_jax import backbones, console, data, environment, files, loop, main, pictures, program, train
-from cutnmix_jax import config as configuration
+from cutnmix_jax import backbones, console, data, environment, files, loop, main, methods, pictures, train
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import StoppedError
+from cutnmix_jax.settings import command_line
 from tests.hostile import snapshot
-from tests.runs import Stop, few
+from tests.runs import Stop, few, wrapped
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -55,9 +55,10 @@ def rows_of(workdir, *, timings=True):
 
 def saved_in(workdir, arguments):
     """The newest checkpoint of a run, read back as the program reads it."""
-    config = configuration.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples, config.test_examples)
-    like = program.assemble(config, dataset).shapes()
+    settings = command_line.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
+    dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
+    planned = train.plan(settings)
+    like = assemble.engine(settings, dataset, planned.networks, planned.trained and planned.trained.load).shapes()
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     saved = checkpoints.restore(like).state
     checkpoints.close()
@@ -70,23 +71,19 @@ def start(arguments, workdir):
 
 
 def at_step(number, action):
-    """Lets every trainer that is made from now on do something before it takes a step; returns how to undo that."""
-    make_trainer, steps = program.step.make_trainer, []
+    """Lets every run that is begun from now on do something before it takes a step; returns how to undo that."""
+    steps = []
 
-    def make(**parts):
-        trainer = make_trainer(**parts)
-
+    def around(train_steps):
         def train_step(*arguments):
             steps.append(1)
             if len(steps) == number:
                 action()
-            return trainer(*arguments)
+            return train_steps(*arguments)
 
-        train_step.lower = trainer.lower
         return train_step
 
-    program.step.make_trainer = make
-    return lambda: setattr(program.step, "make_trainer", make_trainer)
+    return wrapped(around)
 
 
 def kill_before_step(number, workdir, arguments=TINY):
@@ -244,7 +241,7 @@ class AfterACall(Stop):
 @pytest.mark.slow
 def test_wall_seconds_are_those_of_all_starts(tmp_path, capsys):
     """Two starts, each made to look as if it was given 1,000 seconds ago."""
-    config = configuration.from_flags(TINY[0].removeprefix("--config="), TINY[1:])
+    config = command_line.from_flags(TINY[0].removeprefix("--config="), TINY[1:])
     with pytest.raises(StoppedError):
         train.run(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
     assert "s after the start" in capsys.readouterr().out
@@ -380,7 +377,7 @@ def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(files, "write_json", ends)
     with pytest.raises(KeyboardInterrupt):
-        train.run(configuration.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
+        train.run(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
     monkeypatch.undo()
     assert main.main(longer) == 4  # nobody can tell that it was forced
     assert "or --force to go on with these" in capsys.readouterr().err
@@ -405,7 +402,7 @@ def test_an_error_leaves_nothing_open(finished, tmp_path):
 
 
 def test_the_number_of_peers_follows_their_names(tmp_path):
-    named = configuration.from_flags("configs/quickstart.py", ["--config.peers=resnet8,resnet8,resnet8"])
+    named = command_line.from_flags("configs/quickstart.py", ["--config.peers=resnet8,resnet8,resnet8"])
     assert named.num_peers == 3
 
 
@@ -893,14 +890,14 @@ def test_seeds_differ_and_repeat(tmp_path):
     assert one == same != other
 
 
-@pytest.mark.parametrize("row", few(common.ROWS, ("baseline", "cutnmix", "kdcl", "okddip")))
+@pytest.mark.parametrize("row", few(sorted(methods.rows_by_name()), ("baseline", "cutnmix", "kdcl", "okddip")))
 def test_every_row_trains(row, finished, tmp_path):
     assert main.main([*of_row(row, finished[0]), "--config.epochs=2", f"--workdir={tmp_path}"]) == 0
     rows = rows_of(tmp_path)
-    assert set(common.ROWS[row]["weights"]) <= {name.removeprefix("train/") for name in rows[0]}
+    assert set(methods.row(row).weights) <= {name.removeprefix("train/") for name in rows[0]}
     assert all(np.isfinite(value) for row in rows for value in row.values())
     peers = [name for name in rows[0] if name.startswith("test/accuracy_peer_") and name[-1].isdigit()]
-    assert len(peers) == common.ROWS[row]["num_peers"] - (row == "okddip")
+    assert len(peers) == methods.row(row).num_peers - (row == "okddip")
     assert ("test/accuracy_leader" in rows[0]) == (row == "okddip")
 
 
@@ -917,7 +914,7 @@ def test_kdcl_weighs_its_peers_by_images_it_does_not_train_on(tmp_path):
     assert [row["step"] for row in rows_of(tmp_path / "whole")] == [2, 4, 6]
     state = saved_in(tmp_path / "whole", arguments).state
     weights = np.asarray(state.method_state["weights"])
-    config = configuration.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
+    config = command_line.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
     dataset = data.load("digits", "", 64, 30)
     rows = np.sort(np.random.default_rng(95).permutation(64)[:20])
     images = (dataset.train_images[rows] / 255.0 - dataset.mean) / dataset.std
@@ -1002,7 +999,7 @@ def file_of(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", common.ROWS)
+@pytest.mark.parametrize("row", sorted(methods.rows_by_name()))
 @pytest.mark.parametrize("name", backbones.names())
 def test_every_row_on_every_backbone(name, row, baselines, tmp_path):
     teacher = [f"--config.teacher={baselines(name)}"] if row in ("kd", "tf_kd_self") else []

@@ -22,20 +22,18 @@ ENDLESS = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.epochs=10000
 # Runs the command and notes in a file how many calls were begun; may hang in one of them.
 SCRIPT = """
 import sys, time
-from cutnmix_jax import main, program
-make = program.step.make_trainer
-counter, hang = open(sys.argv[1], "w"), int(sys.argv[2])
-def made(**parts):
-    trainer, calls = make(**parts), [0]
+from cutnmix_jax import main
+from tests import runs
+counter, hang, calls = open(sys.argv[1], "w"), int(sys.argv[2]), [0]
+def around(train_steps):
     def train(*arguments):
         calls[0] += 1
         counter.seek(0), counter.write(str(calls[0])), counter.flush()
         if calls[0] == hang:
             time.sleep(600)
-        return trainer(*arguments)
-    train.lower = trainer.lower
+        return train_steps(*arguments)
     return train
-program.step.make_trainer = made
+runs.wrapped(around)
 sys.exit(main.main(sys.argv[3:], own_process=True))
 """
 

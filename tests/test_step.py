@@ -1,4 +1,7 @@
-"""The compiled steps: a whole step against numpy, loops against single steps, evaluation against a count."""
+"""The engine: a whole step against numpy, loops against single steps, evaluation against a count."""
+
+import dataclasses
+import functools
 
 import chex
 import jax
@@ -6,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from cutnmix_jax import batches, evaluate, methods, optim, peers, step
-from cutnmix_jax.types import Backbone, Dataset, Outputs, Spec, Split
+from cutnmix_jax import methods
+from cutnmix_jax.engine import assemble, batches
+from cutnmix_jax.engine.engine import mixed_accuracy
+from cutnmix_jax.methods.cutnmix import CutnMix
+from cutnmix_jax.settings import VIEWS, Mix, Optimizer, recipe
+from cutnmix_jax.types import Backbone, Dataset, Outputs, Split, View
 from tests.runs import few
 
 K, D, RATE = 4, 3, 0.1
@@ -24,8 +30,6 @@ DATASET = Dataset(
     std=np.array([0.2, 0.3, 0.4], np.float32),
     flip=True,
 )
-TRAIN = batches.with_classes(batches.Data(jnp.array(DATASET.train_images), jnp.array(DATASET.train_labels)), K)
-TEST = batches.Data(jnp.array(DATASET.test_images), jnp.array(DATASET.test_labels))
 KEY = jax.random.key(95)
 
 
@@ -57,56 +61,29 @@ def summaries(images):
     return images.reshape(-1, 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(-1, 12)
 
 
-def build(
-    row,
-    *,
-    loop=False,
-    batch_size=10,
-    num_peers=None,
-    backbone=None,
-    features=D,
-    mapping="unroll",
-    make=lambda f: jax.jit(f)(),
-    dataset=DATASET,
-    options=None,
-    weight_decay=5e-4,
-):
-    fields = common.ROWS[row]
-    num_peers = num_peers or fields["num_peers"]
-    options = dict(options or fields["loss"])
-    method = methods.load(options.pop("name"), **options)
-    backbone, num_train = backbone or linear_backbone(), len(dataset.train_labels)
-    joined = peers.make([backbone] * num_peers, mapping, fields["share_trunk"])
-    taught_by = {"mean": peers.mean_teachers(joined), "": peers.no_teachers()}
-    teachers = taught_by.get(method.teacher) or peers.frozen_teacher(backbone, num_peers)
-    optimizer = optim.sgd(0.9, weight_decay, True)
-    mix = {"kind": fields["mix"], "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
-    make_batch = batches.make_batch_maker(
-        dataset,
-        num_peers=num_peers,
-        views=fields["views"],
-        mix=mix,
-        views_per_peer=method.views,
-        same_class=method.same_class,
+def build(row, *, backbone=None, features=D, dataset=DATASET, loop=False, **fields):
+    """An engine of the recipe on made-up data; `fields` are of its settings."""
+    optimizer = Optimizer(learning_rate=RATE, milestones=())
+    fields = {"batch_size": 10, "epochs": 3, "optimizer": optimizer} | fields
+    settings = dataclasses.replace(recipe.of_row("linear", "digits", row), **fields)
+    backbone, count = backbone or linear_backbone(), settings.num_peers
+    found = assemble.Networks(
+        (backbone,) * count, (features,) * count, features if settings.share_trunk else 0, backbone
     )
-    spec = Spec(dataset.num_classes, (features,) * num_peers, num_train, features)
-    state = make(
-        lambda: step.init_state(KEY, peers=joined, method=method, optimizer=optimizer, spec=spec, teachers=teachers)
-    )
-    trainer = step.make_trainer(
-        peers=joined,
-        method=method,
-        weights=fields["weights"],
-        optimizer=optimizer,
-        make_batch=make_batch,
-        batch_size=batch_size,
-        steps_per_epoch=num_train // batch_size,
-        epochs=3,
-        loop=loop,
-        same_images=fields["views"] == "shared" and fields["mix"] != "cutnmix",
-        teachers=teachers,
-    )
-    return joined, method, make_batch, state, step.zero_totals(method, spec), trainer
+    engine = assemble.engine(settings, dataset, found)
+    return dataclasses.replace(engine, steps_per_call=50) if loop else engine
+
+
+@functools.cache
+def built(row, loop=False):
+    """The same engine for all tests that need no other one, so that its step is compiled once."""
+    return build(row, loop=loop)
+
+
+def begun(engine):
+    """The state before the first step, the totals, and the feed of the first epoch."""
+    saved = engine.init()
+    return saved.state, saved.totals, engine.feed(0)
 
 
 def log_softmax64(z):
@@ -146,70 +123,83 @@ def paper_step(params, images, targets):
 
 
 def test_two_steps_of_the_papers_method_against_numpy():
-    _, _, make_batch, state, totals, trainer = build("cutnmix")
-    order = batches.epoch_order(KEY, 0, 40)
+    engine = built("cutnmix")
+    state, totals, feed = begun(engine)
     weight = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
     buffer = jax.tree.map(np.zeros_like, weight)
     losses = []
     for number in range(2):
-        batch_key, _ = jax.random.split(step.step_key(KEY, number))
-        batch, _ = make_batch(batch_key, TRAIN, order[10 * number : 10 * number + 10])
-        loss, gradient = paper_step(weight, np.asarray(batch.images, np.float64), np.asarray(batch.targets, np.float64))
+        batch, _ = engine.batch_at(number, feed)
+        images, targets = np.asarray(batch.images[0], np.float64), np.asarray(batch.targets[0], np.float64)
+        loss, gradient = paper_step(weight, images, targets)
         losses.append(loss)
         gradient["peers"] = tuple(gradient["peers"])
         decayed = jax.tree.map(lambda g, w: g + 5e-4 * w, gradient, weight)
         buffer = jax.tree.map(lambda b, g: 0.9 * b + g, buffer, decayed)
         weight = jax.tree.map(lambda w, g, b: w - RATE * (g + 0.9 * b), weight, decayed, buffer)
-        state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+        state, totals = engine.train_steps(state, totals, feed, 1)
     assert int(state.step) == 2
     np.testing.assert_allclose(totals.sums["loss"], sum(losses), rtol=1e-5)
     chex.assert_trees_all_close(state.params, weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row", few(common.ROWS, ("baseline", "cutnmix", "kdcl", "okddip", "ps_kd")))
+@pytest.mark.parametrize("row", few(methods.rows_by_name(), ("baseline", "cutnmix", "kdcl", "okddip", "ps_kd")))
 def test_a_loop_of_steps_is_the_same_steps(row):
-    *_, state, totals, one = build(row)
-    *_, looped_state, looped_totals, many = build(row, loop=True)
-    order = batches.epoch_order(KEY, 0, 40)
+    one, many = built(row), built(row, loop=True)
+    state, totals, feed = begun(one)
+    looped_state, looped_totals, _ = begun(many)
     for _ in range(3):
-        state, totals = one(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+        state, totals = one.train_steps(state, totals, feed, 1)
     for count in (2, 1):  # the shorter call at the end of an epoch runs the same program
-        looped_state, looped_totals = many(looped_state, looped_totals, TRAIN, order, jnp.float32(RATE), count, KEY)
-    assert many._cache_size() == 1
+        looped_state, looped_totals = many.train_steps(looped_state, looped_totals, feed, count)
+    assert many.train_steps._cache_size() == 1
     chex.assert_trees_all_close((state, totals), (looped_state, looped_totals), rtol=1e-5, atol=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, totals)))
 
 
 def test_learning_rate_is_data():
-    *_, state, totals, trainer = build("baseline")
-    order = batches.epoch_order(KEY, 0, 40)
+    engine = built("baseline")
+    state, totals, feed = begun(engine)
+    assert np.all(np.asarray(feed.rates) == np.float32(RATE))
     still = jax.tree.map(np.asarray, state.params)
-    state, totals = trainer(state, totals, TRAIN, order, jnp.float32(0), 1, KEY)
+    state, totals = engine.train_steps(state, totals, feed._replace(rates=0 * feed.rates), 1)
     chex.assert_trees_all_equal(state.params, still)
-    trainer(state, totals, TRAIN, order, jnp.float32(0.5), 1, KEY)
-    assert trainer._cache_size() == 1
+    state, totals = engine.train_steps(state, totals, feed._replace(rates=5 * feed.rates), 1)
+    assert engine.train_steps._cache_size() == 1
+    assert np.any(state.params["peers"][0]["head"] != still["peers"][0]["head"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploding(CutnMix):
+    """Its MMD overflows."""
+
+    def loss(self, *arguments):
+        terms, state = super().loss(*arguments)
+        return terms | {"mmd": terms["mmd"] * jnp.inf}, state
 
 
 def test_a_term_of_weight_zero_cannot_spread():
-    joined, method, make_batch, state, totals, _ = build("cutnmix")
     weights = {"ce": 1.0, "dml": 0.0, "mmd": 0.0, "pt": 0.0, "peer_teacher_ce": 1.0}
-    exploding = method._replace(
-        loss=lambda *a: ((t := method.loss(*a)[0]) | {"mmd": t["mmd"] * jnp.inf}, method.loss(*a)[1])
-    )
-    trainer = step.make_trainer(
-        peers=joined,
-        method=exploding,
-        weights=weights,
-        optimizer=optim.sgd(0.9, 5e-4, True),
-        make_batch=make_batch,
-        batch_size=10,
-        steps_per_epoch=4,
-        epochs=1,
-        loop=False,
-    )
-    state, totals = trainer(state, totals, TRAIN, batches.epoch_order(KEY, 0, 40), jnp.float32(RATE), 1, KEY)
+    engine = build("cutnmix", loss=Exploding(), weights=weights)
+    state, totals = engine.train_steps(*begun(engine), 1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert np.isfinite(totals.sums["loss"])
+    assert np.isfinite(totals.sums["loss"]) and not np.isfinite(totals.sums["mmd"])
+
+
+@pytest.mark.parametrize("row", ["one", "okddip", "pcl"])
+def test_weights_rise_over_eighty_epochs(row):
+    """exp(-5 (1 - t / 80)^2) of the terms that the originals have it for; what is measured is the term without it."""
+    engine = built(row)
+    rising = {"one": {"kd"}, "okddip": {"kd"}, "pcl": {"pt", "mean_teacher"}}[row]
+    for epoch, weight in ((0, 0.0067379), (40, 0.2865048), (80, 1.0), (200, 1.0)):
+        state, totals, feed = begun(engine)
+        _, found = engine.train_steps(state._replace(step=jnp.int32(4 * epoch)), totals, feed, 1)
+        expected = 0.0
+        for name in engine.terms:
+            of_each = 1 if name in ("ensemble_ce", "peer_teacher_ce") else engine.settings.num_peers
+            expected += (weight if name in rising else 1.0) * of_each * float(found.sums[name])
+        np.testing.assert_allclose(found.sums["loss"], expected, rtol=1e-5)
+        assert all(found.sums[name] > 0 for name in rising)
 
 
 def test_epochs_are_permutations_that_differ():
@@ -217,61 +207,85 @@ def test_epochs_are_permutations_that_differ():
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert (orders[0] != orders[1]).any()
     assert (np.asarray(batches.epoch_order(jax.random.key(96), 0, 40)) != orders[0]).any()
+    np.testing.assert_array_equal(built("baseline").feed(2).order, orders[2])
+
+
+def test_an_epoch_sees_each_image_once():
+    engine = built("baseline")
+    feed = engine.feed(1)
+    rows = np.concatenate([engine.batch_at(step, feed)[0].indices for step in range(4, 8)])
+    np.testing.assert_array_equal(rows, feed.order)
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    make_batch = batches.make_batch_maker(
-        DATASET, num_peers=2, views="per_peer", mix={"kind": "cutnmix", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
-    )
-    rows = jnp.arange(8)
-    one, how = make_batch(step.step_key(KEY, 3), TRAIN, rows)
-    again, _ = make_batch(step.step_key(KEY, 3), TRAIN, rows)
-    other, _ = make_batch(step.step_key(KEY, 4), TRAIN, rows)
+    engine = built("cutnmix")
+    feed = engine.feed(0)
+    one, _ = engine.batch_at(3, feed)
+    again, _ = engine.batch_at(jnp.int32(3), feed)
     chex.assert_trees_all_equal(one, again)
-    assert np.any(one.images != other.images)
-    np.testing.assert_array_equal(one.targets[0], one.targets[1])
-    np.testing.assert_array_equal(one.labels, DATASET.train_labels[:8])
+    same_rows = feed._replace(order=jnp.tile(feed.order[30:], 4))
+    here, there = (engine.batch_at(step, same_rows)[0] for step in (3, 2))
+    np.testing.assert_array_equal(here.indices, there.indices)
+    assert np.any(here.images != there.images)
+    assert np.any(engine.batch_at(3, feed._replace(key=jax.random.key(96)))[0].images != one.images)
+    np.testing.assert_array_equal(one.targets[0, 0], one.targets[0, 1])
+    np.testing.assert_array_equal(one.labels, DATASET.train_labels[feed.order[30:]])
 
 
-@pytest.mark.parametrize("views", batches.VIEWS)
-def test_each_peer_has_its_own_view_or_all_share_one(views):
-    mix = {"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
-    make_batch = batches.make_batch_maker(DATASET, num_peers=2, views=views, mix=mix)
-    batch, _ = make_batch(KEY, TRAIN, jnp.arange(20))
-    unlike = np.any(np.asarray(batch.images[0] != batch.images[1]), axis=(1, 2, 3)).mean()
+@pytest.mark.parametrize("kind", ["none", "cutnmix"])
+@pytest.mark.parametrize("views", VIEWS)
+def test_each_peer_has_its_own_view_or_all_share_one(views, kind):
+    """One image of each, too, where all see the same: what they share is computed once."""
+    engine = build("dml", views=views, mix=Mix(kind, prob=0.0))
+    batch, _ = engine.make_batch(KEY, engine.train_data, jnp.arange(20))
+    assert batch.images.shape[:3] == (1, 1 if (views, kind) == ("shared", "none") else 2, 20)
+    one, other = batch.images[0, 0], batch.images[0, -1]
+    unlike = np.any(np.asarray(one != other), axis=(1, 2, 3)).mean()
     assert unlike > 0.9 if views == "per_peer" else unlike == 0
 
 
 def test_batches_without_mixing_are_normalised_crops():
-    make_batch = batches.make_batch_maker(
-        DATASET, num_peers=2, views="shared", mix={"kind": "none", "prob": 1.0, "alpha": 1.0, "box": "cutmix"}
-    )
-    batch, _ = make_batch(KEY, TRAIN, jnp.arange(5))
-    np.testing.assert_array_equal(batch.images[0], batch.images[1])
+    engine = built("dml")
+    batch, _ = engine.make_batch(KEY, engine.train_data, jnp.arange(5))
     pixels = np.asarray(batch.images) * DATASET.std + DATASET.mean
     for i in range(5):
         padded = np.pad(DATASET.train_images[i] / 255, ((4, 4), (4, 4), (0, 0)))
         views = [padded[t : t + 32, c : c + 32][:, ::m] for t in range(9) for c in range(9) for m in (1, -1)]
-        assert min(np.abs(view - pixels[0, i]).max() for view in views) < 1e-5
+        assert min(np.abs(view - pixels[0, 0, i]).max() for view in views) < 1e-5
+
+
+def test_a_view_without_a_crop_is_the_image_as_it_is():
+    engine = built("dml")
+    make_batch = batches.make_batch_maker(
+        DATASET, num_peers=2, shared_crop=False, same_images=False, mix=Mix(), views=(View(), View(crop=False))
+    )
+    batch, _ = make_batch(KEY, engine.train_data, jnp.arange(5))
+    assert batch.images.shape == (2, 2, 5, 32, 32, 3)
+    for seen in np.asarray(batch.images[1]) * DATASET.std + DATASET.mean:
+        np.testing.assert_allclose(255 * seen, DATASET.train_images[:5], atol=1e-3)
+    assert np.any(batch.images[0, 0] != batch.images[1, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 64])
 def test_evaluation_is_an_exact_count(batch_size):
-    joined, method, _, state, *_ = build("cutnmix")
+    state = begun(built("cutnmix"))[0]
     images = (DATASET.test_images / 255.0 - DATASET.mean) / DATASET.std
     features = [np.asarray(summaries(images)) @ np.asarray(p["body"], np.float64) for p in state.params["peers"]]
     logits = [f @ np.asarray(p["head"], np.float64) for f, p in zip(features, state.params["peers"], strict=True)]
     teacher = np.concatenate(features, axis=1) @ np.asarray(state.params["method"]["kernel"], np.float64)
     teacher += np.asarray(state.params["method"]["bias"], np.float64)
-    scores = {"peer_0": logits[0], "peer_1": logits[1], "peer_teacher": teacher}
-    scores["ensemble"] = sum(np.exp(log_softmax64(z)) for z in logits)
     # Image 0 stands in for what a last batch lacks; a class that peer 0 sees in it would be counted again and again.
     labels = np.where(np.arange(23) == 0, logits[0][0].argmax(), DATASET.test_labels)
-    expected = {name: (score.argmax(1) == labels).sum() / 23 for name, score in scores.items()}
-    expected["accuracy"] = (expected["peer_0"] + expected["peer_1"]) / 2
-    evaluator = evaluate.make_evaluator(peers=joined, method=method, dataset=DATASET, batch_size=batch_size)
-    found = evaluate.accuracies(evaluator, state, TEST._replace(labels=jnp.array(labels)), batch_size)
-    assert found == pytest.approx(expected, abs=1e-12)
+
+    def share(scores):
+        return pytest.approx((scores.argmax(1) == labels).sum() / 23, abs=1e-12)
+
+    engine = build("cutnmix", eval_batch_size=batch_size)
+    found = engine.evaluate(state, engine.test_data._replace(labels=jnp.array(labels, jnp.int32)))
+    assert found.peers == (share(logits[0]), share(logits[1]))
+    assert found.ensemble == share(sum(np.exp(log_softmax64(z)) for z in logits))
+    assert found.heads == {"peer_teacher": share(teacher)}
+    assert found.mean == pytest.approx(sum(found.peers) / 2, abs=1e-12)
 
 
 def test_training_accuracy_is_on_the_larger_share_of_the_label():
@@ -279,17 +293,12 @@ def test_training_accuracy_is_on_the_larger_share_of_the_label():
     targets = jnp.array([[0.7, 0.3, 0], [0.7, 0.3, 0], [0, 0, 1], [0.6, 0.4, 0]])
     outputs = (Outputs(logits, logits), Outputs(logits[::-1], logits))
     # peer 0 is right on rows 0, 2, 3; peer 1, reversed to classes 0, 2, 1, 0, on rows 0 and 3
-    assert step.mixed_accuracy(outputs, jnp.stack([targets, targets])) == pytest.approx((3 / 4 + 2 / 4) / 2)
-
-
-def batch_of_step(make_batch, number, order):
-    batch_key, _ = jax.random.split(step.step_key(KEY, number))
-    return make_batch(batch_key, TRAIN, order[10 * number : 10 * number + 10])[0]
+    assert mixed_accuracy(outputs, jnp.stack([targets, targets])) == pytest.approx((3 / 4 + 2 / 4) / 2)
 
 
 def test_pairs_are_of_the_same_class_and_uniform():
     labels = jnp.asarray(np.tile(np.arange(K), 500).astype(np.int32))
-    rows = np.asarray(batches.same_class_rows(KEY, TRAIN, labels))
+    rows = np.asarray(batches.same_class_rows(KEY, built("cs_kd").train_data, labels))
     assert (DATASET.train_labels[rows] == np.asarray(labels)).all()
     for label in range(K):
         members = np.flatnonzero(DATASET.train_labels == label)
@@ -300,10 +309,9 @@ def test_pairs_are_of_the_same_class_and_uniform():
 
 
 def test_cs_kd_sees_an_image_and_another_of_its_class():
-    _, _, make_batch, *_ = build("cs_kd")
-    index = jnp.arange(10)
-    batch, _ = jax.jit(make_batch)(KEY, TRAIN, index)
-    assert batch.images.shape == (2, 10, 32, 32, 3) and batch.targets.shape == (1, 10, K)
+    engine = built("cs_kd")
+    batch, _ = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
+    assert batch.images.shape == (2, 1, 10, 32, 32, 3) and batch.targets.shape == (2, 1, 10, K)
     pixels = (np.asarray(batch.images) * DATASET.std + DATASET.mean) * 255
     padded = np.pad(DATASET.train_images, ((0, 0), (4, 4), (4, 4), (0, 0))).astype(np.float32)
 
@@ -318,7 +326,7 @@ def test_cs_kd_sees_an_image_and_another_of_its_class():
             found.append(list(centre))
         return found
 
-    first, second = rows_of_view(pixels[0, :4]), rows_of_view(pixels[1, :4])
+    first, second = rows_of_view(pixels[0, 0, :4]), rows_of_view(pixels[1, 0, :4])
     assert first == [[0], [1], [2], [3]]
     assert all(
         DATASET.train_labels[two] == DATASET.train_labels[one] for [one], [two] in zip(first, second, strict=True)
@@ -326,10 +334,10 @@ def test_cs_kd_sees_an_image_and_another_of_its_class():
 
 
 def test_ddgsd_sees_two_views_of_an_image():
-    _, _, make_batch, *_ = build("ddgsd", num_peers=2)
-    batch, _ = jax.jit(make_batch)(KEY, TRAIN, jnp.arange(10))
-    assert batch.images.shape == (4, 10, 32, 32, 3) and batch.targets.shape == (2, 10, K)
-    assert len({view.tobytes() for view in np.asarray(batch.images)}) == 4
+    engine = build("ddgsd", num_peers=2)
+    batch, _ = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
+    assert batch.images.shape == (2, 2, 10, 32, 32, 3) and batch.targets.shape == (2, 2, 10, K)
+    assert len({seen.tobytes() for view in np.asarray(batch.images) for seen in view}) == 4
 
 
 def counting_backbone():
@@ -349,23 +357,23 @@ def counting_backbone():
 
 @pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])
 def test_each_view_is_a_pass_of_its_own(row):
-    _, _, make_batch, state, totals, trainer = build(row, backbone=counting_backbone())
-    order = batches.epoch_order(KEY, 0, 40)
-    batch = batch_of_step(make_batch, 0, order)
-    state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+    engine = build(row, backbone=counting_backbone())
+    state, totals, feed = begun(engine)
+    batch, _ = engine.batch_at(0, feed)
+    state, _ = engine.train_steps(state, totals, feed, 1)
     assert state.batch_stats[0]["passes"] == 2
     np.testing.assert_allclose(state.batch_stats[0]["last"], batch.images[1].mean(), rtol=1e-5)
 
 
 def test_cs_kd_s_second_view_gets_no_gradient():
-    _, _, make_batch, state, totals, trainer = build("cs_kd")
-    order = batches.epoch_order(KEY, 0, 40)
-    batch = batch_of_step(make_batch, 0, order)
+    engine = built("cs_kd")
+    state, totals, feed = begun(engine)
+    batch, _ = engine.batch_at(0, feed)
     before = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params["peers"][0])
-    state, _ = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
-    x, other = (np.asarray(summaries(images), np.float64) for images in batch.images)
+    state, _ = engine.train_steps(state, totals, feed, 1)
+    x, other = (np.asarray(summaries(images), np.float64) for images in batch.images[:, 0])
     z, z_other = (v @ before["body"] @ before["head"] for v in (x, other))
-    d_z = (np.exp(log_softmax64(z)) - np.asarray(batch.targets[0])) / 10
+    d_z = (np.exp(log_softmax64(z)) - np.asarray(batch.targets[0, 0])) / 10
     d_z += 4 * (np.exp(log_softmax64(z / 4)) - np.exp(log_softmax64(z_other / 4))) / 10
     gradient = {"body": x.T @ (d_z @ before["head"].T), "head": (x @ before["body"]).T @ d_z}
     expected = {name: w - RATE * 1.9 * (gradient[name] + 5e-4 * w) for name, w in before.items()}
@@ -373,47 +381,46 @@ def test_cs_kd_s_second_view_gets_no_gradient():
 
 
 def test_mean_teachers_follow_the_peers():
-    _, _, _, state, totals, trainer = build("pcl")
-    order = batches.epoch_order(KEY, 0, 40)
+    engine = built("pcl")
+    state, totals, feed = begun(engine)
     mean = None
     for number in range(3):
-        state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+        state, totals = engine.train_steps(state, totals, feed, 1)
         now = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params["peers"])
         alpha = min(1 - 1 / (number + 1), 0.999)
         mean = now if mean is None else jax.tree.map(lambda m, w, a=alpha: a * m + (1 - a) * w, mean, now)
-        chex.assert_trees_all_close(state.teachers["params"], mean, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(state.teachers["mean"]["params"], mean, rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():
-    _, _, _, state, totals, trainer = build("kd", num_peers=2)
+    engine = build("kd", num_peers=2, views="per_peer")
+    state, totals, feed = begun(engine)
     before = jax.tree.map(np.asarray, state.teachers)
-    order = batches.epoch_order(KEY, 0, 40)
     for _ in range(2):
-        state, totals = trainer(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+        state, totals = engine.train_steps(state, totals, feed, 1)
     chex.assert_trees_all_equal(state.teachers, before)
-    teacher = peers.frozen_teacher(linear_backbone(), 2)
     images = jax.random.normal(KEY, (2, 5, 32, 32, 3))
-    outputs, _ = teacher.forward(before, state.params["peers"], images, KEY)
-    weights = before["params"][0]
-    for j in range(2):
-        expected = summaries(images[j]) @ weights["body"] @ weights["head"]
-        np.testing.assert_allclose(outputs[j].logits, expected, rtol=1e-4, atol=1e-5)
+    weights = before["frozen"]["params"][0]
+    for seen in (images, images[:1]):  # of each peer, and of all
+        outputs, _ = engine.teachers.forward(before, state.params["peers"], seen, KEY)
+        for j in range(2):
+            expected = summaries(seen[j % len(seen)]) @ weights["body"] @ weights["head"]
+            np.testing.assert_allclose(outputs["frozen"][j].logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("row", ["okddip", "pcl", "one"])
 def test_evaluation_of_branches_and_heads(row):
-    joined, method, _, state, *_ = build(row)
-    teachers = peers.mean_teachers(joined) if row == "pcl" else peers.no_teachers()
-    evaluator = evaluate.make_evaluator(peers=joined, method=method, dataset=DATASET, batch_size=8, teachers=teachers)
-    found = evaluate.accuracies(evaluator, state, TEST, 8)
+    engine = build(row, eval_batch_size=8)
+    state = begun(built(row))[0]
+    found = engine.evaluate(state)
     heads = {"one": ["gated_ensemble"], "okddip": ["leader"]}.get(row)
     heads = heads or ["peer_teacher", "mean_teacher_0", "mean_teacher_1", "mean_teacher_2"]
-    students = {"one": 2, "okddip": 2, "pcl": 3}[row]
-    assert set(found) == {"accuracy", *(f"peer_{j}" for j in range(students)), "ensemble", *heads}
+    assert set(found.heads) == set(heads)
+    assert len(found.peers) == {"one": 2, "okddip": 2, "pcl": 3}[row]
     images = (DATASET.test_images / 255.0 - DATASET.mean) / DATASET.std
     features = np.asarray(summaries(images)) @ np.asarray(state.params["peers"][0]["body"], np.float64)
     for j, tree in enumerate(state.params["peers"]):
         right = (features @ np.asarray(tree["head"], np.float64)).argmax(1) == DATASET.test_labels
-        name = "leader" if row == "okddip" and j == 2 else f"peer_{j}"
-        assert found[name] == pytest.approx(right.mean())
+        said = found.heads["leader"] if row == "okddip" and j == 2 else found.peers[j]
+        assert said == pytest.approx(right.mean())
         assert ("body" in tree) == (j == 0)
