@@ -5,69 +5,84 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from cutnmix_jax import methods
+from cutnmix_jax.engine.engine import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl as kdcl_module
 from cutnmix_jax.types import Outputs, Spec
-from tests.oracles import CLOCK, C, K, N, batch_of, ce64, kl64, log_softmax64, made, method_of, mmd64, outputs_of
+from tests.oracles import (
+    CLOCK,
+    C,
+    K,
+    N,
+    batch_of,
+    ce64,
+    kl64,
+    log_softmax64,
+    made,
+    method_of,
+    mmd64,
+    outputs_of,
+    seen_by,
+    setup_of,
+    spec_of,
+)
 from tests.test_methods import PAPER
-
-RAMP = np.exp(-5 * (1 - 1 / 80) ** 2)  # CLOCK stands in epoch 1
 
 
 def array64(x):
     return np.asarray(x, np.float64)
 
 
-def cs_kd(params, outputs, batch):
+def ces(outputs, targets):
+    return [ce64(out.logits, targets[j]) for j, out in enumerate(outputs)]
+
+
+def cs_kd(params, views, batch):
+    first, second = views
     return {
-        "ce": [ce64(out.logits[0], batch.targets[j]) for j, out in enumerate(outputs)],
-        "kd": [kl64(out.logits[0], out.logits[1], 4) for out in outputs],
+        "ce": ces(first, batch.targets[0]),
+        "kd": [kl64(one.logits, other.logits, 4) for one, other in zip(first, second, strict=True)],
     }
 
 
-def ps_kd(params, outputs, batch):  # of images that were never seen
-    return {"ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)]}
+def ps_kd(params, views, batch):  # of images that were never seen
+    return {"ce": ces(views[0], batch.targets[0])}
 
 
-def tf_kd_reg(params, outputs, batch):
-    ce = [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)]
+def tf_kd_reg(params, views, batch):
     kd = []
-    for j, out in enumerate(outputs):
+    for j, out in enumerate(views[0]):
         total = 0.0
-        for logits, target in zip(array64(out.logits), array64(batch.targets[j]), strict=True):
+        for logits, target in zip(array64(out.logits), array64(batch.targets[0, j]), strict=True):
             # A mixed label's virtual teacher is the mixture of its classes' ones.
             u = sum(target[c] * np.where(np.arange(K) == c, 0.99, 0.01 / (K - 1)) for c in range(K)) / 20
             q = np.exp(u) / np.exp(u).sum()
             total += (q * (np.log(q) - log_softmax64(logits))).sum()
         kd.append(total / N)
-    return {"ce": ce, "kd": kd}
+    return {"ce": ces(views[0], batch.targets[0]), "kd": kd}
 
 
 def kd(tau):
-    def terms(params, outputs, batch):
-        return {
-            "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
-            "kd": [kl64(out.logits, t.logits, tau) for out, t in zip(outputs, batch.teachers, strict=True)],
-        }
+    def terms(params, views, batch):
+        pairs = zip(views[0], batch.teachers["frozen"][0], strict=True)
+        return {"ce": ces(views[0], batch.targets[0]), "kd": [kl64(out.logits, t.logits, tau) for out, t in pairs]}
 
     return terms
 
 
-def ddgsd(params, outputs, batch):
+def ddgsd(params, views, batch):
+    pairs = list(zip(*views, strict=True))
     return {
-        "ce": [sum(ce64(logits, batch.targets[j]) for logits in out.logits) for j, out in enumerate(outputs)],
-        "kd": [kl64(a, b, 3) + kl64(b, a, 3) for a, b in (out.logits for out in outputs)],
-        "mmd": [mmd64(*out.features) for out in outputs],
+        "ce": [sum(both) for both in zip(*map(ces, views, batch.targets), strict=True)],
+        "kd": [kl64(a.logits, b.logits, 3) + kl64(b.logits, a.logits, 3) for a, b in pairs],
+        "mmd": [mmd64(a.features, b.features) for a, b in pairs],
     }
 
 
-def kdcl(params, outputs, batch):
-    mean = sum(array64(out.logits) for out in outputs) / len(outputs)
-    return {
-        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
-        "kd": [kl64(out.logits, mean, 4) for out in outputs],
-    }
+def kdcl(params, views, batch):
+    mean = sum(array64(out.logits) for out in views[0]) / len(views[0])
+    return {"ce": ces(views[0], batch.targets[0]), "kd": [kl64(out.logits, mean, 4) for out in views[0]]}
 
 
 def gate64(params, trunk, mean, var):
@@ -77,18 +92,19 @@ def gate64(params, trunk, mean, var):
     return np.exp(positive) / np.exp(positive).sum(axis=1, keepdims=True)
 
 
-def one(params, outputs, batch):
+def one(params, views, batch):
+    [outputs], [targets] = views, batch.targets
     gate = gate64(params, outputs[0].trunk, None, None)
     ensemble = sum(gate[:, b, None] * array64(out.logits) for b, out in enumerate(outputs))
     return {
-        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
-        "ensemble_ce": ce64(ensemble, batch.targets[0]),
-        "kd": [RAMP * kl64(out.logits, ensemble, 3) for out in outputs],
+        "ce": ces(outputs, targets),
+        "ensemble_ce": ce64(ensemble, targets[0]),
+        "kd": [kl64(out.logits, ensemble, 3) for out in outputs],
     }
 
 
-def okddip(params, outputs, batch):
-    *peers, leader = outputs
+def okddip(params, views, batch):
+    [(*peers, leader)] = views
     query = [array64(out.features) @ array64(params["query"]) for out in peers]
     key = [array64(out.features) @ array64(params["key"]) for out in peers]
     targets = []
@@ -98,23 +114,25 @@ def okddip(params, outputs, batch):
         targets.append(sum(weight[:, j, None] * array64(out.logits) for j, out in enumerate(peers)))
     targets.append(sum(array64(out.logits) for out in peers) / len(peers))
     return {
-        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
-        "kd": [RAMP * kl64(out.logits, target, 3) for out, target in zip(outputs, targets, strict=True)],
+        "ce": ces(views[0], batch.targets[0]),
+        "kd": [kl64(out.logits, target, 3) for out, target in zip([*peers, leader], targets, strict=True)],
     }
 
 
-def pcl(params, outputs, batch):
+def pcl(params, views, batch):
+    [outputs], [targets] = views, batch.targets
     joined = np.concatenate([array64(out.features) for out in outputs], axis=1)
     teacher = joined @ array64(params["kernel"]) + array64(params["bias"])
+    means = batch.teachers["mean"][0]
     others = [
-        np.mean([kl64(out.logits, mean.logits, 3) for k, mean in enumerate(batch.teachers) if k != j])
+        np.mean([kl64(out.logits, mean.logits, 3) for k, mean in enumerate(means) if k != j])
         for j, out in enumerate(outputs)
     ]
     return {
-        "ce": [ce64(out.logits, batch.targets[j]) for j, out in enumerate(outputs)],
-        "pt": [RAMP * kl64(out.logits, teacher, 3) for out in outputs],
-        "mean_teacher": [RAMP * value for value in others],
-        "peer_teacher_ce": ce64(teacher, batch.targets[0]),
+        "ce": ces(outputs, targets),
+        "pt": [kl64(out.logits, teacher, 3) for out in outputs],
+        "mean_teacher": others,
+        "peer_teacher_ce": ce64(teacher, targets[0]),
     }
 
 
@@ -133,62 +151,58 @@ ORACLES = {
 
 
 def test_every_row_has_an_oracle():
-    assert set(ORACLES) | set(PAPER) == set(common.ROWS)
+    assert set(ORACLES) | set(PAPER) == set(methods.rows_by_name())
+
+
+LEAST = {"kdcl": 2, "one": 2, "pcl": 2, "okddip": 3}  # networks
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
 @pytest.mark.parametrize("row", ORACLES)
 def test_terms_against_numpy(row, num_peers):
-    outputs, batch = outputs_of(num_peers, views=method_of(row).views), batch_of(num_peers)
-    if num_peers < method_of(row).min_peers:
-        pytest.skip(f"{row} has no meaning for {num_peers}")
-    method, params, state = made(row, num_peers, outputs)
+    if num_peers < LEAST.get(row, 1):
+        with pytest.raises(UsageError, match=f"{row} needs at least {LEAST[row]} networks"):
+            method_of(row).check(setup_of(row, num_peers))
+        return
+    method_of(row).check(setup_of(row, num_peers))
+    views = seen_by(row, num_peers)
+    batch = batch_of(num_peers, views=len(views))
+    method, params, state = made(row, views[0])
     params = jax.tree.map(lambda leaf: leaf + 0.3, params)  # so that scales of 1 and offsets of 0 are not all there is
-    terms, _ = method.loss(params, state, outputs, batch, CLOCK)
-    expected = ORACLES[row](params, outputs, batch)
-    assert set(terms) == set(expected) == set(method.terms((4,) * num_peers)) == set(common.ROWS[row]["weights"])
+    terms, _ = method.loss(params, state, views, batch, CLOCK)
+    expected = ORACLES[row](params, views, batch)
+    assert set(terms) == set(expected) == set(methods.row(row).weights)
+    assert tuple(terms) == term_names(method, spec_of(views[0]))
     for name, values in expected.items():
         np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_ramp_up():
-    outputs, batch = outputs_of(2), batch_of(2)
-    method, params, state = made("one", 2, outputs)
-
-    def term(epoch):
-        return method.loss(params, state, outputs, batch, CLOCK._replace(epoch=jnp.int32(epoch)))[0]["kd"][0]
-
-    np.testing.assert_allclose(term(0) / term(80), np.exp(-5), rtol=1e-5)  # 0.0067
-    np.testing.assert_allclose(term(40) / term(80), np.exp(-1.25), rtol=1e-5)
-    assert term(80) == term(200)
-
-
 def test_ps_kd_softens_the_label_by_what_was_said_before():
     outputs, batch = outputs_of(2), batch_of(2)
-    method, params, state = made("ps_kd", 2, outputs)
+    method, params, state = made("ps_kd", outputs)
     rows = np.asarray(batch.indices)
-    _, state = method.loss(params, state, outputs, batch, CLOCK)
+    _, state = method.loss(params, state, (outputs,), batch, CLOCK)
     said = [np.exp(log_softmax64(out.logits)) for out in outputs]
-    np.testing.assert_allclose(state["said"][:, rows], said, rtol=1e-5)
+    np.testing.assert_allclose(state["last"][:, rows], said, rtol=1e-5)
     unseen = np.setdiff1d(np.arange(N + 2), rows)
-    assert not np.any(np.asarray(state["said"])[:, unseen])
+    assert not np.any(np.asarray(state["last"])[:, unseen])
     again = outputs_of(2, seed=5)
     for epoch, share in ((1, 0.4), (3, 0.8)):  # of 4 epochs: .8 * 2/4, and .8 in the last
-        terms, _ = method.loss(params, state, again, batch, CLOCK._replace(epoch=jnp.int32(epoch)))
-        soft = [(1 - share) * array64(batch.targets[j]) + share * said[j] for j in range(2)]
+        terms, _ = method.loss(params, state, (again,), batch, CLOCK._replace(epoch=jnp.int32(epoch)))
+        soft = [(1 - share) * array64(batch.targets[0, j]) + share * said[j] for j in range(2)]
         np.testing.assert_allclose(terms["ce"], [ce64(again[j].logits, soft[j]) for j in range(2)], rtol=1e-5)
     # An image that is new in the last epoch has its label alone.
     other = batch._replace(indices=batch.indices.at[0].set(int(unseen[0])))
-    terms, _ = method.loss(params, state, again, other, CLOCK._replace(epoch=jnp.int32(3)))
-    soft[0][0] = array64(batch.targets[0][0])
+    terms, _ = method.loss(params, state, (again,), other, CLOCK._replace(epoch=jnp.int32(3)))
+    soft[0][0] = array64(batch.targets[0, 0, 0])
     np.testing.assert_allclose(terms["ce"][0], ce64(again[0].logits, soft[0]), rtol=1e-5)
 
 
 def test_one_s_gate_remembers_its_statistics():
     outputs, batch = outputs_of(3), batch_of(3)
-    method, params, state = made("one", 3, outputs)
+    method, params, state = made("one", outputs)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == C * 3 + 3 + 2 * 3
-    _, after = method.loss(params, state, outputs, batch, CLOCK)
+    _, after = method.loss(params, state, (outputs,), batch, CLOCK)
     raw = array64(outputs[0].trunk) @ array64(params["kernel"]) + array64(params["bias"])
     np.testing.assert_allclose(after["mean"], 0.1 * raw.mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(after["var"], 0.9 + 0.1 * raw.var(axis=0), rtol=1e-5)
@@ -200,11 +214,11 @@ def test_one_s_gate_remembers_its_statistics():
 
 def test_okddip_s_attention_learns_and_its_leader_is_a_head():
     outputs, batch = outputs_of(3, sizes=[16] * 3), batch_of(3)
-    method, params, state = made("okddip", 3, outputs)
+    method, params, state = made("okddip", outputs)
     assert {name: leaf.shape for name, leaf in params.items()} == {"query": (16, 2), "key": (16, 2)}
-    gradient = jax.grad(lambda p: method.loss(p, state, outputs, batch, CLOCK)[0]["kd"].sum())(params)
+    gradient = jax.grad(lambda p: method.loss(p, state, (outputs,), batch, CLOCK)[0]["kd"].sum())(params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
-    assert method.leaders == 1
+    assert method.students(outputs) == outputs[:2]
     assert method.heads(params, state, outputs)["leader"] is outputs[-1].logits
     with pytest.raises(UsageError, match="of one size, not 4, 5"):
         method.init(jax.random.key(0), Spec(K, (4, 5, 4), N))
@@ -213,9 +227,9 @@ def test_okddip_s_attention_learns_and_its_leader_is_a_head():
 
 def combined(target, logits, targets):
     outputs = tuple(Outputs(jnp.array(z), jnp.zeros((len(z), 2))) for z in logits)
-    batch = batch_of(len(logits))._replace(targets=jnp.array(targets))
-    method, params, state = made("kdcl", len(logits), outputs, target=target)
-    terms, _ = method.loss(params, state, outputs, batch, CLOCK)
+    batch = batch_of(len(logits))._replace(targets=jnp.array(targets)[None])
+    method, params, state = made("kdcl", outputs, target=target)
+    terms, _ = method.loss(params, state, (outputs,), batch, CLOCK)
     return np.asarray(terms["kd"])
 
 
@@ -262,10 +276,10 @@ def test_kdcl_s_general_weights_minimise_the_squared_error():
     for direction in rng.normal(size=(50, 3)):
         assert best <= error(weights + 0.05 * (direction - direction.mean())) + 1e-7
     outputs, batch = outputs_of(3), batch_of(3)
-    method, params, state = made("kdcl", 3, outputs, target="general")
+    method, params, state = made("kdcl", outputs, target="general")
     np.testing.assert_allclose(state["weights"], [1 / 3] * 3)
     state = method.calibrate(state, jnp.array(logits), jnp.array(labels))
-    terms, after = method.loss(params, state, outputs, batch, CLOCK)
+    terms, after = method.loss(params, state, (outputs,), batch, CLOCK)
     taught = sum(w * array64(out.logits) for w, out in zip(weights, outputs, strict=True))
     np.testing.assert_allclose(terms["kd"], [kl64(out.logits, taught, 4) for out in outputs], rtol=1e-4)
     np.testing.assert_allclose(after["weights"], weights, rtol=1e-4)

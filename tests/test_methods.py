@@ -1,23 +1,41 @@
 """Every method: its terms against float64 numpy, where its gradients go, and its contract."""
 
+import dataclasses
 import inspect
 
 import jax
 import numpy as np
 import pytest
 
-from configs import common
-from cutnmix_jax import config as configuration
 from cutnmix_jax import methods
+from cutnmix_jax.engine.engine import term_names
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import Outputs, Spec
-from tests.oracles import CLOCK, K, N, batch_of, ce64, kl64, made, mmd64, outputs_of, views_of
+from cutnmix_jax.settings import recipe, tree
+from cutnmix_jax.settings.check import check_weights
+from cutnmix_jax.types import Method, Outputs, Spec
+from tests.oracles import (
+    CLOCK,
+    K,
+    N,
+    batch_of,
+    ce64,
+    kl64,
+    made,
+    method_of,
+    mmd64,
+    outputs_of,
+    seen_by,
+    setup_of,
+    spec_of,
+)
+
+ROWS = methods.rows_by_name()
 
 
 def expected_terms(row, params, outputs, batch):
     """Eq. 4, 8, 9 and 10 written out peer by peer."""
-    peers = range(len(outputs))
-    terms = {"ce": [ce64(outputs[j].logits, batch.targets[j]) for j in peers]}
+    peers, [targets] = range(len(outputs)), batch.targets
+    terms = {"ce": [ce64(outputs[j].logits, targets[j]) for j in peers]}
 
     def over_others(pair):
         return [sum(pair(outputs[j], outputs[k]) for k in peers if k != j) / (len(outputs) - 1) for j in peers]
@@ -30,24 +48,27 @@ def expected_terms(row, params, outputs, batch):
         joined = np.concatenate([np.asarray(out.features, np.float64) for out in outputs], axis=1)
         teacher = joined @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
         terms["pt"] = [kl64(out.logits, teacher, 3) for out in outputs]
-        terms["peer_teacher_ce"] = ce64(teacher, batch.targets[0])
+        terms["peer_teacher_ce"] = ce64(teacher, targets[0])
     return terms
 
 
-FRAMEWORK = (row for row, fields in common.ROWS.items() if fields["loss"]["name"] == "cutnmix")
+FRAMEWORK = ("cutnmix_dml", "cutnmix_mmd", "cutnmix_pt", "cutnmix")
 PAPER = ("baseline", "mixup", "cutmix", "dml", "dml_cutmix", *FRAMEWORK)
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
 @pytest.mark.parametrize("row", PAPER)
 def test_terms_against_numpy(row, num_peers):
+    if row.startswith("dml") and num_peers == 1:
+        with pytest.raises(UsageError, match=f"{row} needs at least 2 networks"):
+            method_of(row).check(setup_of(row, num_peers))
+        return
+    method_of(row).check(setup_of(row, num_peers))
     outputs, batch = outputs_of(num_peers), batch_of(num_peers)
-    method, params, state = made(row, num_peers, outputs)
-    if num_peers < method.min_peers:
-        pytest.skip(f"{row} has no meaning for one network")
-    terms, _ = method.loss(params, state, outputs, batch, CLOCK)
+    method, params, state = made(row, outputs)
+    terms, _ = method.loss(params, state, (outputs,), batch, CLOCK)
     expected = expected_terms(row, params, outputs, batch)
-    assert set(terms) == set(expected) == set(method.terms((4,) * num_peers))
+    assert set(terms) == set(expected) and tuple(terms) == term_names(method, spec_of(outputs))
     for name, values in expected.items():
         np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -56,31 +77,34 @@ def test_terms_against_numpy(row, num_peers):
 EXEMPT = {"okddip": {"kd"}}
 
 
-@pytest.mark.parametrize("row", common.ROWS)
+@pytest.mark.parametrize("row", ROWS)
 def test_a_peers_terms_move_no_other_peer(row):
     num_peers = 3
-    outputs, batch = outputs_of(num_peers, views=views_of(row)), batch_of(num_peers)
-    method, params, state = made(row, num_peers, outputs)
+    views = seen_by(row, num_peers)
+    batch = batch_of(num_peers, views=len(views))
+    method, params, state = made(row, views[0])
 
-    def terms(outputs):
-        return {name: t for name, t in method.loss(params, state, outputs, batch, CLOCK)[0].items() if t.ndim == 1}
+    def terms(views):
+        return {name: t for name, t in method.loss(params, state, views, batch, CLOCK)[0].items() if t.ndim == 1}
 
-    jacobian = jax.jacrev(terms)(outputs)
-    for name, per_peer in jacobian.items():
+    jacobian = jax.jacrev(terms)(views)
+    for name, by_view in jacobian.items():
+        per_peer = list(zip(*by_view, strict=True))  # of each peer its outputs for all views
         moved = [[any(np.any(leaf[j]) for leaf in jax.tree.leaves(out)) for out in per_peer] for j in range(num_peers)]
         assert all(moved[j][j] for j in range(num_peers)), name
         others = any(moved[j][k] for j in range(num_peers) for k in range(num_peers) if j != k)
         assert others == (name in EXEMPT.get(row, ())), name
 
 
-@pytest.mark.parametrize("row", common.ROWS)
+@pytest.mark.parametrize("row", ROWS)
 def test_a_peers_terms_do_not_move_the_method_s_parameters(row):
     """Those learn from scalar terms of their own; OKDDip's attention has none."""
-    outputs, batch = outputs_of(3, views=views_of(row)), batch_of(3)
-    method, params, state = made(row, 3, outputs)
+    views = seen_by(row, 3)
+    batch = batch_of(3, views=len(views))
+    method, params, state = made(row, views[0])
     if not params:
         pytest.skip(f"{row} has no parameters of its own")
-    jacobian = jax.jacrev(lambda p: method.loss(p, state, outputs, batch, CLOCK)[0])(params)
+    jacobian = jax.jacrev(lambda p: method.loss(p, state, views, batch, CLOCK)[0])(params)
     moves = {name for name, tree in jacobian.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
     expected = {"one": {"ensemble_ce"}, "okddip": {"kd"}, "pcl": {"peer_teacher_ce"}}
     assert moves == expected.get(row, {"peer_teacher_ce"})
@@ -89,11 +113,10 @@ def test_a_peers_terms_do_not_move_the_method_s_parameters(row):
 def test_peer_teacher_learns_without_moving_the_peers_by_default():
     outputs, batch = outputs_of(2), batch_of(2)
     for moves in (False, True):
-        method = methods.load("cutnmix", temperature=3.0, teacher_moves_peers=moves)
-        params, state = method.init(jax.random.key(0), Spec(K, (4, 4), N))
+        method, params, state = made("cutnmix", outputs, teacher_moves_peers=moves)
 
         def own(params, outputs, method=method, state=state):
-            return method.loss(params, state, outputs, batch, CLOCK)[0]["peer_teacher_ce"]
+            return method.loss(params, state, (outputs,), batch, CLOCK)[0]["peer_teacher_ce"]
 
         to_teacher, to_peers = jax.grad(own, argnums=(0, 1))(params, outputs)
         assert all(np.any(leaf) for leaf in jax.tree.leaves(to_teacher))
@@ -102,9 +125,7 @@ def test_peer_teacher_learns_without_moving_the_peers_by_default():
 
 
 def test_peer_teacher_starts_as_a_pytorch_linear_layer():
-    params, _ = methods.load("cutnmix", temperature=3.0, teacher_moves_peers=False).init(
-        jax.random.key(0), Spec(100, (256, 256), 1)
-    )
+    params, _ = method_of("cutnmix").init(jax.random.key(0), Spec(100, (256, 256), 1))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 512 * 100 + 100
     bound = 1 / np.sqrt(512)
     for leaf in jax.tree.leaves(params):
@@ -114,7 +135,7 @@ def test_peer_teacher_starts_as_a_pytorch_linear_layer():
 
 def test_peer_teacher_head_reads_the_joined_features():
     outputs = outputs_of(2, sizes=[3, 4])
-    method, params, _ = made("cutnmix", 2, outputs)
+    method, params, _ = made("cutnmix", outputs)
     logits = method.heads(params, {}, outputs)["peer_teacher"]
     changed = (outputs[0], Outputs(outputs[1].logits, outputs[1].features.at[2].add(1.0)))
     rows = np.any(np.asarray(method.heads(params, {}, changed)["peer_teacher"] != logits), axis=1)
@@ -122,40 +143,47 @@ def test_peer_teacher_head_reads_the_joined_features():
 
 
 def test_table_2_is_a_matter_of_weights():
-    full = common.ROWS["cutnmix"]
+    full = ROWS["cutnmix"]
     for row, zero in {"cutnmix_dml": {"mmd", "pt"}, "cutnmix_mmd": {"pt"}, "cutnmix_pt": {"mmd"}}.items():
-        assert {n for n, w in common.ROWS[row]["weights"].items() if w == 0} == zero
-        assert {k: v for k, v in common.ROWS[row].items() if k != "weights"} == {
-            k: v for k, v in full.items() if k != "weights"
-        }
-    assert full["weights"] == {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
+        assert {name for name, weight in ROWS[row].weights.items() if weight == 0} == zero
+        assert all(ROWS[row].weights[name] == full.weights[name] for name in set(full.weights) - zero)
+        assert dataclasses.replace(ROWS[row], weights=full.weights) == full
+    assert full.weights == {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
 
 
 def test_weights_and_terms_must_match():
-    method = methods.load("cutnmix", temperature=3.0, teacher_moves_peers=False)
-    weights, pair = common.ROWS["cutnmix"]["weights"], (4, 4)
-    configuration.check_weights(weights, method, pair)
+    settings = recipe.of_row("resnet8", "digits", "cutnmix")
+    weights = settings.weights
+
+    def check(weights, sizes=(4, 4)):
+        names = term_names(settings.loss, Spec(K, sizes, N))
+        check_weights(dataclasses.replace(settings, weights=weights), names, sizes)
+
+    check(weights)
     with pytest.raises(UsageError, match="no weight for the loss term 'pt'"):
-        configuration.check_weights({name: w for name, w in weights.items() if name != "pt"}, method, pair)
+        check({name: w for name, w in weights.items() if name != "pt"})
     with pytest.raises(UsageError, match="weights.extra"):
-        configuration.check_weights(weights | {"extra": 0.5}, method, pair)
+        check(weights | {"extra": 0.5})
     with pytest.raises(UsageError, match="weights.dml"):
-        configuration.check_weights(weights, method, (4,))
-    configuration.check_weights(weights | {"dml": 0.0, "mmd": 0.0}, method, (4,))
+        check(weights, (4,))
+    check(weights | {"dml": 0.0, "mmd": 0.0}, (4,))
     with pytest.raises(UsageError, match="weights.mmd=0.3: peers with features of 4, 5"):
-        configuration.check_weights(weights, method, (4, 5))
-    configuration.check_weights(weights | {"mmd": 0.0}, method, (4, 5))
+        check(weights, (4, 5))
+    check(weights | {"mmd": 0.0}, (4, 5))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_module_is_a_method_with_a_row(name):
-    module = __import__(f"cutnmix_jax.methods.{name}", fromlist=["make"])
-    assert inspect.getdoc(module.make)
-    assert name in {row["loss"]["name"] for row in common.ROWS.values()}
+    method = methods.find(name)
+    assert issubclass(method, Method) and method.__dataclass_params__.frozen
+    assert inspect.getdoc(method) != inspect.getdoc(Method)
+    assert name in {methods.name_of(row.method) for row in ROWS.values()}
 
 
 def test_unknown_methods_and_options_are_told():
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
-        methods.load("cutmix")
-    with pytest.raises(UsageError, match="does not take these options"):
-        methods.load("supervised", temperature=1.0)
+        methods.find("cutmix")
+    with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
+        methods.row("cutnmi")
+    with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
+        tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
