@@ -28,7 +28,7 @@ def field(default: Any, check: Check, reason: str, change: Change = Change.FORCE
     """A field of a dataclass of settings.
 
     Args:
-      default: its value where nobody says another.
+      default: its value where nobody says another; dataclasses.MISSING where somebody has to.
       check: what it may be.
       reason: what it is, and why it has its default; for the list of all fields.
       change: whether it may change within a run.

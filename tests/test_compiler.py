@@ -1,5 +1,6 @@
 """What the compiler makes of a whole training step, against the same step done op by op."""
 
+import dataclasses
 import functools
 import threading
 import time
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from cutnmix_jax import backbones, batches, compiler
+from cutnmix_jax import backbones, compiler, methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl
+from cutnmix_jax.settings import Optimizer
 from cutnmix_jax.types import Dataset
 from tests.runs import few, leaves
 from tests.test_step import build
@@ -20,9 +21,8 @@ from tests.test_step import build
 K = 100
 BATCH = {1: 400, 2: 256, 3: 128}  # J -> n, so that J n K is above 32,768, where a release of JAX went wrong
 NOISE = 3e-7  # of each pixel, a few units in the last place
-KEY = jax.random.key(95)
-CASES = {row: dict(common.ROWS[row]["loss"]) for row in common.ROWS}
-CASES |= {f"kdcl {target}": CASES["kdcl"] | {"target": target} for target in kdcl.TARGETS if target != "mean"}
+CASES = {row: {} for row in methods.rows_by_name()}
+CASES |= {f"kdcl {target}": {"target": target} for target in (*kdcl._COMBINE, "general") if target != "mean"}
 
 
 @functools.cache
@@ -33,34 +33,33 @@ def noise_for_images():
     labels = rng.integers(0, K, len(pixels)).astype(np.int32)
     third = np.full(3, 1 / 3, np.float32)
     names = tuple(map(str, range(K)))
-    dataset = Dataset("noise", pixels, labels, pixels[:2], labels[:2], names, third, third, True)
-    return dataset, batches.with_classes(batches.Data(jnp.array(pixels), jnp.array(labels)), K)
+    return Dataset("noise", pixels, labels, pixels[:2], labels[:2], names, third, third, True)
 
 
 @functools.cache
 def step_of(case):
-    """The state before a step, and the step itself."""
-    row, (dataset, _) = case.split()[0], noise_for_images()
-    *_, state, totals, trainer = build(
-        row,
-        dataset=dataset,
+    """The engine, and its state before a step."""
+    row = methods.row(case.split()[0])
+    engine = build(
+        case.split()[0],
+        dataset=noise_for_images(),
         backbone=backbones.load("tests.tiny:unbiased", K),
         features=6,
-        options=CASES[case],
-        batch_size=BATCH[common.ROWS[row]["num_peers"]],
-        weight_decay=0.0,
+        loss=dataclasses.replace(row.method, **CASES[case]),
+        batch_size=BATCH[row.num_peers],
+        optimizer=Optimizer(weight_decay=0.0),
     )
-    return state, totals, trainer
+    return engine, engine.init()
 
 
 def terms_and_gradients(case, noise=0):
     """Of one step: each metric, and the optimizer's memory, which is the gradient after a first step without decay."""
-    state, totals, trainer = step_of(case)
-    _, data = noise_for_images()
-    moved = np.random.default_rng(noise).normal(1, NOISE if noise else 0, data.images.shape)
-    data = data._replace(images=jnp.float32(data.images * moved))
-    state = jax.tree.map(jnp.array, state)  # the step takes over its memory
-    after, sums = trainer(state, totals, data, jnp.arange(len(data.labels)), jnp.float32(0.05), 1, KEY)
+    engine, saved = step_of(case)
+    feed = engine.feed(0)
+    moved = np.random.default_rng(noise).normal(1, NOISE if noise else 0, feed.data.images.shape)
+    data = feed.data._replace(images=jnp.float32(feed.data.images * moved))
+    state = jax.tree.map(jnp.array, saved.state)  # the step takes over its memory
+    after, sums = engine.train_steps(state, saved.totals, feed._replace(data=data), 1)
     return jax.device_get(sums.sums), jax.device_get(after.opt_state)
 
 

@@ -313,7 +313,8 @@ def test_a_file_may_leave_fields_out(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from ml_collections import ConfigDict\n"
-        "def get_config(arg=None): return ConfigDict({'dataset': 'digits', 'epochs': 3, 'optimizer': {'decay': 0.5}, "
+        "def get_config(arg=None): return ConfigDict({'dataset': 'digits', 'method': 'dml', 'epochs': 3, "
+        "'optimizer': {'decay': 0.5}, "
         "'loss': {'name': 'dml'}, 'weights': {'ce': 1.0, 'dml': 1.0}, 'backbone': {'name': 'resnet8'}})\n"
     )
     settings = command_line.from_flags(str(file), ["--config.epochs=4"])

@@ -1,11 +1,16 @@
 """Evaluation is a count of every test image once, whatever their number and the batch."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import batches, evaluate, methods
-from cutnmix_jax.types import Dataset, Outputs, TrainState
+from cutnmix_jax.engine import batches
+from cutnmix_jax.engine.engine import Accuracies, Engine
+from cutnmix_jax.engine.teachers import Teachers
+from cutnmix_jax.settings import recipe
+from cutnmix_jax.types import Dataset, Outputs, Spec, TrainState
 
 K = 10
 FEW = (1, 2, 3, 16, 64, 100, 297, 500, 511, 512)
@@ -16,16 +21,15 @@ class Rules:
 
     @staticmethod
     def forward(params, stats, images, train, key):
-        pixel = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
+        pixel = jnp.round(images[0, :, 0, 0, 0] * 255).astype(jnp.int32)
         said = [jnp.eye(K)[(3 * pixel + 1) % K], 2 * jnp.eye(K)[(7 * pixel + pixel // 3) % K]]
         return tuple(Outputs(logits, logits) for logits in said), stats
 
 
 def counted(pixel, labels):
-    said = {"peer_0": (3 * pixel + 1) % K, "peer_1": (7 * pixel + pixel // 3) % K}
-    said["ensemble"] = said["peer_1"]  # twice as sure of itself
-    right = {name: int((classes == labels).sum()) for name, classes in said.items()}
-    return {name: count / len(labels) for name, count in right.items()}
+    said = [(3 * pixel + 1) % K, (7 * pixel + pixel // 3) % K]
+    one, other = (int((classes == labels).sum()) / len(labels) for classes in said)
+    return Accuracies((one, other), other, {})  # the second one is twice as sure of itself
 
 
 @pytest.mark.parametrize("size", [1, 7, 297, 10_000])
@@ -38,11 +42,13 @@ def test_against_numpy(size, sizes):
     labels = chance.integers(0, K, size).astype(np.int32)
     names = tuple(map(str, range(K)))
     dataset = Dataset("", images, labels, images, labels, names, np.zeros(3), np.ones(3), False)
-    data = batches.Data(jnp.asarray(images), jnp.asarray(labels))
+    data, settings = batches.on_device(images, labels), recipe.of_row("rules", "digits", "dml")
     state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
-    method = methods.load("dml", temperature=3.0)
+    engine = Engine(
+        settings, dataset, Spec(K, (K, K), size), Rules, Teachers({}), None, data, data, None, None, steps_per_call=1
+    )
     expected = counted(images[:, 0, 0, 0].astype(int), labels)
-    expected["accuracy"] = (expected["peer_0"] + expected["peer_1"]) / 2
     for batch_size in sizes:
-        evaluator = evaluate.make_evaluator(peers=Rules, method=method, dataset=dataset, batch_size=batch_size)
-        assert evaluate.accuracies(evaluator, state, data, batch_size) == expected, batch_size
+        alike = dataclasses.replace(engine, settings=dataclasses.replace(settings, eval_batch_size=batch_size))
+        found = alike.evaluate(state)
+        assert found == expected and found.mean == (expected.peers[0] + expected.peers[1]) / 2, batch_size

@@ -1,17 +1,26 @@
-"""The optimizer against steps computed by hand in float64."""
+"""The optimizers against steps computed by hand in float64, and the learning rate of each step."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import optim
+from cutnmix_jax.engine import optim
+from cutnmix_jax.settings import Optimizer
+
+
+def make(**fields):
+    return optim.make(Optimizer(**fields), 1, 1)[0]
+
+
+def rates(steps, steps_per_epoch=1, total_steps=240, **fields):
+    return optim.make(Optimizer(**fields), steps_per_epoch, total_steps)[1](np.array(steps))
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_steps_equal_pytorch_sgd_by_hand(nesterov):
     # torch.optim.SGD: g = grad + wd * w; buffer = mu * buffer + g; step by lr * (g + mu * buffer) or lr * buffer
     weight, buffer = np.array([1.0, -2.0]), np.zeros(2)
-    optimizer = optim.sgd(0.9, 5e-4, nesterov)
+    optimizer = make(momentum=0.9, weight_decay=5e-4, nesterov=nesterov)
     params = {"w": jnp.array(weight)}
     state = optimizer.init(params)
     for step in range(4):
@@ -25,19 +34,74 @@ def test_steps_equal_pytorch_sgd_by_hand(nesterov):
 
 
 def test_first_step_hand_value():
-    optimizer = optim.sgd(0.9, 0.1, True)
+    optimizer = make(momentum=0.9, weight_decay=0.1)
     params = jnp.array([2.0])
     updates, _ = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
     # g = 1 + 0.1 * 2 = 1.2; 1.2 + 0.9 * 1.2 = 2.28; 2 - 0.5 * 2.28 = 0.86
     np.testing.assert_allclose(optim.apply(params, updates, jnp.float32(0.5)), 0.86, rtol=1e-6)
 
 
+def test_steps_equal_adamw_by_hand():
+    # Loshchilov and Hutter 2019: m and v are divided by 1 - beta^t; the decay goes past them, times the rate alone.
+    weight, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    optimizer = make(name="adamw", weight_decay=0.01, beta_1=0.8, beta_2=0.95, epsilon=1e-3)
+    params = {"w": jnp.array(weight)}
+    state = optimizer.init(params)
+    for step in range(1, 5):
+        gradient, rate = np.array([0.5, -0.1]) * step, 0.05 / step
+        m, v = 0.8 * m + 0.2 * gradient, 0.95 * v + 0.05 * gradient**2
+        update = m / (1 - 0.8**step) / (np.sqrt(v / (1 - 0.95**step)) + 1e-3)
+        weight = weight - rate * (update + 0.01 * weight)
+        updates, state = optimizer.update({"w": jnp.array(gradient)}, state, params)
+        params = optim.apply(params, updates, jnp.float32(rate))
+        np.testing.assert_allclose(params["w"], weight, rtol=1e-5)
+
+
+def test_steps_equal_lars_by_hand():
+    # You et al. 2017: a matrix moves by a share of its own norm; what has one axis is as in SGD without a decay.
+    weight = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([0.3, -0.4])}
+    gradient = {"kernel": np.array([[0.5, 0.1], [-0.2, 0.4]]), "bias": np.array([2.0, 1.0])}
+    buffer = {name: np.zeros_like(value) for name, value in weight.items()}
+    optimizer = make(name="lars", momentum=0.9, nesterov=False, weight_decay=0.01, trust=0.02)
+    params = {name: jnp.array(value) for name, value in weight.items()}
+    state = optimizer.init(params)
+    for step in range(1, 4):
+        scaled = {name: value * step for name, value in gradient.items()}
+        grads = {name: jnp.array(value) for name, value in scaled.items()}
+        decayed = scaled["kernel"] + 0.01 * weight["kernel"]
+        scaled["kernel"] = 0.02 * np.linalg.norm(weight["kernel"]) / np.linalg.norm(decayed) * decayed
+        buffer = {name: 0.9 * buffer[name] + scaled[name] for name in weight}
+        weight = {name: weight[name] - 0.05 * buffer[name] for name in weight}
+        updates, state = optimizer.update(grads, state, params)
+        params = optim.apply(params, updates, jnp.float32(0.05))
+        for name, value in weight.items():
+            np.testing.assert_allclose(params[name], value, rtol=1e-5, err_msg=name)
+
+
 def test_schedule_at_the_paper_s_milestones():
-    rate = optim.schedule(0.05, (150, 180, 210), 0.1)
-    found = [rate(epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
+    found = rates([0, 149, 150, 179, 180, 209, 210, 239], learning_rate=0.05, milestones=(150, 180, 210), decay=0.1)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(found, [0.05, 0.05, 0.005, 0.005, 5e-4, 5e-4, 5e-5, 5e-5], rtol=1e-6)
 
 
+def test_milestones_are_epochs():
+    found = rates([0, 20, 21, 27, 28], steps_per_epoch=7, learning_rate=1.0, milestones=(3, 4), decay=0.5)
+    np.testing.assert_allclose(found, [1, 1, 0.5, 0.5, 0.25], rtol=1e-6)
+
+
 def test_schedule_without_milestones_is_constant():
-    rate = optim.schedule(0.05, (), 0.1)
-    np.testing.assert_allclose([rate(0), rate(10_000)], 0.05, rtol=1e-6)
+    np.testing.assert_allclose(rates([0, 10_000], learning_rate=0.05, milestones=()), 0.05, rtol=1e-6)
+
+
+def test_a_cosine_falls_to_nothing():
+    found = rates([0, 25, 50, 75, 100], total_steps=100, learning_rate=0.2, schedule="cosine")
+    half = 0.5**0.5
+    np.testing.assert_allclose(found, [0.2, 0.1 * (1 + half), 0.1, 0.1 * (1 - half), 0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_warm_up_rises_in_equal_steps():
+    more = {"steps_per_epoch": 4, "total_steps": 40, "learning_rate": 0.8, "warm_up_epochs": 0.5}
+    found = rates([0, 1, 2, 19, 20], milestones=(5,), decay=0.1, **more)
+    np.testing.assert_allclose(found, [0.4, 0.8, 0.8, 0.8, 0.08], rtol=1e-6)
+    # A cosine has what is left.
+    np.testing.assert_allclose(rates([1, 2, 21, 40], schedule="cosine", **more), [0.8, 0.8, 0.4, 0], atol=1e-7)

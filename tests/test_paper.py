@@ -117,7 +117,7 @@ def test_every_backbone_has_the_recipe_of_its_cell(backbone):
             cell.epochs,
             (150, 180, 210),
         ) and cell.epochs == 240
-        assert config.loss.get("rampup_epochs", 80) == 80
+        assert config.ramp_up.epochs == 80
 
 
 @pytest.mark.parametrize("seeds", ["95,95", "²", "95,,96"])

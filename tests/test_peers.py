@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
-from cutnmix_jax import backbones, methods, peers
+from cutnmix_jax import backbones, methods
+from cutnmix_jax.engine import peers
+from cutnmix_jax.settings import MAPPINGS
 from cutnmix_jax.types import Spec
 
 IMAGES = jax.random.normal(jax.random.key(7), (2, 8, 32, 32, 3))
@@ -45,7 +46,7 @@ def test_unroll_equals_vmap_equals_separate_networks(name):
 def test_vmap_in_evaluation_with_one_set_of_images():
     pair = networks("tests.tiny:Tiny", "tests.tiny:Tiny")
     params, stats = peers.make(pair, "unroll").init(KEY)
-    found = [peers.make(pair, m).forward(params, stats, IMAGES[0], False, KEY) for m in peers.MAPPINGS]
+    found = [peers.make(pair, m).forward(params, stats, IMAGES[:1], False, KEY) for m in MAPPINGS]
     chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-6)
     assert np.abs(found[0][0][0].logits - found[0][0][1].logits).max() > 1e-3
 
@@ -110,7 +111,7 @@ def test_trunk_and_tail_compute_the_same_numbers(train):
         variables = jax.jit(network.init)(KEY)
         single = peers.make([network], "unroll", share_trunk=True)
         found = jax.jit(single.forward, static_argnums=3)(
-            (variables["params"],), (variables["batch_stats"],), IMAGES[0], train, KEY
+            (variables["params"],), (variables["batch_stats"],), IMAGES[:1], train, KEY
         )
         expected = jax.jit(network.apply, static_argnums=2)(variables, IMAGES[0], train)
         chex.assert_trees_all_close(found[0][0]._replace(trunk=None), expected[0], rtol=1e-5, atol=1e-6)
@@ -140,8 +141,7 @@ def test_sizes_of_branched_networks(name):
         sizes = (outputs.features.shape[1],) * branches
         spec = Spec(100, sizes, 10, maps.shape[-1])
         for row, expected in {"one": one, "okddip": okddip}.items():
-            options = dict(common.ROWS[row]["loss"])
-            method = methods.load(options.pop("name"), **options)
+            method = methods.row(row).method
             own, _ = jax.eval_shape(lambda k, m=method, s=spec: m.init(k, s), KEY)
             assert count(params) + count(own) == expected, (row, branches)
 

@@ -151,12 +151,12 @@ def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatc
         monkeypatch.setattr(owner, name, lambda *seen, name=name, before=before: order.append(name) or before(*seen))
     with what_is_compiled():
         assert main.main([*TINY, f"--workdir={tmp_path / 'run'}"]) == 0
-    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["_fresh", "train"]
     [step] = [record for record in caplog.records if re.search(COMPILED, record.getMessage()) and "train" in record.msg]
     assert step.threadName != "MainThread"
     # It is begun before the first weights are there, with all that the first call asks for.
-    said = [re.search(r"Compiling jit\((train|fresh)\)|$", record.getMessage())[1] for record in caplog.records]
-    assert [name for name in said if name] == ["train", "fresh"]
+    said = [re.search(r"Compiling jit\((train|_fresh)\)|$", record.getMessage())[1] for record in caplog.records]
+    assert [name for name in said if name] == ["train", "_fresh"]
     assert order == ["started", "samples"]
     # Nor is it compiled more than once where a run goes on, over the end of an epoch.
     caplog.clear()
@@ -170,10 +170,10 @@ def test_a_trained_teacher_compiles_nothing_anew(finished, tmp_path, caplog):
     row = ["--config=configs/quickstart.py:digits,kd", *TINY[1:], f"--config.teacher={finished[0]}"]
     with what_is_compiled():
         assert main.main([*row, f"--workdir={tmp_path / 'run'}"]) == 0
-    assert sorted(re.findall(COMPILED, caplog.text)) == ["fresh", "train"]
+    assert sorted(re.findall(COMPILED, caplog.text)) == ["_fresh", "train"]
 
 
-COMPILED = r"Finished XLA compilation of jit\((train|fresh)\)"
+COMPILED = r"Finished XLA compilation of jit\((train|_fresh)\)"
 
 
 @contextlib.contextmanager
@@ -513,7 +513,7 @@ def of_row(row, teacher=None):
 
 @pytest.mark.parametrize("row", few(["ps_kd", "kd", "one", "okddip", "pcl"], ("okddip",)))
 def test_what_a_method_remembers_survives_a_kill(row, finished, tmp_path):
-    arguments = [*of_row(row, finished[0]), *(["--config.loss.rampup_epochs=2"] if row in ("one", "okddip") else [])]
+    arguments = [*of_row(row, finished[0]), *(["--config.ramp_up.epochs=2"] if row in ("one", "okddip") else [])]
     script = f"from tests import test_run; test_run.kill_before_step(10, {str(tmp_path / 'killed')!r}, {arguments!r})"
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -567,8 +567,8 @@ def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, cap
     assert main.main([*arguments, "--config.epochs=1", f"--workdir={tmp_path / 'run'}"]) == 0
     state = saved_in(tmp_path / "run", [*arguments, "--config.epochs=1"]).state
     teacher = saved_in(finished[0], TINY).state
-    chex.assert_trees_all_equal(state.teachers["params"], teacher.params["peers"][:1])
-    chex.assert_trees_all_equal(state.teachers["batch_stats"], teacher.batch_stats[:1])
+    chex.assert_trees_all_equal(state.teachers["frozen"]["params"], teacher.params["peers"][:1])
+    chex.assert_trees_all_equal(state.teachers["frozen"]["batch_stats"], teacher.batch_stats[:1])
     capsys.readouterr()
     others = [*arguments, "--config.backbone.name=tests.tiny:wide", f"--workdir={tmp_path / 'other'}"]
     assert main.main(others) == 2

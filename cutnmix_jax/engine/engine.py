@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cutnmix_jax.compiler import compiled
@@ -150,7 +151,7 @@ class Engine:
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""
-        return float(self._optimizer[1](jnp.int32(epoch * self.steps_per_epoch)))
+        return float(self._optimizer[1](np.array([epoch * self.steps_per_epoch]))[0])
 
     # The state.
 
@@ -199,8 +200,8 @@ class Engine:
     def feed(self, epoch: int) -> Feed:
         """What the steps of an epoch, 0-based, are made of."""
         order = batches.epoch_order(self.key, epoch, len(self.train_data.labels))
-        steps = epoch * self.steps_per_epoch + jnp.arange(self.steps_per_epoch)
-        return Feed(self.train_data, order, jax.vmap(self._optimizer[1])(steps), self.key)
+        steps = epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)
+        return Feed(self.train_data, order, jnp.asarray(self._optimizer[1](steps)), self.key)
 
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
         """The batch of a step, counted from 0, out of the feed of its epoch."""

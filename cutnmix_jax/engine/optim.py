@@ -10,7 +10,7 @@ import optax
 from cutnmix_jax.settings import Optimizer
 from cutnmix_jax.types import Tree
 
-Schedule = Callable[[jax.Array], jax.Array]  # from a step, int32, to the learning rate that is used in it, float32
+Schedule = Callable[[np.ndarray], np.ndarray]  # from steps to the learning rate of each, float32; on the host
 
 
 def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
@@ -60,33 +60,29 @@ def _several_axes(params: Tree) -> Tree:
 
 
 def _schedule(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> Schedule:
-    """`stepwise` or `cosine`, after a linear warm-up: (t + 1) / steps of the learning rate in step t."""
+    """The learning rate falls `stepwise` or as a `cosine` to 0, after a linear warm-up."""
     rising = round(settings.warm_up_epochs * steps_per_epoch)
-    if settings.schedule == "cosine":
-        falls = optax.cosine_decay_schedule(settings.learning_rate, max(total_steps - rising, 1))
-        after: Schedule = lambda step: jnp.asarray(falls(step - rising), jnp.float32)  # noqa: E731
-    else:
-        after = _stepwise(settings, steps_per_epoch)
-    if not rising:
-        return after
-    return lambda step: jnp.where(
-        step < rising, jnp.float32(settings.learning_rate) * (step + 1) / rising, after(jnp.maximum(step, rising))
-    )
+
+    def at(steps: np.ndarray) -> np.ndarray:
+        if settings.schedule == "cosine":
+            done = (steps - rising) / max(total_steps - rising, 1)
+            rates = settings.learning_rate * (1 + np.cos(np.pi * np.clip(done, 0, 1))) / 2
+        else:
+            rates = _stepwise(settings, steps // steps_per_epoch)
+        return np.where(steps < rising, settings.learning_rate * (steps + 1) / max(rising, 1), rates).astype(np.float32)
+
+    return at
 
 
-def _stepwise(settings: Optimizer, steps_per_epoch: int) -> Schedule:
-    """The learning rate multiplied by `decay` from each milestone on.
+def _stepwise(settings: Optimizer, epochs: np.ndarray) -> np.ndarray:
+    """The learning rate multiplied by `decay` from each milestone on, in float32.
 
     The paper says that it decays "by 10%"; its code lineage multiplies by 0.1 (SSKD, RepDistiller, DLB).
     """
-    rate = optax.piecewise_constant_schedule(settings.learning_rate, dict.fromkeys(settings.milestones, settings.decay))
-    rates = np.asarray([float(rate(epoch)) for epoch in (0, *settings.milestones)], np.float32)
-    starts = np.asarray(settings.milestones, np.int32)
-
-    def at(step: jax.Array) -> jax.Array:
-        return jnp.asarray(rates)[jnp.sum(step // steps_per_epoch >= starts)]
-
-    return at
+    rates = [np.float32(settings.learning_rate)]
+    for _ in settings.milestones:
+        rates.append(rates[-1] * np.float32(settings.decay))
+    return np.asarray(rates)[np.searchsorted(settings.milestones, epochs, side="right")]
 
 
 def apply(params: Tree, updates: Tree, learning_rate: jax.Array) -> Tree:

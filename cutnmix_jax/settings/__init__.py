@@ -104,9 +104,9 @@ class Checkpoint:
     keep: int = field(3, whole(1), "the newest, and the best one besides", Change.FREE)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A run."""
+    """A run; its method, with options and weights, has no default, because it follows from a row."""
 
     dataset: str = field(
         "cifar100", lambda value: one_of(data.names())(value), "a file of cutnmix_jax/data", Change.NEVER
@@ -121,7 +121,9 @@ class Settings:
     held_out_examples: int | None = field(
         None, or_none(whole(1)), "training images to weigh the peers by instead; for a method that asks", Change.NEVER
     )
-    method: str = field("cutnmix", text, "the name of the row; chosen by the argument, other fields follow from it")
+    method: str = field(
+        dataclasses.MISSING, text, "the name of the row; chosen by the argument, other fields follow from it"
+    )
     seed: int = field(95, whole(0, 2**32 - 1), "section 3.2; the three runs are 95, 96 and 97", Change.NEVER)
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
     num_peers: int = field(2, whole(1, MOST_PEERS), "J, section 3.1; okddip counts its leader", Change.NEVER)
@@ -144,8 +146,8 @@ class Settings:
         one_of(PRECISIONS),
         "tf32 (on a CPU float32), float32 or bfloat16; the parameters of our networks are float32",
     )
-    loss: Method = dataclasses.field(default_factory=Method)  # a file of methods/ and its options, from the row
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of each loss term; 0 only measures it
+    loss: Method  # a file of methods/ and its options
+    weights: Mapping[str, float]  # of each loss term; 0 only measures it
     ramp_up: RampUp = dataclasses.field(default_factory=RampUp)
     views: str = field(
         "shared", one_of(VIEWS), "per_peer: each its own crop and flip; shared: one for all; from the row"

@@ -52,6 +52,8 @@ def _rows(kind: type, path: str) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return "from the argument"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

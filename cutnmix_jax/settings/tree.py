@@ -77,6 +77,11 @@ def _made(kind: type, tree: Any, path: str) -> Any:
         if name not in known:
             raise UsageError(f"--config: no field {where!r}; {nearest(str(name), known)}")
         values[name] = _value(known[name], hints[name], value, where)
+    for name, field in known.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(
+                f"config.{path}{'.' if path else ''}{name} is missing; `settings.recipe` fills in all fields"
+            )
     return kind(**values)
 
 
