@@ -1,5 +1,6 @@
 """What is not finite is noticed within fifty steps, named, and never saved."""
 
+import dataclasses
 import random
 import re
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import main, program
+from cutnmix_jax import main
 from cutnmix_jax.errors import DivergedError
-from tests.runs import TEN_EPOCHS, Made, hooked, leaves, made, rows_in, steps_in, whole
+from cutnmix_jax.methods.cutnmix import CutnMix
+from tests.runs import TEN_EPOCHS, Made, hooked, leaves, made, rows_in, steps_in, whole, with_train_steps
 
 # 100 steps an epoch, and nothing is saved or evaluated between.
 LONG = ["--config.train_examples=400", "--config.batch_size=4", "--config.epochs=2", "--config.optimizer.milestones=()"]
@@ -45,14 +47,15 @@ def test_injected(number, long, tmp_path):
 
     run = hooked(long.engine, before)
     if part == "rate":
-        train = run.train
-        run = run._replace(
-            train=lambda state, totals, data, order, rate, *rest: train(
-                state, totals, data, order, jnp.float32(value) if len(calls) == step - 1 else rate, *rest
-            )
+        train = run.train_steps
+        run = with_train_steps(
+            run,
+            lambda state, totals, feed, count: train(
+                state, totals, feed._replace(rates=jnp.where(len(calls) == step - 1, value, feed.rates)), count
+            ),
         )
     with pytest.raises(DivergedError) as diverged:
-        long.train(tmp_path, program=run)
+        long.train(tmp_path, engine=run)
     found = re.search(r"at step (\d+), in epoch (\d): ([\w, ]+) not finite", str(diverged.value))
     assert found, diverged.value
     # A parameter shows in the terms of its own step, a momentum or a rate in those of the next.
@@ -67,23 +70,23 @@ def test_injected(number, long, tmp_path):
     assert all(np.isfinite(value) for row in rows_in(tmp_path) for value in row.values())
 
 
+@dataclasses.dataclass(frozen=True)
+class Broken(CutnMix):
+    """One of its terms is not finite in step 14."""
+
+    term: str = ""
+
+    def loss(self, params, state, views, batch, clock):
+        terms, state = super().loss(params, state, views, batch, clock)
+        return terms | {self.term: jnp.where(clock.step == 13, jnp.inf, terms[self.term])}, state
+
+
 @pytest.mark.parametrize("term", ["ce", "dml", "mmd", "pt", "peer_teacher_ce"])
-def test_the_term_and_the_step_are_named(term, monkeypatch, tmp_path):
-    make = program.configuration.make_method
-
-    def broken(config):
-        method = make(config)
-
-        def loss(params, state, outputs, batch, clock):
-            terms, state = method.loss(params, state, outputs, batch, clock)
-            return terms | {term: jnp.where(clock.step == 13, jnp.inf, terms[term])}, state
-
-        return method._replace(loss=loss)
-
-    monkeypatch.setattr(program.configuration, "make_method", broken)
-    run = Made("cutnmix")
+def test_the_term_and_the_step_are_named(term, tmp_path):
+    run = made()
+    broken = dataclasses.replace(run.engine, settings=dataclasses.replace(run.engine.settings, loss=Broken(term=term)))
     with pytest.raises(DivergedError, match=rf"at step 14, in epoch 4: loss, (?:\w+, )*{term}"):
-        run.train(tmp_path)
+        run.train(tmp_path, engine=broken)
     assert steps_in(tmp_path)[-1] == 12
     assert len(rows_in(tmp_path)) == 3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutnmix_jax import config
+from cutnmix_jax.settings import command_line
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import reference, run
 
@@ -37,7 +37,7 @@ def parity(path):
 
 def written(path, name, method="cutnmix", share=command.GATE_SHARE, **fields):
     spec = run.spec_of({"backbone": name, "method": method, **command.GATE, **fields})
-    reference.write(path, config.from_flags(spec["config"], spec["overrides"]), 20, 100, share)
+    reference.write(path, command_line.from_flags(spec["config"], spec["overrides"]), 20, 100, share)
     return path
 
 
