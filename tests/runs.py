@@ -177,7 +177,7 @@ def assert_same(made, one, other):
     assert rows_in(one) == rows_in(other)
     for folder in (one, other):
         assert rows_saved(folder, steps_in(folder)[-1]) == rows_in(folder)
-    assert [row["epoch"] for row in rows_in(one)] == list(range(1, made.config.epochs + 1))
+    assert [row["epoch"] for row in rows_in(one)] == list(range(1, made.settings.epochs + 1))
 
 
 def few(values, often):

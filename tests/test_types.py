@@ -11,12 +11,16 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from configs import common
-from cutnmix_jax import backbones, batches, digests, main, methods, optim, peers, step
+from cutnmix_jax import backbones, digests, main, methods
+from cutnmix_jax.engine import optim, peers
+from cutnmix_jax.engine.teachers import RunningMean
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
-from tests.runs import Made, Stop, assert_same, few, stopped_after
+from cutnmix_jax.methods.kdcl import KDCL
+from cutnmix_jax.settings import Optimizer
+from cutnmix_jax.types import Spec
+from tests.runs import Made, Stop, assert_same, few, stopped_after, with_train_steps
 from tests.test_run import ONE_STEP, TINY, rows_of
-from tests.test_step import KEY, RATE, TRAIN, K, build, linear_backbone
+from tests.test_step import KEY, K, begun, build, linear_backbone
 from tests.tiny import Tiny, TinyNNX
 
 
@@ -132,27 +136,36 @@ def of_shapes(tree):
     return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype), leaf.weak_type) for path, leaf in told}
 
 
-def after_a_step(trainer, state, totals):
-    order = jax.ShapeDtypeStruct((40,), jnp.int32)
-    return jax.eval_shape(trainer, state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
+def kept(engine):
+    """The shapes of the state and the totals, which a step does not change."""
+    saved = engine.shapes()
+    before = saved.state, saved.totals
+    after = jax.eval_shape(engine.train_steps, *before, engine.feed(0), 1)
+    assert of_shapes(before) == of_shapes(after)
+    assert not any(weak for *_, weak in of_shapes(before).values())
+    return saved.state
 
 
-CASES = [(row, name, "unroll") for row in common.ROWS for name in NETWORKS]
-CASES = [case for case in CASES if not (common.ROWS[case[0]]["share_trunk"] and case[1].endswith("nnx"))]
+ROWS = methods.rows_by_name()
+CASES = [(row, name, "unroll") for row in ROWS for name in NETWORKS]
+CASES = [case for case in CASES if not (ROWS[case[0]].share_trunk and case[1].endswith("nnx"))]
 CASES += [("cutnmix", name, "vmap") for name in NETWORKS]
 
 
 @pytest.mark.parametrize(("row", "name", "mapping"), CASES)
 def test_a_step_keeps_all_types(row, name, mapping):
     network = backbones.load(name, K)
-    *_, state, totals, trainer = build(row, backbone=network, features=6, mapping=mapping, make=jax.eval_shape)
-    before, after = of_shapes((state, totals)), of_shapes(after_a_step(trainer, state, totals))
-    assert before == after
-    assert not any(weak for *_, weak in before.values())
+    state = kept(build(row, backbone=network, features=6, mapping=mapping))
     # As they were asked for, and not all made one.
     asked = of_shapes(jax.eval_shape(network.init, KEY)["params"])
     got = of_shapes(state.params["peers"][0])
     assert {path: kind[:2] for path, kind in got.items()} == {path: kind[:2] for path, kind in asked.items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_another_optimizer_keeps_all_types(optimizer):
+    for name in ("half", "half_nnx"):
+        kept(build("dml", backbone=backbones.load(f"tests.tiny:{name}", K), features=6, optimizer=Optimizer(optimizer)))
 
 
 def in_bfloat16():
@@ -175,12 +188,12 @@ def in_bfloat16():
 def test_a_loop_of_steps_takes_such_a_network(name):
     """A loop wants the types that come out of a step to be those that went in."""
     what = {"backbone": backbones.load(name, K), "features": 6} if name else {"backbone": in_bfloat16()}
-    *_, state, totals, one = build("cutnmix", **what)
-    *_, looped_state, looped_totals, many = build("cutnmix", **what, loop=True)
-    order = batches.epoch_order(KEY, 0, 40)
+    one, many = build("cutnmix", **what), build("cutnmix", **what, loop=True)
+    state, totals, feed = begun(one)
+    looped_state, looped_totals, _ = begun(many)
     for _ in range(3):
-        state, totals = one(state, totals, TRAIN, order, jnp.float32(RATE), 1, KEY)
-    looped_state, looped_totals = many(looped_state, looped_totals, TRAIN, order, jnp.float32(RATE), 3, KEY)
+        state, totals = one.train_steps(state, totals, feed, 1)
+    looped_state, looped_totals = many.train_steps(looped_state, looped_totals, feed, 3)
     assert of_shapes(state) == of_shapes(looped_state) and int(looped_state.step) == 3
     np.testing.assert_allclose(totals.sums["loss"], looped_totals.sums["loss"], rtol=1e-2)
     if not name:  # by the last of 8 bits, where a sum falls on the other side of a rounding
@@ -195,8 +208,8 @@ def test_a_loop_of_steps_takes_such_a_network(name):
     [
         ("cutnmix", "tests.tiny:half", []),
         pytest.param("dml", "tests.tiny:half_nnx", ["--config.mapping=vmap"], marks=pytest.mark.slow),
-        pytest.param("okddip", "tests.tiny:half", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
-        pytest.param("pcl", "tests.test_types:Odd", ["--config.loss.rampup_epochs=2"], marks=pytest.mark.slow),
+        pytest.param("okddip", "tests.tiny:half", ["--config.ramp_up.epochs=2"], marks=pytest.mark.slow),
+        pytest.param("pcl", "tests.test_types:Odd", ["--config.ramp_up.epochs=2"], marks=pytest.mark.slow),
         pytest.param("kdcl", "tests.test_types:Mixed", ["--config.precision=bfloat16"], marks=pytest.mark.slow),
     ],
 )
@@ -225,15 +238,14 @@ SLOW = ("resnet110", "wrn20_8", "vgg19", "densenet40_12")
 def test_ours_have_float32_parameters_in_any_precision(name, row):
     network = backbones.load(name, K, jnp.bfloat16)
     size = jax.eval_shape(lambda: network.apply(network.init(KEY), jnp.zeros((2, 32, 32, 3)), False)[0].features)
-    *_, state, totals, trainer = build(row, backbone=network, features=size.shape[1], make=jax.eval_shape)
-    assert of_shapes((state, totals)) == of_shapes(after_a_step(trainer, state, totals))
+    state = kept(build(row, backbone=network, features=size.shape[1]))
     floats = jax.tree.leaves((state.params, state.batch_stats, state.opt_state, state.teachers))
     assert {str(leaf.dtype) for leaf in floats} == {"float32"}
 
 
 def test_weights_of_kdcl_keep_their_type():
-    method = methods.load("kdcl", temperature=4.0, target="general")
-    _, state = method.init(KEY, step.Spec(K, (6, 6), 40))
+    method = KDCL(target="general")
+    _, state = method.init(KEY, Spec(K, (6, 6), 40))
     logits, labels = jnp.zeros((2, 8, K)), jnp.zeros(8, jnp.int32)
     assert of_shapes(jax.eval_shape(method.calibrate, state, logits, labels)) == of_shapes(state)
 
@@ -249,7 +261,7 @@ def test_momentum_and_update_are_float32(dtype, nesterov):
     """By hand in float64: the weights alone are rounded, once a step."""
     weight = nearest([1.0, -2.0, 0.003], dtype)
     params = {"w": jnp.asarray(weight, dtype)}
-    optimizer = optim.sgd(0.999, 5e-4, nesterov)
+    optimizer, _ = optim.make(Optimizer(momentum=0.999, weight_decay=5e-4, nesterov=nesterov), 1, 1)
     state, buffer = optimizer.init(params), np.zeros(3)
     for number in range(30):
         # Far smaller than the sum it goes into, after the first one: 16 bits would lose it there.
@@ -268,7 +280,7 @@ def test_a_mean_teacher_of_bfloat16_weights_moves():
     """1,000 steps at alpha = .999 bring it (1 - .999^1000) of the way; in bfloat16 it would not leave its place."""
     joined = peers.make([backbones.load("tests.tiny:half", K)], "unroll")
     params, stats = joined.init(KEY)
-    teachers = peers.mean_teachers(joined)
+    teachers = RunningMean(joined)
     variables = teachers.init(jax.tree.map(jnp.ones_like, params), stats)
     new = jax.tree.map(lambda leaf: 1.5 * jnp.ones_like(leaf), params)
     follow = jax.jit(lambda variables: jax.lax.fori_loop(
