@@ -11,6 +11,7 @@ from cutnmix_jax.types import Mix
 
 PADDING = 4  # pixels on each side before the crop, as every repository of the paper's lineage has it
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
+Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
 
 
@@ -43,48 +44,50 @@ def draw_ratio(key: jax.Array, alpha: float) -> jax.Array:
     return jax.random.beta(key, alpha, alpha)
 
 
-def cutmix_box(key: jax.Array, ratio: jax.Array, size: int) -> jax.Array:
+def cutmix_box(key: jax.Array, ratio: jax.Array, size: Size) -> jax.Array:
     """CutMix's box (Yun et al. 2019): about `ratio` of the image around a uniform centre, clipped at the border.
 
-    side = int(size * sqrt(ratio)), and the box reaches side // 2 pixels to each side of its centre. Clipping shrinks
+    Its sides are int(size * sqrt(ratio)), and it reaches side // 2 pixels to each side of its centre. Clipping shrinks
     it, so its own area, not `ratio`, is the partner's share of the image: for a uniform ratio about 0.30 on average.
 
     Args:
       key: PRNG key.
       ratio: scalar float in [0, 1].
-      size: H = W.
+      size: (H, W).
 
     Returns:
       [4] int32: top, left, height, width.
     """
-    return _clipped(jax.random.randint(key, (2,), 0, size), _reach(ratio, size), size)
+    return _clipped(jax.random.randint(key, (2,), 0, jnp.asarray(size)), _reach(ratio, size), size)
 
 
-def _reach(ratio: jax.Array, size: int) -> jax.Array:
-    """How many pixels CutMix's box reaches to each side of its centre: scalar int32."""
-    return jnp.floor(size * jnp.sqrt(ratio)).astype(jnp.int32) // 2
+def _reach(ratio: jax.Array, size: Size) -> jax.Array:
+    """How many pixels CutMix's box reaches from its centre, up and down and to the sides: [2] int32."""
+    return jnp.floor(jnp.asarray(size) * jnp.sqrt(ratio)).astype(jnp.int32) // 2
 
 
-def _clipped(centre: jax.Array, reach: jax.Array, size: int) -> jax.Array:
+def _clipped(centre: jax.Array, reach: jax.Array, size: Size) -> jax.Array:
     """The box around a centre [2], cut at the border: [4] int32."""
-    low, high = jnp.maximum(centre - reach, 0), jnp.minimum(centre + reach, size)
+    low, high = jnp.maximum(centre - reach, 0), jnp.minimum(centre + reach, jnp.asarray(size))
     return jnp.concatenate([low, high - low])
 
 
-def _alike(key: jax.Array, box: jax.Array, reach: jax.Array, size: int) -> jax.Array:
+def _alike(key: jax.Array, box: jax.Array, reach: jax.Array, size: Size) -> jax.Array:
     """Another box of the height and width of CutMix's `box`, by CutMix's law given these two.
 
     Its centre is uniform among the rows whose clipped box has this height, and the columns that give this width.
     """
-    every = jnp.arange(size)
-    extents = jnp.minimum(every + reach, size) - jnp.maximum(every - reach, 0)
-    fits = extents == box[2:, None]  # [2, size]
+    every, ends, reaches = jnp.arange(max(size)), jnp.asarray(size)[:, None], reach[:, None]
+    extents = jnp.minimum(every + reaches, ends) - jnp.maximum(every - reaches, 0)
+    fits = (extents == box[2:, None]) & (every < ends)  # [2, max(H, W)]
     number = jax.random.randint(key, (2,), 0, fits.sum(axis=1))
     centre = jnp.argmax(jnp.cumsum(fits, axis=1) > number[:, None], axis=1)
     return _clipped(centre, reach, size)
 
 
-def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, reading: str) -> tuple[jax.Array, jax.Array]:
+def cutnmix_boxes(
+    key: jax.Array, num_peers: int, alpha: float, size: Size, reading: str
+) -> tuple[jax.Array, jax.Array]:
     """A box per peer with one shared lambda (Eq. 5 to 7), by one of the ways to read them.
 
     CutMix clips its boxes, so boxes drawn independently differ in area and Eq. 7 would not hold for the pixels.
@@ -94,8 +97,8 @@ def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, readi
       sampling strategy in [9]"). One peer alone is plain CutMix.
     - `uniform`: the same height and width, placed uniformly inside the image. Exact; the area follows CutMix's law, but
       boxes cover the middle more often and touch the border less: 28 % of them instead of 83 %.
-    - `inside`: side = round(size * sqrt(lambda)), placed inside. Exact; a mean area of 0.5, so stronger mixing.
-    - `wrap`: the unclipped square, placed anywhere on the torus. Exact; a box may fall into up to four parts.
+    - `inside`: sides of round(size * sqrt(lambda)), placed inside. Exact; a mean area of 0.5, so stronger mixing.
+    - `wrap`: the unclipped box, placed anywhere on the torus. Exact; a box may fall into up to four parts.
     - `raw`: CutMix's clipped box for each peer, all labelled with the unclipped lambda. Labels disagree with pixels.
     - `own`: CutMix's clipped box for each peer, labelled with its own area. Eq. 7 does not hold.
 
@@ -103,7 +106,7 @@ def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, readi
       key: PRNG key.
       num_peers: J.
       alpha: of Beta(alpha, alpha), the law of lambda before clipping.
-      size: H = W.
+      size: (H, W).
       reading: one of `BOX_READINGS`.
 
     Returns:
@@ -124,22 +127,22 @@ def cutnmix_boxes(key: jax.Array, num_peers: int, alpha: float, size: int, readi
     if reading == "uniform":
         shape = cutmix_box(box_key, ratio, size)[2:]
     else:
-        shape = jnp.full((2,), jnp.round(size * jnp.sqrt(ratio)).astype(jnp.int32))
-    places = size if reading == "wrap" else size - shape + 1
+        shape = jnp.round(jnp.asarray(size) * jnp.sqrt(ratio)).astype(jnp.int32)
+    places = jnp.asarray(size) - (0 if reading == "wrap" else shape - 1)
     corners = jax.random.randint(place_key, (num_peers, 2), 0, places)
     boxes = jnp.concatenate([corners, jnp.broadcast_to(shape, (num_peers, 2))], axis=1)
     return boxes, area(boxes, size)
 
 
-def area(boxes: jax.Array, size: int) -> jax.Array:
+def area(boxes: jax.Array, size: Size) -> jax.Array:
     """The share of the image that each box covers: [J, 4] int32 -> [J] float32."""
-    return (boxes[:, 2] * boxes[:, 3]).astype(jnp.float32) / size**2
+    return (boxes[:, 2] * boxes[:, 3]).astype(jnp.float32) / (size[0] * size[1])
 
 
-def box_mask(box: jax.Array, size: int) -> jax.Array:
-    """M^j of Eq. 5, true inside the box: [4] int32 -> [size, size] bool. A box that leaves the image wraps around."""
-    inside = (jnp.arange(size) - box[:2, None]) % size < box[2:, None]
-    return inside[0][:, None] & inside[1][None, :]
+def box_mask(box: jax.Array, size: Size) -> jax.Array:
+    """M^j of Eq. 5, true inside the box: [4] int32 -> [H, W] bool. A box that leaves the image wraps around."""
+    rows, columns = ((jnp.arange(size[axis]) - box[axis]) % size[axis] < box[2 + axis] for axis in (0, 1))
+    return rows[:, None] & columns[None, :]
 
 
 def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: float, box: str) -> tuple[jax.Array, Mix]:
@@ -156,8 +159,14 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
 
     Returns:
       The mixed images, and how they were mixed.
+
+    Raises:
+      ValueError: the images have other axes.
     """
-    num_peers, num_images, size = images.shape[:3]
+    if images.ndim != 5:
+        raise ValueError(f"images have the axes [J, n, H, W, C], not {list(images.shape)}")
+    num_peers, num_images, height, width, _ = images.shape
+    size = (height, width)
     coin_key, partner_key, box_key = jax.random.split(key, 3)
     no_box = jnp.zeros((num_peers, 4), jnp.int32)
     if kind == "none":

@@ -84,13 +84,13 @@ def _read_owner(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def wait(folder: Path, seconds: float) -> None:
-    """Returns when nobody holds the folder, or after so many seconds."""
+def is_held(folder: Path) -> bool:
+    """Whether somebody holds the folder now."""
     try:
-        with FileLock(folder / LOCK, fallback_to_soft=False).acquire(timeout=seconds):
-            pass
+        with FileLock(folder / LOCK, fallback_to_soft=False).acquire(timeout=0):
+            return False
     except Timeout:
-        pass
+        return True
 
 
 def _alive(process: int) -> bool:

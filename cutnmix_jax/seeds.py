@@ -4,23 +4,17 @@ One run leaves most of a large GPU idle, and a second core or two of a CPU. On a
 of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
-import ctypes
-import functools
-import os
 import signal
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from cutnmix_jax import finished, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
-
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+from cutnmix_jax.pool import Pool
 
 
 def parse(text: str) -> list[int]:
@@ -41,8 +35,7 @@ def parse(text: str) -> list[int]:
 def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> None:
     """Trains all seeds at once and prints what each says, and in the end their mean and deviation.
 
-    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on: every run saves what it has and stops; a second one, more than a
-    second later, ends them at once.
+    Signals are passed on, as `Pool` says.
 
     Args:
       commands: a seed -> the arguments of `cutnmix_jax.main` that train it.
@@ -52,75 +45,21 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
       UserError: a run failed, with its exit code; the others were trained to their end.
       StoppedError: they were stopped; the same command continues them.
     """
-    processes: dict[int, subprocess.Popen] = {}
-    requests: list[int] = []  # only noted by the handler: what it would pass on to may just be starting
-    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in signals.heard()}
-    try:
+    codes: dict[int, int] = {}
+    with Pool[int]() as pool:
+        processes = {}
         for seed, arguments in commands.items():
-            if not requests:
-                processes[seed] = start(arguments, subprocess.PIPE)
+            if not pool.stopping:
+                processes[seed] = pool.start(seed, arguments, subprocess.PIPE)
         readers = [threading.Thread(target=_echo, args=(seed, process)) for seed, process in processes.items()]
         for reader in readers:
             reader.start()
-        passed_on = 0
-        while any(reader.is_alive() for reader in readers):
-            if len(requests) > passed_on:
-                passed_on = len(requests)
-                for process in processes.values():
-                    process.terminate()
+        while len(pool) or any(reader.is_alive() for reader in readers):
+            codes |= pool.ended()
             time.sleep(0.1)
-        codes = {seed: process.wait() for seed, process in processes.items()}
-    finally:
-        for process in processes.values():  # none goes on unseen if something failed here
-            process.terminate()
-            process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    _raise_for(codes, stopped=bool(requests))
+        stopped = pool.stopping
+    _raise_for({seed: codes[seed] for seed in processes}, stopped)
     _show(workdirs)
-
-
-def start(
-    arguments: Sequence[str],
-    stdout: int | IO[str],
-    environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen:
-    """Starts a run that shares the machine with others.
-
-    Args:
-      arguments: of `cutnmix_jax.main`.
-      stdout: where what it prints goes, errors too.
-      environment: what it is to have besides that of this process.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-m", "cutnmix_jax.main", *arguments],
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # Each process takes the memory that it needs, not three quarters of the card.
-        env={
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            **os.environ,
-            **(environment or {}),
-            "PYTHONUNBUFFERED": "1",
-        },
-        start_new_session=True,  # signals come from here alone, so none comes twice
-        preexec_fn=functools.partial(end_with_parent, os.getpid()),
-    )
-
-
-def end_with_parent(parent: int) -> None:
-    """Lets Linux stop a run, which then saves, when its parent is killed; elsewhere it would go on.
-
-    Args:
-      parent: the process that starts the run, in which this is called.
-    """
-    if sys.platform == "linux":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would swallow it until the run begins
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it could be asked for
-            os._exit(1)
 
 
 def _echo(seed: int, process: subprocess.Popen) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import backbones, digests, files, finished
+from cutnmix_jax import backbones, data, digests, files, finished
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings, tree
@@ -60,7 +60,7 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
             f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"
         )
     try:
-        backbone = backbones.load(name, num_classes, dtype)
+        backbone = backbones.load(name, num_classes, dtype, data.image_shape(dataset))
     except UsageError as error:
         raise UsageError(f"config.teacher={folder}: {error}") from error
 

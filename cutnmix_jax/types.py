@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 Tree = Any  # a pytree of arrays
+ImageShape = tuple[int, int, int]  # (H, W, C)
+CIFAR: ImageShape = (32, 32, 3)
 Row = dict[str, Any]  # a line of metrics.jsonl, the numbers of an epoch
 
 
@@ -68,15 +70,17 @@ class Backbone(NamedTuple):
     Attributes:
       name: how the user asked for it.
       init: `init(key) -> {'params': tree, 'batch_stats': tree}`.
-      apply: `apply(variables, images, train, key=None) -> (Outputs, batch_stats)`, with images [n, 32, 32, 3] float32,
+      apply: `apply(variables, images, train, key=None) -> (Outputs, batch_stats)`, with images [n, H, W, C] float32,
         already normalised; `train` a Python bool; `key` for networks with dropout. In evaluation the returned
         `batch_stats` are those that went in.
+      image_shape: (H, W, C), of the images that it is made for.
       split: how the network falls into a trunk that peers can share and a tail; None where it does not.
     """
 
     name: str
     init: Callable[[jax.Array], dict[str, Tree]]
     apply: Callable[..., tuple[Outputs, Tree]]
+    image_shape: ImageShape = CIFAR
     split: "Split | None" = None
 
 

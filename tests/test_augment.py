@@ -13,7 +13,7 @@ KEYS = jax.random.split(jax.random.key(0), 20_000)
 
 
 def boxes_of(reading, num_peers=2, alpha=1.0, keys=KEYS):
-    draw = jax.jit(jax.vmap(lambda key: augment.cutnmix_boxes(key, num_peers, alpha, 32, reading)))
+    draw = jax.jit(jax.vmap(lambda key: augment.cutnmix_boxes(key, num_peers, alpha, (32, 32), reading)))
     return map(np.asarray, draw(keys))
 
 
@@ -50,7 +50,7 @@ def in_words(boxes):
 
 
 def masks_of(boxes):
-    return np.asarray(jax.vmap(jax.vmap(lambda box: augment.box_mask(box, 32)))(jnp.asarray(boxes)))
+    return np.asarray(jax.vmap(jax.vmap(lambda box: augment.box_mask(box, (32, 32))))(jnp.asarray(boxes)))
 
 
 def test_crops_are_crops_of_the_zero_padded_image():
@@ -166,7 +166,7 @@ def test_peers_draw_their_boxes_apart():
 def test_cutmix_box_hand_values():
     def box(ratio, centre):
         key = next(k for k in KEYS if tuple(np.asarray(jax.random.randint(k, (2,), 0, 32))) == centre)
-        return augment.cutmix_box(key, jnp.float32(ratio), 32).tolist()
+        return augment.cutmix_box(key, jnp.float32(ratio), (32, 32)).tolist()
 
     some = tuple(np.asarray(jax.random.randint(KEYS[0], (2,), 0, 32)).tolist())
     # side = int(32 sqrt(1/16)) = 8: four pixels to each side of the centre, cut at the border

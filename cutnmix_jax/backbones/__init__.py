@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cutnmix_jax.backbones import adapters, foreign
 from cutnmix_jax.backbones.layers import shapes_only as shapes_only
 from cutnmix_jax.errors import UsageError, blaming, nearest
-from cutnmix_jax.types import Backbone
+from cutnmix_jax.types import CIFAR, Backbone, ImageShape
 
 
 def names() -> list[str]:
@@ -49,7 +49,7 @@ def find(name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"{__name__}.{files[name]}"), name)
 
 
-def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
+def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: ImageShape = CIFAR) -> Backbone:
     """Makes a backbone.
 
     Args:
@@ -58,6 +58,7 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
       num_classes: K.
       dtype: of the activations, float32 or bfloat16. Outputs are float32 always, and of our own networks parameters and
         batch statistics, too.
+      image_shape: (H, W, C) of its images.
 
     Returns:
       the backbone, as two pure functions.
@@ -67,5 +68,5 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32) -> Backbone:
         be.
     """
     if ":" in name:
-        return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype)
-    return adapters.linen_backbone(name, find(name)(num_classes, dtype))
+        return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)
+    return adapters.linen_backbone(name, find(name)(num_classes, dtype), image_shape)

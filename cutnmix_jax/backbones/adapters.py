@@ -1,6 +1,6 @@
 """Flax modules, Linen and NNX, as `Backbone`s; it names no backbone.
 
-A module maps [n, 32, 32, 3] float32 to `(logits [n, K], features [n, D])`, or to the logits alone. Then the features
+A module maps [n, H, W, C] float32 to `(logits [n, K], features [n, D])`, or to the logits alone. Then the features
 are what went into the last fully connected layer, the one whose output is the logits.
 """
 
@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cutnmix_jax.backbones.layers import TAIL, TRUNK
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import Backbone, Outputs, Split, Tree
+from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Outputs, Split, Tree
 
 Call = tuple[Any, Any]  # what went into a fully connected layer, and what came out
 
@@ -40,12 +40,13 @@ def mode(module: Any, train: bool) -> dict[str, Any]:
     return {"train": train} if "train" in arguments(type(module).__call__) else {}
 
 
-def linen_backbone(name: str, module: Any) -> Backbone:
+def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> Backbone:
     """A Linen module as a backbone.
 
     Args:
       name: how the user asked for it.
       module: `__call__(images)` or `__call__(images, train)`, with batch statistics or without.
+      image_shape: (H, W, C) of its images.
 
     Returns:
       the backbone; `key` feeds the module's dropout in training.
@@ -62,7 +63,7 @@ def linen_backbone(name: str, module: Any) -> Backbone:
 
     def init(key: jax.Array) -> dict[str, Tree]:
         rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
-        variables = module.init(rngs, jnp.zeros((1, 32, 32, 3)), **mode(module, train=False))
+        variables = module.init(rngs, jnp.zeros((1, *image_shape)), **mode(module, train=False))
         if extra := set(variables) - {"params", "batch_stats"}:
             raise UsageError(f"backbone {name!r} keeps state in {sorted(extra)}; only batch_stats is carried along")
         return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
@@ -81,10 +82,11 @@ def linen_backbone(name: str, module: Any) -> Backbone:
             )
         return outputs_of(name, returned, calls), stats_after(variables["batch_stats"], changed, train)
 
-    return Backbone(name, init, apply, split_of(name, module) if "part" in arguments(type(module).__call__) else None)
+    has_parts = "part" in arguments(type(module).__call__)
+    return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if has_parts else None)
 
 
-def split_of(name: str, module: Any) -> Split:
+def split_of(name: str, module: Any, image_shape: ImageShape = CIFAR) -> Split:
     """The two parts of a Linen module whose `__call__` takes `part`, as ours do; see `layers.WHOLE`."""
 
     def run(
@@ -112,7 +114,7 @@ def split_of(name: str, module: Any) -> Split:
         return outputs_of(name, returned, []), batch_stats
 
     def trunk_variables(key: jax.Array) -> Tree:
-        return module.init({"params": key}, jnp.zeros((1, 32, 32, 3)), **mode(module, train=False), part=TRUNK)
+        return module.init({"params": key}, jnp.zeros((1, *image_shape)), **mode(module, train=False), part=TRUNK)
 
     @functools.cache
     def names() -> frozenset[str]:
@@ -130,7 +132,7 @@ def record_dense(calls: list[Call], function: Callable[..., Any], args: tuple, k
     return returned
 
 
-def nnx_backbone(name: str, make: Callable[..., Any]) -> Backbone:
+def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape = CIFAR) -> Backbone:
     """An NNX module as a backbone.
 
     Its `nnx.Param` are the params; every other Variable, the state of its random numbers too, travels as batch
@@ -139,6 +141,7 @@ def nnx_backbone(name: str, make: Callable[..., Any]) -> Backbone:
     Args:
       name: how the user asked for it.
       make: called as `make(rngs=nnx.Rngs(key))`.
+      image_shape: (H, W, C) of its images.
 
     Returns:
       the backbone; both trees are nested dicts of plain arrays with strings for keys.
@@ -185,7 +188,7 @@ def nnx_backbone(name: str, make: Callable[..., Any]) -> Backbone:
             batch_stats = with_types_of(batch_stats, after)
         return outputs_of(name, returned, calls), batch_stats
 
-    return Backbone(name, init, apply)
+    return Backbone(name, init, apply, image_shape)
 
 
 @contextlib.contextmanager

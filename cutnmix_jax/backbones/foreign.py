@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from cutnmix_jax.backbones import adapters
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming, nearest
-from cutnmix_jax.types import Backbone, Tree
+from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
 
 TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 
@@ -38,7 +38,9 @@ def import_attribute(name: str) -> Callable[..., Any]:
     return make
 
 
-def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: Any = jnp.float32) -> Backbone:
+def from_factory(
+    name: str, make: Callable[..., Any], num_classes: int, dtype: Any = jnp.float32, image_shape: ImageShape = CIFAR
+) -> Backbone:
     """Makes a backbone of a user's function or class and checks it before the network is compiled.
 
     Args:
@@ -48,6 +50,7 @@ def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: A
         it.
       num_classes: K.
       dtype: of the activations, float32 or bfloat16.
+      image_shape: (H, W, C) of its images.
 
     Returns:
       the backbone. Its outputs are float32; only `nnx.Param` of an NNX module is trained. Parameters and batch
@@ -64,9 +67,9 @@ def from_factory(name: str, make: Callable[..., Any], num_classes: int, dtype: A
     with blaming(f"backbone {name!r} fails", "mend it; CONTRIBUTING.md says what is asked of a network"):
         with types_as_asked_for(name):
             if "rngs" in accepted:
-                backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs))
+                backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs), image_shape)
             else:
-                backbone = adapters.linen_backbone(name, make(**kwargs))
+                backbone = adapters.linen_backbone(name, make(**kwargs), image_shape)
             check_types(backbone)
         check(backbone, num_classes)
     return backbone
@@ -108,7 +111,7 @@ def check(backbone: Backbone, num_classes: int) -> None:
       UsageError: if logits are not [n, K], features not [n, D], or training changes what the batch statistics are.
     """
     n = 3 if num_classes == 2 else 2  # so that [K, n] is seen to be wrong
-    images = jax.ShapeDtypeStruct((n, 32, 32, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((n, *backbone.image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(backbone.init, key)
     for train in (True, False):

@@ -1,7 +1,8 @@
 """Data sets as whole arrays in host memory: one module per data set, found by its name.
 
 A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
-and what is known before it is read: `COUNTS = {"train": N, "test": M}` and `NUM_CLASSES`.
+and what is known before it is read: `COUNTS = {"train": N, "test": M}`, `NUM_CLASSES`, and `IMAGE_SHAPE = (H, W, 3)`
+unless it is (32, 32, 3).
 """
 
 import importlib
@@ -55,6 +56,11 @@ def num_classes(name: str) -> int:
     return find(name).NUM_CLASSES
 
 
+def image_shape(name: str) -> tuple[int, int, int]:
+    """(H, W, C), without reading the data set."""
+    return tuple(getattr(find(name), "IMAGE_SHAPE", (32, 32, 3)))
+
+
 def load(
     name: str, data_dir: str | None = None, train_examples: int | None = None, test_examples: int | None = None
 ) -> "Dataset":
@@ -94,17 +100,16 @@ def _loaded(name: str, data_dir: str) -> "Dataset":
             dataset = module.load(data_dir)
         except OSError as error:
             raise excused(error) or DataError(f"data set {name!r} cannot be read ({told(error)})") from error
-        wrong = _wrong(dataset, module.COUNTS, module.NUM_CLASSES)
+        wrong = _wrong(dataset, module.COUNTS, module.NUM_CLASSES, image_shape(name))
     if wrong:
         raise UsageError(f"data set {name!r}: `load` of {_file(name)} returns {wrong}; see `types.Dataset`")
     return dataset
 
 
-def _wrong(dataset: "Dataset", counts: Mapping[str, int], num_classes: int) -> str:
+def _wrong(dataset: "Dataset", counts: Mapping[str, int], num_classes: int, shape: tuple[int, int, int]) -> str:
     """What of a data set is not as `Dataset` says, in a few words; empty if nothing is."""
     import numpy as np
 
-    shape = dataset.train_images.shape[1:]
     for name in ("mean", "std"):
         if (value := np.asarray(getattr(dataset, name))).shape != (3,) or not np.isfinite(value).all():
             return f"a {name} of {value.tolist()}, not of three finite numbers"
@@ -114,13 +119,8 @@ def _wrong(dataset: "Dataset", counts: Mapping[str, int], num_classes: int) -> s
         return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
     for split in ("train", "test"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[1:] != shape
-            or shape != (shape[0], shape[0], 3)
-        ):
-            return f"{split} images {images.dtype}{list(images.shape)}, not uint8[N, H, H, 3] of one size"
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            return f"{split} images {images.dtype}{list(images.shape)}, not uint8[N, {', '.join(map(str, shape))}]"
         if len(images) != counts[split]:
             return f"{len(images)} {split} images where COUNTS says {counts[split]}"
         if labels.dtype != np.int32 or labels.shape != images.shape[:1] or not len(labels):

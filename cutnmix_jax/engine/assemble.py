@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler
+from cutnmix_jax import backbones, compiler, data
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.engine import Engine, term_names
 from cutnmix_jax.engine.teachers import Frozen, RunningMean, Teacher, Teachers
@@ -47,7 +47,8 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
       UsageError: it does not, or a network is not what it should be.
     """
     with backbones.shapes_only():
-        made = {name: backbones.load(name, num_classes, activations(settings)) for name in set(settings.backbones)}
+        dtype, shape = activations(settings), data.image_shape(settings.dataset)
+        made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
         size_of = {name: _feature_size(network) for name, network in made.items()}
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
         sizes = tuple(size_of[name] for name in settings.backbones)
@@ -152,13 +153,13 @@ def _trunk_size(network: Backbone) -> int:
 
     def maps(key: jax.Array) -> jax.Array:
         assert network.split
-        return network.split.trunk(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0]
+        return network.split.trunk(network.init(key), jnp.zeros((2, *network.image_shape)), False)[0]
 
     return jax.eval_shape(maps, jax.eval_shape(jax.random.key, 0)).shape[-1]
 
 
 def _feature_size(network: Backbone) -> int:
     def features(key: jax.Array) -> jax.Array:
-        return network.apply(network.init(key), jnp.zeros((2, 32, 32, 3)), False)[0].features
+        return network.apply(network.init(key), jnp.zeros((2, *network.image_shape)), False)[0].features
 
     return jax.eval_shape(features, jax.eval_shape(jax.random.key, 0)).shape[1]

@@ -1,15 +1,15 @@
 """Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
 
+import dataclasses
 import functools
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any, NamedTuple
 
-from cutnmix_jax import files, finished, folder, lock, seeds, signals
+from cutnmix_jax import continued, files, finished, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
+from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree
 from scripts.paper import progress
 from scripts.paper.cells import HEADLINE, Cell
@@ -18,17 +18,40 @@ from scripts.paper.progress import LOG, Started
 _CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
 
 
+HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
+
+
 class Job(NamedTuple):
-    """A run that goes on, its process, and the place among those at once that it holds."""
+    """A run that goes on, and the place among those at once that it holds."""
 
     run: Started
-    process: subprocess.Popen
     slot: int
 
+
+@dataclasses.dataclass
+class _Table:
+    """Where the cells of a call stand.
+
+    Attributes:
+      count: how many there are.
+      waiting: those that are not begun, in their order.
+      running: those that go on.
+      failed: why each of those has failed.
+      resumed: those that somebody stopped from elsewhere, and that were started again.
+      held: since when the folders of those are held by somebody else.
+    """
+
+    count: int
+    waiting: list[Cell]
+    running: dict[Cell, Job] = dataclasses.field(default_factory=dict)
+    failed: dict[Cell, UserError] = dataclasses.field(default_factory=dict)
+    resumed: set[Cell] = dataclasses.field(default_factory=set)
+    held: dict[Cell, float] = dataclasses.field(default_factory=dict)
+
     @property
-    def cell(self) -> Cell:
-        """What is trained."""
-        return self.run.cell
+    def done(self) -> int:
+        """How many have their results."""
+        return self.count - len(self.waiting) - len(self.running) - len(self.failed)
 
 
 def results_of(cell: Cell) -> dict[str, Any] | None:
@@ -47,7 +70,7 @@ def other_fields(cell: Cell) -> list[str]:
         return [f"it has no {HEADLINE[cell.row]}"]
     try:
         held = files.read_fields(cell.workdir / finished.CONFIG)
-        if files.kind(cell.workdir / folder.FORCED):
+        if files.kind(cell.workdir / continued.FORCED):
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
         return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
@@ -89,106 +112,90 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
       StoppedError: by a signal; the cells have saved.
       UserError: cells have failed; all others are done.
     """
-    waiting = [cell for cell in cells if not results_of(cell)]
-    print(f"{len(cells) - len(waiting)} of {len(cells)} cells are done", flush=True)
-    running: list[Job] = []
-    failed: dict[Cell, UserError] = {}
-    resumed: set[Cell] = set()
-    stop = False
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal stop
-        stop = True
-        for job in running:
-            job.process.send_signal(signal.SIGTERM)
-
-    def done() -> int:
-        return len(cells) - len(waiting) - len(running) - len(failed)
-
-    handlers = {number: signal.signal(number, pass_on) for number in signals.heard()}
-    try:
-        with progress.Display() as display:
-            while running or (waiting and not stop):
-                while not stop and len(running) < jobs and (cell := _next(waiting, running, failed)):
-                    slot = min(set(range(jobs)) - {job.slot for job in running})
-                    try:
-                        logged = progress.size(cell.workdir / LOG)
-                        process = _start(cell, devices[slot % len(devices)] if devices else "")
-                    except OSError as error:
-                        _fail(cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), failed, "failed")
-                        continue
-                    except CheckpointError as error:
-                        _fail(cell, error, failed, "failed")
-                        continue
-                    running.append(Job(Started(cell, time.monotonic(), logged), process, slot))
-                    if stop:  # the signal came before the process was listed
-                        process.send_signal(signal.SIGTERM)
-                    print(f"started: {cell.name}, log in {cell.workdir / LOG}", flush=True)
-                for job in [job for job in running if job.process.poll() is not None]:
-                    running.remove(job)
-                    if job.process.returncode in _CUT_OFF and (stop or job.cell not in resumed):
-                        # What somebody else stopped goes on, but once, because they may mean it.
-                        resumed.add(job.cell)
-                        waiting.insert(0, job.cell)
-                        if not stop:
-                            print(f"stopped from elsewhere, started again: {job.cell.name}", flush=True)
-                    else:
-                        _say(job, failed, done(), len(cells))
-                display.update([job.run for job in running], done(), len(cells))
-                time.sleep(0.1)
-    finally:
-        for job in running:  # none goes on unseen if something failed here
-            job.process.terminate()
-            job.process.wait()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if stop:
+    table = _Table(len(cells), [cell for cell in cells if not results_of(cell)])
+    print(f"{table.done} of {len(cells)} cells are done", flush=True)
+    with Pool[Cell]() as pool, progress.Display() as display:
+        while table.running or (table.waiting and not pool.stopping):
+            while not pool.stopping and len(table.running) < jobs and (cell := _next(table)):
+                slot = min(set(range(jobs)) - {job.slot for job in table.running.values()})
+                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else "")
+            for cell, code in pool.ended().items():
+                _ended(table, table.running.pop(cell), code, pool.stopping)
+            display.update([job.run for job in table.running.values()], table.done, len(cells))
+            time.sleep(0.1)
+    if pool.stopping:
         raise StoppedError("stopped; what was trained is saved, the same command continues")
-    if failed:
-        names = "; ".join(f"{cell.name} ({error})" for cell, error in failed.items())
-        raise type(next(iter(failed.values())))(f"{len(failed)} cells failed: {names}")
+    if table.failed:
+        names = "; ".join(f"{cell.name} ({error})" for cell, error in table.failed.items())
+        raise type(next(iter(table.failed.values())))(f"{len(table.failed)} cells failed: {names}")
 
 
-def _next(waiting: list[Cell], running: Sequence[Job], failed: dict[Cell, UserError]) -> Cell | None:
-    """Takes the first cell out whose teacher, if it has one, is there; one whose teacher will never be there fails."""
-    expected = {*waiting, *(job.cell for job in running)}
-    for cell in list(waiting):
-        if cell.teacher in expected:
+def _next(table: _Table) -> Cell | None:
+    """Takes the first cell out that can be started; one whose teacher will never be there fails."""
+    expected = {*table.waiting, *table.running}
+    for cell in list(table.waiting):
+        if cell.teacher in expected or _is_held(table, cell):
             continue
-        waiting.remove(cell)
+        table.waiting.remove(cell)
         if not cell.teacher or results_of(cell.teacher):
             return cell
         expected.remove(cell)
         why = f"no finished run of its teacher in {cell.teacher.workdir}"
         if any(finished.look(cell.teacher.workdir)):
             why += f", but results of another one ({other_fields(cell.teacher)[0]})"
-        _fail(cell, UsageError(why), failed, "left out")
+        _fail(table, cell, UsageError(why), "left out")
     return None
 
 
-def _fail(cell: Cell, error: UserError, failed: dict[Cell, UserError], how: str) -> None:
-    failed[cell] = error
-    print(f"{how}: {cell.name}: {error}", flush=True)
+def _is_held(table: _Table, cell: Cell) -> bool:
+    """Whether to wait for a cell's folder: a run that outlived the one who started it may still be saving."""
+    try:
+        if not cell.workdir.is_dir() or not lock.is_held(cell.workdir):
+            return False
+    except OSError:  # which the start will tell
+        return False
+    return time.monotonic() - table.held.setdefault(cell, time.monotonic()) < HELD_SECONDS
 
 
-def _start(cell: Cell, device: str) -> subprocess.Popen:
-    cell.workdir.mkdir(parents=True, exist_ok=True)
-    # A run that outlived the one who started it may still be saving.
-    lock.wait(cell.workdir, seconds=60)
+def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str) -> None:
     # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
     environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device else {}
-    with files.append(cell.workdir / LOG) as log:
-        return seeds.start(cell.arguments, log, environment)
-
-
-def _say(job: Job, failed: dict[Cell, UserError], done: int, count: int) -> None:
-    code, seconds = job.process.returncode, time.monotonic() - job.run.begun
-    results = results_of(job.cell)
-    if code == 0 and results:
-        accuracy = 100 * results["last"][HEADLINE.get(job.cell.row, "accuracy")]
-        print(f"[{done}/{count}] {job.cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
+    log = cell.workdir / LOG
+    try:
+        logged = progress.size(log)
+        cell.workdir.mkdir(parents=True, exist_ok=True)
+        with files.append(log) as opened:
+            pool.start(cell, cell.arguments, opened, environment)
+    except OSError as error:
+        _fail(table, cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), "failed")
         return
-    log = job.cell.workdir / LOG
-    failed[job.cell] = of_exit_code(code)(f"exit code {code}, see {log}")
+    except CheckpointError as error:
+        _fail(table, cell, error, "failed")
+        return
+    table.running[cell] = Job(Started(cell, time.monotonic(), logged), slot)
+    print(f"started: {cell.name}, log in {log}", flush=True)
+
+
+def _ended(table: _Table, job: Job, code: int, stopping: bool) -> None:
+    cell = job.run.cell
+    if code in _CUT_OFF and (stopping or cell not in table.resumed):
+        # What somebody else stopped goes on, but once, because they may mean it.
+        table.resumed.add(cell)
+        table.waiting.insert(0, cell)
+        if not stopping:
+            print(f"stopped from elsewhere, started again: {cell.name}", flush=True)
+        return
+    results, seconds = results_of(cell), time.monotonic() - job.run.begun
+    if code == 0 and results:
+        accuracy = 100 * results["last"][HEADLINE.get(cell.row, "accuracy")]
+        print(f"[{table.done}/{table.count}] {cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
+        return
+    log = cell.workdir / LOG
+    table.failed[cell] = of_exit_code(code)(f"exit code {code}, see {log}")
     last = (progress.last_lines(log) or [""])[-1]
-    print(f"failed: {job.cell.name}: exit code {code}: {last}", flush=True)
+    print(f"failed: {cell.name}: exit code {code}: {last}", flush=True)
+
+
+def _fail(table: _Table, cell: Cell, error: UserError, how: str) -> None:
+    table.failed[cell] = error
+    print(f"{how}: {cell.name}: {error}", flush=True)
