@@ -1,5 +1,6 @@
 """A run that was stopped or killed anywhere ends, after the same command again, bit for bit as if nothing had been."""
 
+import dataclasses
 import json
 import random
 import signal
@@ -8,11 +9,11 @@ import sys
 import time
 
 import chex
-import numpy as np
 import pytest
 
 from cutnmix_jax import files, main
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.engine.engine import Accuracies
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
     TEN_EPOCHS,
@@ -39,7 +40,7 @@ def undisturbed(tmp_path_factory):
 def test_stopped_at_every_step(number, undisturbed, tmp_path):
     step = 1 + number * 27 % 40  # each of 1 to 40 once; the last one is the end
     if step == 40:
-        made().train(tmp_path, Stop(), hooked(made().program, lambda *_: None))
+        made().train(tmp_path, Stop(), hooked(made().engine, lambda *_: None))
     else:
         stopped_after(made(), tmp_path, step)
         assert steps_in(tmp_path)[-1] == step
@@ -84,17 +85,13 @@ def test_the_newest_and_the_best_are_kept(undisturbed, tmp_path):
     assert steps_in(undisturbed) == sorted({best, 32, 36, 40})
     # A best epoch long ago, with other numbers of what is kept besides.
     for keep in (1, 2):
-        run, folder = Made("cutnmix", f"--config.checkpoint.keep={keep}"), tmp_path / str(keep)
-        accuracy = iter([0.2, 0.9, 0.3, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
-        run.program = run.program._replace(evaluate=lambda *_, a=accuracy, n=[0]: _counts(a, n))
-        run.train(folder)
+        folder = tmp_path / str(keep)
+        made().train(folder, engine=scoring([0.2, 0.9, 0.3, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], keep))
         assert steps_in(folder) == [8, *[36, 40][-keep:]]
 
 
 def test_the_best_of_what_is_saved_is_kept(tmp_path, monkeypatch):
     """Where a better one could not be saved, the best one that could."""
-    run = Made("cutnmix", "--config.checkpoint.keep=1")
-    accuracy = iter([0.2, 0.8, 0.3, 0.9, 0.1, 0.1, 0.1, 0.7, 0.1, 0.1])
     begin = Checkpoints._begin
 
     def fails_once(self, step, *rest):
@@ -103,16 +100,22 @@ def test_the_best_of_what_is_saved_is_kept(tmp_path, monkeypatch):
         begin(self, step, *rest)
 
     monkeypatch.setattr(Checkpoints, "_begin", fails_once)
-    run.program = run.program._replace(evaluate=lambda *_, a=accuracy, n=[0]: _counts(a, n))
-    run.train(tmp_path)
+    made().train(tmp_path, engine=scoring([0.2, 0.8, 0.3, 0.9, 0.1, 0.1, 0.1, 0.7, 0.1, 0.1], keep=1))
     assert steps_in(tmp_path) == [8, 40]
 
 
-def _counts(accuracies, calls):
-    """30 test images in two batches of 16: what they are counted as, for a given accuracy."""
-    calls[0] += 1
-    right = next(accuracies) * 30 if calls[0] % 2 else 0
-    return {"peer_0": np.int32(right), "peer_1": np.int32(right), "ensemble": np.int32(right)}
+def scoring(accuracies, keep):
+    """An engine that is said to have an accuracy after each epoch, and keeps so many checkpoints."""
+    engine, left = made().engine, iter(accuracies)
+    checkpoint = dataclasses.replace(engine.settings.checkpoint, keep=keep)
+    other = dataclasses.replace(engine, settings=dataclasses.replace(engine.settings, checkpoint=checkpoint))
+
+    def evaluate(state):
+        said = next(left)
+        return Accuracies((said, said), said, {})
+
+    vars(other).update(train_steps=engine.train_steps, evaluate=evaluate)
+    return other
 
 
 def test_rows_that_cannot_be_written_hold_back_no_checkpoint(tmp_path, monkeypatch, capsys):
@@ -189,7 +192,7 @@ KILLED = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep=2"]
 
 
 def command_of(row, workdir):
-    more = ["--config.loss.rampup_epochs=2"] if row == "okddip" else []
+    more = ["--config.ramp_up.epochs=2"] if row == "okddip" else []
     return [f"--config=configs/quickstart.py:digits,{row}", *TEN_EPOCHS, *KILLED, *more, f"--workdir={workdir}"]
 
 
