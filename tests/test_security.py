@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import files, main, metrics
+from cutnmix_jax import files, main
+from cutnmix_jax.settings import recipe, tree
 from tests.runs import TEN_EPOCHS, assert_same, made, whole, write_finished
 from tests.test_run import ROOT
 
@@ -155,17 +156,26 @@ def test_rows_that_are_none_are_written_again(results, text, short, copied, caps
     assert results_in(copied) == results_in(short)
 
 
-@pytest.mark.parametrize("backbone", ["os:system", "antigravity:fly", "hostile.nets:make"])
-def test_a_teacher_s_folder_cannot_choose_what_is_imported(backbone, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "name", "code", "told"),
+    [
+        ("backbone", "os:system", 2, "a network of somebody's own"),
+        ("backbone", "antigravity:fly", 2, "a network of somebody's own"),
+        ("backbone", "hostile.nets:make", 2, "a network of somebody's own"),
+        ("loss", "hostile.nets", 4, "its config.json cannot be read"),
+        ("loss", "...hostile.nets", 4, "its config.json cannot be read"),
+    ],
+)
+def test_a_teacher_s_folder_cannot_choose_what_is_imported(field, name, code, told, tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hostile").mkdir()
     (tmp_path / "hostile" / "nets.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
-    fields = {"backbone": {"name": backbone}, "peers": "", "num_peers": 1, "dataset": "digits"}
-    fields |= {"method": "baseline", "seed": 95, "epochs": 1}
+    fields = tree.of_settings(recipe.of_row("resnet8", "digits", "baseline")) | {"epochs": 1}
+    fields[field] |= {"name": name}
     write_finished(tmp_path / "teacher", fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
     command = ["--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}"]
-    assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "a network of somebody's own" in capsys.readouterr().err
+    assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == code
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "marker").exists() and "hostile.nets" not in sys.modules
 
 
