@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutnmix_jax import finished, methods, metrics, seeds
+from cutnmix_jax import finished, lock, methods, metrics, pool
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
-from cutnmix_jax.settings import command_line
+from cutnmix_jax.settings import command_line, tree
 from scripts.paper import figures, launch, options, report, reproduce
 from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
 from tests.runs import few, write_finished
@@ -147,7 +147,7 @@ def save(cell, last, best=None, epochs=8, leaders=(), told=None, **fields):
     ]  # fmt: skip
     for row, leader in zip(rows, leaders, strict=False):
         row["test/accuracy_leader"] = leader
-    write_finished(cell.workdir, metrics.config_json(config_of(cell)) | fields, rows, **(told or {}))
+    write_finished(cell.workdir, tree.of_settings(config_of(cell)) | fields, rows, **(told or {}))
     assert finished.look(cell.workdir).why_not == ""
 
 
@@ -453,9 +453,9 @@ def pretend(monkeypatch, cells, *ends):
     """Starts shells in place of runs, that end so one after the other, having saved results where they end with 0."""
     started, ends = [], iter(ends)
 
-    def start(cell, device):
+    def start(arguments, log, environment):
+        cell = next(cell for cell in cells if cell.arguments == arguments)
         started.append(cell)
-        cell.workdir.mkdir(parents=True, exist_ok=True)
         (cell.workdir / launch.LOG).write_text("its last line\n")
         end = next(ends)
         if end == "exit 0":
@@ -463,7 +463,7 @@ def pretend(monkeypatch, cells, *ends):
             save(cell, 0.9, told={"teacher_sha256": "0" * 64} if cell.teacher else {})
         return subprocess.Popen(["sh", "-c", end], start_new_session=True)
 
-    monkeypatch.setattr(launch, "_start", start)
+    monkeypatch.setattr(pool, "start", start)
     return started
 
 
@@ -507,16 +507,28 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
     cells[0].workdir.parent.mkdir(parents=True)
     cells[0].workdir.touch()
     monkeypatch.setattr(launch, "results_of", lambda cell: None)
-    monkeypatch.setattr(launch.seeds, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
+    monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     with pytest.raises(UserError, match=r"2 cells failed: .*\(cannot start in .*\); .*\(exit code 5, see ") as failed:
         launch.run(cells, 1, ())
     assert failed.value.exit_code == 2
 
 
+def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch, capsys):
+    cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
+    monkeypatch.setattr(launch, "results_of", lambda cell: None)
+    monkeypatch.setattr(launch, "HELD_SECONDS", 2.0)
+    monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
+    cells[0].workdir.mkdir(parents=True)
+    with lock.held(cells[0].workdir), pytest.raises(UserError, match="2 cells failed"):
+        launch.run(cells, 1, ())
+    started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("started: ")]
+    assert [cell.name in line for cell, line in zip(cells[::-1], started, strict=True)] == [True, True]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
 def test_a_run_whose_parent_died_before_it_began_does_not_begin():
     for parent, code in ((os.getpid(), 0), (-1, 1)):
-        before = functools.partial(seeds.end_with_parent, parent)
+        before = functools.partial(pool.end_with_parent, parent)
         process = subprocess.Popen([sys.executable, "-c", "print('began')"], stdout=subprocess.PIPE, preexec_fn=before)
         assert (process.communicate(timeout=60)[0], process.returncode) == (b"" if code else b"began\n", code)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import console, loop
-from scripts.paper import devices, launch, options, progress, reproduce
+from cutnmix_jax import console, loop, pool
+from scripts.paper import devices, options, progress, reproduce
 from scripts.paper.cells import Choice, cells_of
 from scripts.paper.progress import Started
 from tests.runs import Made
@@ -91,13 +91,15 @@ def test_the_headline_of_a_row_is_shown(tmp_path):
 TABLE = """
 import json, subprocess, sys
 from pathlib import Path
+from cutnmix_jax import pool
 from cutnmix_jax.errors import exit_code_of
 from scripts.paper import launch, progress
 from scripts.paper.cells import Choice, cells_of
 from tests import test_paper, test_progress
 progress.PLAIN_SECONDS = progress.REFRESH_SECONDS = 0.2
 
-def start(cell, device):
+def start(arguments, log, environment):
+    cell = next(cell for cell in cells if cell.arguments == arguments)
     test_paper.save(cell, 0.9)
     for name in ("results.json", "metrics.jsonl"):
         (cell.workdir / name).rename(cell.workdir / f"later-{name}")
@@ -107,7 +109,7 @@ def start(cell, device):
     moves += "exec mv later-metrics.jsonl metrics.jsonl"
     return subprocess.Popen(["sh", "-c", moves], cwd=cell.workdir, start_new_session=True)
 
-launch._start = start
+pool.start = start
 cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=Path(sys.argv[1])))
 sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
 """
@@ -266,7 +268,7 @@ def test_a_machine_without_gpus(tool, said, tmp_path, monkeypatch):
 
 def test_a_run_sees_its_gpu_alone(tmp_path, cards, monkeypatch):
     """By the numbers of nvidia-smi; a job on each of the devices where nothing else is said."""
-    monkeypatch.setattr(launch.seeds, "start", lambda arguments, log, environment: subprocess.Popen(
+    monkeypatch.setattr(pool, "start", lambda arguments, log, environment: subprocess.Popen(
         ["sh", "-c", f'echo "$CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER" >> {tmp_path}/seen; sleep 1; exit 5'],
         env=os.environ | environment))  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", "--preset=mini", "--seeds=95", "--devices=0,2",

@@ -1,4 +1,4 @@
-"""What no linter holds the package to: that it can be read in small pieces. The linters are set up in pyproject.toml."""
+"""What no linter holds the package to: that it can be read in small pieces. Linters are set up in pyproject.toml."""
 
 import ast
 from pathlib import Path
