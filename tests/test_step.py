@@ -53,7 +53,7 @@ def linear_backbone():
     def tail(variables, maps, train, key=None):
         return Outputs(maps[:, 0, 0] @ variables["params"]["head"], maps[:, 0, 0]), {}
 
-    return Backbone("linear", init, apply, Split(lambda: frozenset({"body"}), trunk, tail))
+    return Backbone("linear", init, apply, split=Split(lambda: frozenset({"body"}), trunk, tail))
 
 
 def summaries(images):
