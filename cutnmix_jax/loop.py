@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from cutnmix_jax import compiler, console, metrics
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
-from cutnmix_jax.engine.engine import Engine, Saved
+from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
 from cutnmix_jax.settings import Checkpoint
 from cutnmix_jax.signals import StopRequest

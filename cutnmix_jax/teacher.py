@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cutnmix_jax import backbones, data, digests, files, finished
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.errors import CheckpointError, UsageError
-from cutnmix_jax.settings import Settings, tree
+from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Backbone, Tree
 
 
@@ -49,12 +49,14 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
         why_not = why_not and f" ({why_not[:300]})"
         raise UsageError(f"config.teacher={folder[:200]}: no finished run there{why_not}; train it first")
     try:
-        trained = tree.to_settings(files.read_fields(path / finished.CONFIG))
-    except (OSError, ValueError, UsageError) as error:
+        fields = files.read_fields(path / finished.CONFIG)
+        name = (fields.get("peers") or fields["backbone"]["name"]).split(",")[0].strip()
+        trained_on = fields["dataset"]
+    # No more of it is looked at: a run of another version, with other fields, can teach.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
-    name = trained.backbones[0]
-    if trained.dataset != dataset:
-        raise UsageError(f"config.teacher={folder} was trained on {trained.dataset}, not on {dataset}")
+    if trained_on != dataset:
+        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")
     if ":" in name and name not in students:  # what is written in a folder must not choose what code is run
         raise UsageError(
             f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"

@@ -26,7 +26,8 @@ from cutnmix_jax import (
 from cutnmix_jax.checkpoint import Checkpoints, Restored
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
-from cutnmix_jax.engine.engine import Engine, Saved
+from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import setup

@@ -3,9 +3,8 @@
 J peers, K classes, n images in a batch, D features; images are NHWC.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -199,95 +198,3 @@ class Totals(NamedTuple):
 
 NEVER = 2**31 - 1
 Terms = dict[str, jax.Array]  # a loss term's name -> [J], one value per peer, or a scalar
-
-
-class View(NamedTuple):
-    """One of the views of an image that each network sees in a step.
-
-    Attributes:
-      image: `own`, the image of the batch, or `same_class`, another training image of its class.
-      crop: whether it is cropped and mirrored anew; otherwise it is the image as it lies in the data set.
-    """
-
-    image: str = "own"
-    crop: bool = True
-
-
-class Setup(NamedTuple):
-    """What a method is asked to train with.
-
-    Attributes:
-      row: what a person calls it.
-      num_classes: K.
-      backbones: the name of each of J networks.
-      share_trunk: whether they share a trunk.
-      mix_kind: how batches are mixed, one of `augment.MIX_KINDS`.
-      mix_box: for CutnMix one of `augment.BOX_READINGS`.
-      same_images: whether all networks see the same images.
-      held_out_examples: how many training images are kept for `calibrate`.
-      teacher: the backbone of the trained teacher; None where there is none.
-    """
-
-    row: str
-    num_classes: int
-    backbones: tuple[str, ...]
-    share_trunk: bool
-    mix_kind: str
-    mix_box: str
-    same_images: bool
-    held_out_examples: int
-    teacher: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A training method: its options are fields, what it needs and computes are attributes and pure functions.
-
-    Attributes:
-      views: what each network sees of an image in a step.
-      teachers: networks that are not trained by a gradient: `frozen`, the one that `config.teacher` names, and `mean`,
-        a running mean of the parameters of every peer.
-      calibrates: whether `calibrate` is called after each epoch.
-    """
-
-    views: ClassVar[tuple[View, ...]] = (View(),)
-    teachers: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def calibrates(self) -> bool:
-        """See above."""
-        return False
-
-    def check(self, setup: Setup) -> None:
-        """Raises UsageError where the method is not defined for what it is asked to train with."""
-
-    def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
-        """Its own trained parameters, and its other state."""
-        del key, spec
-        return {}, {}
-
-    def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
-        """Its terms, each [J] or a scalar, and the next state.
-
-        Args:
-          params: its own.
-          state: its own.
-          views: of each view the outputs of J networks.
-          batch: what they saw.
-          clock: where in the run the step stands.
-        """
-        raise NotImplementedError
-
-    def students(self, outputs: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
-        """The outputs of those networks that count as peers; accuracies are theirs."""
-        return outputs
-
-    def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:
-        """Classifiers besides the peers that evaluation reports: a name -> logits [n, K]."""
-        del params, state, outputs
-        return {}
-
-    def calibrate(self, state: Tree, logits: jax.Array, labels: jax.Array) -> Tree:
-        """The next state, from what the peers say, [J, M, K], of M images that are not trained on, and their labels."""
-        del logits, labels
-        return state

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import methods
-from cutnmix_jax.types import Batch, Clock, Outputs, Setup, Spec
+from cutnmix_jax.method import Setup
+from cutnmix_jax.types import Batch, Clock, Outputs, Spec
 
 N, K, C = 6, 5, 7
 CLOCK = Clock(jnp.int32(3), jnp.int32(1), jnp.int32(4), jnp.float32(0.05))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import methods
-from cutnmix_jax.engine.engine import term_names
+from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl as kdcl_module
 from cutnmix_jax.types import Outputs, Spec

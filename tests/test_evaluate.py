@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cutnmix_jax.engine import batches
-from cutnmix_jax.engine.engine import Accuracies, Engine
+from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.evaluation import Accuracies
 from cutnmix_jax.engine.teachers import Teachers
 from cutnmix_jax.settings import recipe
 from cutnmix_jax.types import Dataset, Outputs, Spec, TrainState

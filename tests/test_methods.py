@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import methods
-from cutnmix_jax.engine.engine import term_names
+from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.method import Method
 from cutnmix_jax.settings import recipe, tree
 from cutnmix_jax.settings.check import check_weights
-from cutnmix_jax.types import Method, Outputs, Spec
+from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
     CLOCK,
     K,

@@ -13,7 +13,7 @@ import pytest
 
 from cutnmix_jax import files, main
 from cutnmix_jax.checkpoint import Checkpoints
-from cutnmix_jax.engine.engine import Accuracies
+from cutnmix_jax.engine.evaluation import Accuracies
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
     TEN_EPOCHS,

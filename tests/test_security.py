@@ -162,8 +162,8 @@ def test_rows_that_are_none_are_written_again(results, text, short, copied, caps
         ("backbone", "os:system", 2, "a network of somebody's own"),
         ("backbone", "antigravity:fly", 2, "a network of somebody's own"),
         ("backbone", "hostile.nets:make", 2, "a network of somebody's own"),
-        ("loss", "hostile.nets", 4, "its config.json cannot be read"),
-        ("loss", "...hostile.nets", 4, "its config.json cannot be read"),
+        ("loss", "hostile.nets", 2, "its checkpoints are gone"),
+        ("loss", "...hostile.nets", 2, "its checkpoints are gone"),
     ],
 )
 def test_a_teacher_s_folder_cannot_choose_what_is_imported(field, name, code, told, tmp_path, capsys, monkeypatch):

@@ -11,10 +11,11 @@ import pytest
 
 from cutnmix_jax import methods
 from cutnmix_jax.engine import assemble, batches
-from cutnmix_jax.engine.engine import mixed_accuracy
+from cutnmix_jax.engine.terms import mixed_accuracy
+from cutnmix_jax.method import View
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.settings import VIEWS, Mix, Optimizer, recipe
-from cutnmix_jax.types import Backbone, Dataset, Outputs, Split, View
+from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
 from tests.runs import few
 
 K, D, RATE = 4, 3, 0.1

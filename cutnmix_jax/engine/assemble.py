@@ -9,8 +9,9 @@ import numpy as np
 
 from cutnmix_jax import backbones, compiler, data
 from cutnmix_jax.engine import batches, peers
-from cutnmix_jax.engine.engine import Engine, term_names
+from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.teachers import Frozen, RunningMean, Teacher, Teachers
+from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.settings.check import check_weights

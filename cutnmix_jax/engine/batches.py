@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import augment
+from cutnmix_jax.method import View
 from cutnmix_jax.settings import Mix as MixSettings
-from cutnmix_jax.types import Batch, Dataset, Mix, View
+from cutnmix_jax.types import Batch, Dataset, Mix
 
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
 

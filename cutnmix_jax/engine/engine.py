@@ -7,7 +7,6 @@ to know about where in the data a run stands.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,78 +16,17 @@ import optax
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import batches, optim, totals
 from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.engine.teachers import Teachers
+from cutnmix_jax.engine.terms import mixed_accuracy, term_names
+from cutnmix_jax.method import Method
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.types import (
-    Batch,
-    Clock,
-    Dataset,
-    Method,
-    Mix,
-    Outputs,
-    Spec,
-    Terms,
-    Totals,
-    TrainState,
-    Tree,
-    Views,
-)
+from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views
 
 # Folded into the key of a step's forward passes: with its number for each view after the first, alone for the teachers.
 VIEWS = 1000
-
-
-class Saved(NamedTuple):
-    """What a checkpoint holds: all that is needed to go on as if nothing had happened."""
-
-    state: TrainState
-    totals: Totals
-    seconds: jax.Array  # that the unfinished epoch has taken so far
-    wall_seconds: jax.Array  # that all starts together have taken up to this save, whatever they did
-
-
-class Feed(NamedTuple):
-    """What all steps of an epoch are made of; arguments, so that another seed or learning rate compiles nothing anew.
-
-    Attributes:
-      data: the training set.
-      order: in which the epoch sees it, [N] int32.
-      rates: the learning rate of each step of the epoch, float32.
-      key: of the run.
-    """
-
-    data: Data
-    order: jax.Array
-    rates: jax.Array
-    key: jax.Array
-
-
-class Right(NamedTuple):
-    """How many images each classifier gets right, int32; see `Accuracies`."""
-
-    peers: tuple[jax.Array, ...]
-    ensemble: jax.Array
-    heads: dict[str, jax.Array]
-
-
-class Accuracies(NamedTuple):
-    """The share of exactly the test images that each classifier gets right.
-
-    Attributes:
-      peers: of each peer, leaders left out.
-      ensemble: of the mean of the peers' probabilities.
-      heads: of what else the method and its teachers report.
-    """
-
-    peers: tuple[float, ...]
-    ensemble: float
-    heads: dict[str, float]
-
-    @property
-    def mean(self) -> float:
-        """Over the peers: the headline."""
-        return sum(self.peers) / len(self.peers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -297,100 +235,16 @@ class Engine:
     # Evaluation.
 
     @functools.cached_property
-    def _count(self) -> jax.stages.Wrapped:
-        def count(state: TrainState, data: Data, start: jax.Array) -> Right:
-            index = start + jnp.arange(self.settings.eval_batch_size)
-            valid = index < len(data.labels)
-            rows = jnp.where(valid, index, 0)
-            images, labels = batches.normalised(data.images[rows], self.dataset), data.labels[rows]
-
-            def right(scores: jax.Array) -> jax.Array:
-                return jnp.sum((scores.argmax(-1) == labels) & valid)
-
-            outputs = self._evaluated(state, images)
-            students = self.method.students(outputs)
-            ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
-            heads = self.method.heads(state.params["method"], state.method_state, outputs)
-            heads |= self.teachers.heads(state.teachers, state.params["peers"], images)
-            return Right(
-                tuple(right(out.logits) for out in students),
-                right(ensemble),
-                {name: right(logits) for name, logits in heads.items()},
-            )
-
-        return compiled(count)
-
-    def _evaluated(self, state: TrainState, images: jax.Array) -> tuple[Outputs, ...]:
-        """What the networks say to images [n, H, W, C] that are not trained on."""
-        key = jax.random.key(0)  # nothing is drawn in evaluation
-        outputs, _ = self.peers.forward(state.params["peers"], state.batch_stats, images[None], False, key)
-        return outputs
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.method, self.peers, self.teachers, self.dataset, self.settings.eval_batch_size)
 
     def evaluate(self, state: TrainState, data: Data | None = None) -> Accuracies:
-        """Exact accuracies: every image counts once, whatever their number and the size of the batches.
-
-        Args:
-          state: whose networks to evaluate.
-          data: M images; the test set where there are none.
-        """
-        data = self.test_data if data is None else data
-        size = len(data.labels)
-        counts = [self._count(state, data, start) for start in range(0, size, self.settings.eval_batch_size)]
-        counts = jax.device_get(counts)  # one wait for all of them
-        return Accuracies(*jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts))
+        """Exact accuracies on some images; on the test set where there are none."""
+        return self._evaluator.accuracies(state, self.test_data if data is None else data)
 
     def calibrate(self, state: TrainState) -> TrainState:
         """Shows a method that asks for it what its peers say of the images that are held out."""
         if not self.method.calibrates:
             return state
         assert self.held_out
-        size, most = len(self.held_out.labels), self.settings.eval_batch_size
-        logits = [self._logits(state, self.held_out, start) for start in range(0, size, most)]
-        joined = jnp.concatenate(logits, axis=1)[:, :size]
-        return state._replace(method_state=self._calibrated(state.method_state, joined, self.held_out.labels))
-
-    @functools.cached_property
-    def _logits(self) -> jax.stages.Wrapped:
-        def logits(state: TrainState, data: Data, start: jax.Array) -> jax.Array:
-            rows = jnp.minimum(start + jnp.arange(self.settings.eval_batch_size), len(data.labels) - 1)
-            outputs = self._evaluated(state, batches.normalised(data.images[rows], self.dataset))
-            return jnp.stack([out.logits for out in outputs])
-
-        return compiled(logits)
-
-    @functools.cached_property
-    def _calibrated(self) -> jax.stages.Wrapped:
-        return compiled(self.method.calibrate)
-
-
-def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Array:
-    """Mean over peers and images of how often the likeliest class is the larger share of the mixed label; a scalar."""
-    hits = [(out.logits.argmax(-1) == targets[j].argmax(-1)).mean() for j, out in enumerate(outputs)]
-    return jnp.stack(hits).mean()
-
-
-def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
-    """The names of a method's terms for peers of these sizes, in its order; nothing is computed."""
-    shape: Any = jax.ShapeDtypeStruct
-    n = 2
-
-    def outputs(size: int) -> Outputs:
-        trunk = shape((n, spec.trunk_size), jnp.float32) if spec.trunk_size else None
-        return Outputs(shape((n, spec.num_classes), jnp.float32), shape((n, size), jnp.float32), trunk)
-
-    views: Views = (tuple(map(outputs, spec.feature_sizes)),) * len(method.views)
-    targets = shape((len(views), len(spec.feature_sizes), n, spec.num_classes), jnp.float32)
-    rows = shape((n,), jnp.int32)
-    batch = Batch(shape((), jnp.float32), targets, rows, rows, dict.fromkeys(method.teachers, views))
-    whole = shape((), jnp.int32)
-    clock = Clock(whole, whole, whole, shape((), jnp.float32))
-    params, state = jax.eval_shape(lambda key: method.init(key, spec), jax.eval_shape(jax.random.key, 0))
-    names: list[str] = []
-
-    def loss(*arguments: Tree) -> tuple[Terms, Tree]:
-        terms, after = method.loss(*arguments)
-        names.extend(terms)  # here, because a tree's own order is that of the names
-        return terms, after
-
-    jax.eval_shape(loss, params, state, views, batch, clock)
-    return tuple(names)
+        return self._evaluator.calibrated(state, self.held_out)

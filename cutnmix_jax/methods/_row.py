@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from cutnmix_jax.types import Method
+from cutnmix_jax.method import Method
 
 
 @dataclasses.dataclass(frozen=True)

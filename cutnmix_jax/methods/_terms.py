@@ -12,7 +12,8 @@ from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import Outputs, Setup, Spec, Tree
+from cutnmix_jax.method import Setup
+from cutnmix_jax.types import Outputs, Spec, Tree
 
 
 def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import fields, losses
+from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Terms, Tree, View, Views
+from cutnmix_jax.types import Batch, Clock, Outputs, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import dataclasses
 
 from cutnmix_jax import fields
+from cutnmix_jax.method import Method, Setup
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Setup, Terms, Tree, Views
+from cutnmix_jax.types import Batch, Clock, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from cutnmix_jax import fields
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.method import Method, Setup
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Outputs, Setup, Spec, Terms, Tree, Views
+from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)

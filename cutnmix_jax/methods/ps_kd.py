@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import fields
+from cutnmix_jax.method import Method, Setup
 from cutnmix_jax.methods import _terms
 from cutnmix_jax.methods._row import Row
-from cutnmix_jax.types import Batch, Clock, Method, Setup, Spec, Terms, Tree, Views
+from cutnmix_jax.types import Batch, Clock, Spec, Terms, Tree, Views
 
 
 @dataclasses.dataclass(frozen=True)

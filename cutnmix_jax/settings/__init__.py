@@ -21,7 +21,7 @@ from cutnmix_jax.fields import (
     truth,
     whole,
 )
-from cutnmix_jax.types import Method
+from cutnmix_jax.method import Method
 
 MOST_PEERS = 64
 MAPPINGS = ("unroll", "vmap")

@@ -7,8 +7,8 @@ from typing import Any
 
 from cutnmix_jax import methods
 from cutnmix_jax.fields import Change
+from cutnmix_jax.method import Method
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.types import Method
 
 _HEAD = """\
 # The fields of a run

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from cutnmix_jax import backbones, data
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
+from cutnmix_jax.method import Setup
 from cutnmix_jax.settings import MOST_PEERS, Settings
-from cutnmix_jax.types import Setup
 
 
 def check(settings: Settings) -> None:

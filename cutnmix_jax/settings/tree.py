@@ -15,8 +15,8 @@ from ml_collections import ConfigDict, config_dict
 from cutnmix_jax import fields, methods
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import Change
+from cutnmix_jax.method import Method
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.types import Method
 
 Tree = dict[str, Any]
 

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 
 from cutnmix_jax.engine import assemble, batches
-from cutnmix_jax.engine.engine import Feed
+from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Mix, TrainState

@@ -1,0 +1,119 @@
+"""Exact accuracies, and what a method is shown of images that are not trained on."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.compiler import compiled
+from cutnmix_jax.engine import batches
+from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.teachers import Teachers
+from cutnmix_jax.method import Method
+from cutnmix_jax.types import Dataset, Outputs, TrainState
+
+
+class Right(NamedTuple):
+    """How many images each classifier gets right, int32; see `Accuracies`."""
+
+    peers: tuple[jax.Array, ...]
+    ensemble: jax.Array
+    heads: dict[str, jax.Array]
+
+
+class Accuracies(NamedTuple):
+    """The share of exactly the test images that each classifier gets right.
+
+    Attributes:
+      peers: of each peer, leaders left out.
+      ensemble: of the mean of the peers' probabilities.
+      heads: of what else the method and its teachers report.
+    """
+
+    peers: tuple[float, ...]
+    ensemble: float
+    heads: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the peers: the headline."""
+        return sum(self.peers) / len(self.peers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Shows images to the networks of a run, in batches of one size.
+
+    Attributes:
+      method: says which networks count as peers, and what else is reported.
+      peers: the networks.
+      teachers: of which means are reported, too.
+      dataset: for its mean and deviation.
+      batch_size: images at once.
+    """
+
+    method: Method
+    peers: Peers
+    teachers: Teachers
+    dataset: Dataset
+    batch_size: int
+
+    @functools.cached_property
+    def _count(self) -> jax.stages.Wrapped:
+        def count(state: TrainState, data: Data, start: jax.Array) -> Right:
+            index = start + jnp.arange(self.batch_size)
+            valid = index < len(data.labels)
+            rows = jnp.where(valid, index, 0)
+            images, labels = batches.normalised(data.images[rows], self.dataset), data.labels[rows]
+
+            def right(scores: jax.Array) -> jax.Array:
+                return jnp.sum((scores.argmax(-1) == labels) & valid)
+
+            outputs = self._evaluated(state, images)
+            students = self.method.students(outputs)
+            ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
+            heads = self.method.heads(state.params["method"], state.method_state, outputs)
+            heads |= self.teachers.heads(state.teachers, state.params["peers"], images)
+            return Right(
+                tuple(right(out.logits) for out in students),
+                right(ensemble),
+                {name: right(logits) for name, logits in heads.items()},
+            )
+
+        return compiled(count)
+
+    def _evaluated(self, state: TrainState, images: jax.Array) -> tuple[Outputs, ...]:
+        """What the networks say to images [n, H, W, C] that are not trained on."""
+        key = jax.random.key(0)  # nothing is drawn in evaluation
+        outputs, _ = self.peers.forward(state.params["peers"], state.batch_stats, images[None], False, key)
+        return outputs
+
+    def accuracies(self, state: TrainState, data: Data) -> Accuracies:
+        """Every one of M images counts once, whatever their number and the size of the batches."""
+        size = len(data.labels)
+        counts = [self._count(state, data, start) for start in range(0, size, self.batch_size)]
+        counts = jax.device_get(counts)  # one wait for all of them
+        return Accuracies(*jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts))
+
+    def calibrated(self, state: TrainState, data: Data) -> TrainState:
+        """Shows the method what its peers say of images that are held out."""
+        size = len(data.labels)
+        logits = [self._logits(state, data, start) for start in range(0, size, self.batch_size)]
+        joined = jnp.concatenate(logits, axis=1)[:, :size]
+        return state._replace(method_state=self._calibrated(state.method_state, joined, data.labels))
+
+    @functools.cached_property
+    def _logits(self) -> jax.stages.Wrapped:
+        def logits(state: TrainState, data: Data, start: jax.Array) -> jax.Array:
+            rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
+            outputs = self._evaluated(state, batches.normalised(data.images[rows], self.dataset))
+            return jnp.stack([out.logits for out in outputs])
+
+        return compiled(logits)
+
+    @functools.cached_property
+    def _calibrated(self) -> jax.stages.Wrapped:
+        return compiled(self.method.calibrate)

@@ -1,0 +1,42 @@
+"""What is measured in a step: the names of a method's terms, and the accuracy on mixed labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.method import Method
+from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
+
+
+def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Array:
+    """Mean over peers and images of how often the likeliest class is the larger share of the mixed label; a scalar."""
+    hits = [(out.logits.argmax(-1) == targets[j].argmax(-1)).mean() for j, out in enumerate(outputs)]
+    return jnp.stack(hits).mean()
+
+
+def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
+    """The names of a method's terms for peers of these sizes, in its order; nothing is computed."""
+    shape: Any = jax.ShapeDtypeStruct
+    n = 2
+
+    def outputs(size: int) -> Outputs:
+        trunk = shape((n, spec.trunk_size), jnp.float32) if spec.trunk_size else None
+        return Outputs(shape((n, spec.num_classes), jnp.float32), shape((n, size), jnp.float32), trunk)
+
+    views: Views = (tuple(map(outputs, spec.feature_sizes)),) * len(method.views)
+    targets = shape((len(views), len(spec.feature_sizes), n, spec.num_classes), jnp.float32)
+    rows = shape((n,), jnp.int32)
+    batch = Batch(shape((), jnp.float32), targets, rows, rows, dict.fromkeys(method.teachers, views))
+    whole = shape((), jnp.int32)
+    clock = Clock(whole, whole, whole, shape((), jnp.float32))
+    params, state = jax.eval_shape(lambda key: method.init(key, spec), jax.eval_shape(jax.random.key, 0))
+    names: list[str] = []
+
+    def loss(*arguments: Tree) -> tuple[Terms, Tree]:
+        terms, after = method.loss(*arguments)
+        names.extend(terms)  # here, because a tree's own order is that of the names
+        return terms, after
+
+    jax.eval_shape(loss, params, state, views, batch, clock)
+    return tuple(names)
