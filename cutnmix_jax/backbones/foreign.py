@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax.backbones import adapters
+from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
@@ -67,7 +67,7 @@ def from_factory(
     with blaming(f"backbone {name!r} fails", "mend it; CONTRIBUTING.md says what is asked of a network"):
         with types_as_asked_for(name):
             if "rngs" in accepted:
-                backbone = adapters.nnx_backbone(name, functools.partial(make, **kwargs), image_shape)
+                backbone = nnx_adapter.nnx_backbone(name, functools.partial(make, **kwargs), image_shape)
             else:
                 backbone = adapters.linen_backbone(name, make(**kwargs), image_shape)
             check_types(backbone)
