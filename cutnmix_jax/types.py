@@ -156,8 +156,8 @@ class TrainState(NamedTuple):
       batch_stats: (tree of peer 0, ...), likewise.
       method_state: what a method carries along without a gradient.
       opt_state: the optimizer's, over `params`; float32.
-      teachers: the name of a teacher -> {'params': (tree, ...), 'batch_stats': (tree, ...)}: of the frozen one, or of
-        the mean of every peer, whose params are float32.
+      teachers: the name of a teacher -> {'params': (tree, ...), 'batch_stats': (tree, ...)}: of the frozen one, of the
+        mean of every peer, or of their average, whose params are float32.
     """
 
     step: jax.Array

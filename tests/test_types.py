@@ -284,7 +284,7 @@ def test_a_mean_teacher_of_bfloat16_weights_moves():
     variables = teachers.init(jax.tree.map(jnp.ones_like, params), stats)
     new = jax.tree.map(lambda leaf: 1.5 * jnp.ones_like(leaf), params)
     follow = jax.jit(lambda variables: jax.lax.fori_loop(
-        0, 1000, lambda i, v: teachers.follow(v, new, jnp.int32(5000)), variables
+        0, 1000, lambda i, v: teachers.follow(v, new, (), jnp.int32(5000)), variables
     ))  # fmt: skip
     for leaf in jax.tree.leaves(follow(variables)["params"]):
         np.testing.assert_allclose(leaf, 1 + 0.5 * (1 - 0.999**1000), rtol=1e-4)

@@ -10,7 +10,7 @@ import numpy as np
 from cutnmix_jax import backbones, compiler, data
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.teachers import Frozen, RunningMean, Teacher, Teachers
+from cutnmix_jax.engine.teachers import Average, Frozen, RunningMean, Teacher, Teachers
 from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
@@ -132,6 +132,8 @@ def _teachers(settings: Settings, joined: peers.Peers, trained: Backbone | None)
             kinds[name] = Frozen(trained, len(settings.backbones))
         else:
             kinds[name] = RunningMean(joined)
+    if settings.average is not None:
+        kinds["average"] = Average(joined, settings.average)
     return Teachers(kinds)
 
 

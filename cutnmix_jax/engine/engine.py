@@ -201,7 +201,7 @@ class Engine:
         (loss, (terms, views, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)
         updates, optimizer = self._optimizer[0].update(grads, state.opt_state, state.params)
         params = optim.apply(state.params, updates, rate)
-        teachers = self.teachers.follow(teachers, params["peers"], state.step)
+        teachers = self.teachers.follow(teachers, params["peers"], stats, state.step)
         values = {name: term.mean() for name, term in terms.items()}
         values |= {"loss": loss, "accuracy": mixed_accuracy(self.method.students(views[0]), batch.targets[0])}
         after = TrainState(state.step + 1, params, stats, method_state, optimizer, teachers)

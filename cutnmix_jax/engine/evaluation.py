@@ -76,7 +76,7 @@ class Evaluator:
             students = self.method.students(outputs)
             ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
             heads = self.method.heads(state.params["method"], state.method_state, outputs)
-            heads |= self.teachers.heads(state.teachers, state.params["peers"], images)
+            heads |= self.teachers.heads(state.teachers, state.params["peers"], state.batch_stats, images)
             return Right(
                 tuple(right(out.logits) for out in students),
                 right(ensemble),

@@ -1,4 +1,4 @@
-"""Networks that teach and are not trained by a gradient: a trained one, or running means of the peers, or both."""
+"""Networks beside the peers that no gradient trains: a trained one, running means that teach, averages that do not."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
@@ -31,10 +31,12 @@ class Teacher(Protocol):
           key: of the forward pass.
         """
 
-    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+    def follow(self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], step: jax.Array) -> Tree:
         """Its variables after the update of the peers number `step`, from 0."""
 
-    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+    def heads(
+        self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
+    ) -> dict[str, jax.Array]:
         """What evaluation reports of it: a name -> logits [n, K], for images [n, H, W, C]."""
 
 
@@ -58,14 +60,16 @@ class Frozen(NamedTuple):
         outputs = [self.backbone.apply(own, seen, False)[0] for seen in images]
         return tuple(outputs * self.num_peers if len(images) == 1 else outputs), variables
 
-    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+    def follow(self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], step: jax.Array) -> Tree:
         """See `Teacher`."""
-        del params, step
+        del params, batch_stats, step
         return variables
 
-    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+    def heads(
+        self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
+    ) -> dict[str, jax.Array]:
         """None: its accuracy is that of its own run."""
-        del variables, params, images
+        del variables, params, batch_stats, images
         return {}
 
 
@@ -91,17 +95,72 @@ class RunningMean(NamedTuple):
         outputs, stats = self.peers.forward(means, variables["batch_stats"], images, True, key)
         return outputs, variables | {"batch_stats": stats}
 
-    def follow(self, variables: Tree, params: tuple[Tree, ...], step: jax.Array) -> Tree:
+    def follow(self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], step: jax.Array) -> Tree:
         """See `Teacher`."""
+        del batch_stats
         alpha = jnp.minimum(1 - 1 / (step + 1.0), MEAN_DECAY)
-        mean = jax.tree.map(lambda old, new: alpha * old + (1 - alpha) * new, variables["params"], as_float32(params))
-        return variables | {"params": mean}
+        return variables | {"params": _moved(variables["params"], params, alpha)}
 
-    def heads(self, variables: Tree, params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+    def heads(
+        self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
+    ) -> dict[str, jax.Array]:
         """`mean_teacher_0`, ...: the mean of each peer."""
+        del batch_stats
         means = as_types_of(params, variables["params"])
         outputs, _ = self.peers.forward(means, variables["batch_stats"], images[None], False, jax.random.key(0))
         return {f"mean_teacher_{j}": out.logits for j, out in enumerate(outputs)}
+
+
+class Average(NamedTuple):
+    """A running average of every peer, its batch statistics too, that teaches nobody and is evaluated beside the peers.
+
+    The decay grows with the steps t that were done, min(decay, (1 + t) / (10 + t)), so that the first weights are soon
+    forgotten. It is float32, as `RunningMean` is.
+    """
+
+    peers: Peers
+    decay: float
+
+    def init(self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...]) -> Tree:
+        """See `Teacher`."""
+        return {"params": as_float32(params), "batch_stats": jax.tree.map(_float32_or_as_it_is, batch_stats)}
+
+    def forward(
+        self, variables: Tree, params: tuple[Tree, ...], images: jax.Array, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Tree]:
+        """Nothing: it costs no pass in training."""
+        del params, images, key
+        return (), variables
+
+    def follow(self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], step: jax.Array) -> Tree:
+        """See `Teacher`."""
+        done = step + 1.0
+        decay = jnp.minimum(self.decay, (1 + done) / (10 + done))
+        return {
+            "params": _moved(variables["params"], params, decay),
+            "batch_stats": _moved(variables["batch_stats"], batch_stats, decay),
+        }
+
+    def heads(
+        self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
+    ) -> dict[str, jax.Array]:
+        """`average_0`, ...: the average of each peer."""
+        means = as_types_of(params, variables["params"]), as_types_of(batch_stats, variables["batch_stats"])
+        outputs, _ = self.peers.forward(*means, images[None], False, jax.random.key(0))
+        return {f"average_{j}": out.logits for j, out in enumerate(outputs)}
+
+
+def _moved(mean: Tree, towards: Tree, decay: jax.Array) -> Tree:
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = _float32_or_as_it_is(new)
+        return decay * old + (1 - decay) * new if new.dtype == jnp.float32 else new
+
+    return jax.tree.map(move, mean, towards)
+
+
+def _float32_or_as_it_is(array: jax.Array) -> jax.Array:
+    """A count or a random key among batch statistics, as a network in NNX may have one, has no mean."""
+    return jnp.asarray(array, jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 class Teachers(NamedTuple):
@@ -120,13 +179,19 @@ class Teachers(NamedTuple):
         found = {name: teacher.forward(variables[name], params, images, key) for name, teacher in self.kinds.items()}
         return {name: outputs for name, (outputs, _) in found.items()}, {name: own for name, (_, own) in found.items()}
 
-    def follow(self, variables: dict[str, Tree], params: tuple[Tree, ...], step: jax.Array) -> dict[str, Tree]:
+    def follow(
+        self, variables: dict[str, Tree], params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], step: jax.Array
+    ) -> dict[str, Tree]:
         """The variables of all after an update of the peers."""
-        return {name: teacher.follow(variables[name], params, step) for name, teacher in self.kinds.items()}
+        return {
+            name: teacher.follow(variables[name], params, batch_stats, step) for name, teacher in self.kinds.items()
+        }
 
-    def heads(self, variables: dict[str, Tree], params: tuple[Tree, ...], images: jax.Array) -> dict[str, jax.Array]:
+    def heads(
+        self, variables: dict[str, Tree], params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
+    ) -> dict[str, jax.Array]:
         """What evaluation reports of all."""
         found: dict[str, jax.Array] = {}
         for name, teacher in self.kinds.items():
-            found |= teacher.heads(variables[name], params, images)
+            found |= teacher.heads(variables[name], params, batch_stats, images)
         return found

@@ -153,6 +153,12 @@ class Settings:
         "shared", one_of(VIEWS), "per_peer: each its own crop and flip; shared: one for all; from the row"
     )
     mix: Mix = dataclasses.field(default_factory=Mix)
+    average: float | None = field(
+        None,
+        or_none(number(0, 0.999999)),
+        "decay of running averages of the weights, say 0.999, which are evaluated beside the last ones; none: none",
+        Change.NEVER,
+    )
     epochs: int = field(240, whole(1), "section 3.1")
     # BatchNorm has no deviation over one image.
     batch_size: int = field(

@@ -1,0 +1,79 @@
+"""Networks beside the peers that no gradient trains: the averages of their weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import backbones
+from cutnmix_jax.engine.teachers import Average
+from tests.runs import Made, rows_in
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_an_average_follows_its_law():
+    """By hand: decay min(.9, (1 + t) / (10 + t)) after step t, on weights and on batch statistics."""
+    average = Average(None, 0.9)
+    rng = np.random.default_rng(0)
+    steps = [({"w": rng.normal(size=3)}, {"mean": rng.normal(size=2)}) for _ in range(200)]
+    as_tuples = [tuple(({name: jnp.float32(value) for name, value in tree.items()},) for tree in one) for one in steps]
+    found = average.init(*as_tuples[0])
+    params, stats = (dict(tree) for tree in steps[0])
+    for t, (one, new) in enumerate(zip(as_tuples[1:], steps[1:], strict=True), start=1):
+        found = average.follow(found, *one, jnp.int32(t - 1))
+        decay = min(0.9, (1 + t) / (10 + t))
+        params["w"] = decay * params["w"] + (1 - decay) * new[0]["w"]
+        stats["mean"] = decay * stats["mean"] + (1 - decay) * new[1]["mean"]
+    np.testing.assert_allclose(found["params"][0]["w"], params["w"], rtol=1e-5)
+    np.testing.assert_allclose(found["batch_stats"][0]["mean"], stats["mean"], rtol=1e-5)
+
+
+def test_what_is_no_float_has_no_average():
+    keys = ({"rng": jnp.array([1, 2], jnp.uint32), "mean": jnp.array([1.0], jnp.bfloat16)},)
+    found = Average(None, 0.5).init((), keys)
+    found = Average(None, 0.5).follow(
+        found, (), ({"rng": keys[0]["rng"] + 1, "mean": keys[0]["mean"] + 1},), jnp.int32(0)
+    )
+    assert found["batch_stats"][0]["rng"].tolist() == [2, 3] and found["batch_stats"][0]["rng"].dtype == jnp.uint32
+    assert found["batch_stats"][0]["mean"].dtype == jnp.float32
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run without averages and the same one with them."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("plain", "averaged")]
+    short = "--config.epochs=2", "--config.optimizer.milestones=()"
+    made = [Made("dml", *short), Made("dml", *short, "--config.average=0.5")]
+    for one, folder in zip(made, folders, strict=True):
+        one.train(folder)
+    return made, folders
+
+
+def test_an_average_changes_nothing_of_the_training(trained):
+    (plain, averaged), folders = trained
+    states = [one.saved(folder).state for one, folder in zip((plain, averaged), folders, strict=True)]
+    one, other = (leaves((state.params, state.batch_stats, state.opt_state)) for state in states)
+    for name, leaf in one.items():
+        np.testing.assert_allclose(other[name], leaf, rtol=1e-6, atol=1e-7, err_msg=name)
+    rows = [rows_in(folder) for folder in folders]
+    beside = {"test/accuracy_average_0", "test/accuracy_average_1"}
+    for row, more in zip(*rows, strict=True):
+        assert set(more) - set(row) == beside
+        assert row["test/accuracy"] == pytest.approx(more["test/accuracy"])
+
+
+def test_an_average_is_evaluated_with_its_own_batch_statistics(trained):
+    made, folders = trained[0][1], trained[1][1]
+    state = made.saved(folders).state
+    average = state.teachers["average"]
+    network = backbones.load("tests.tiny:Tiny", 10)
+    dataset = made.engine.dataset
+    images = ((dataset.test_images / 255.0 - dataset.mean) / dataset.std).astype(np.float32)
+    for j in (0, 1):
+        variables = {name: average[name][j] for name in ("params", "batch_stats")}
+        logits = network.apply(variables, images, False)[0].logits
+        right = float((np.asarray(logits).argmax(-1) == dataset.test_labels).mean())
+        assert rows_in(folders)[-1][f"test/accuracy_average_{j}"] == pytest.approx(right)
