@@ -12,37 +12,28 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from cutnmix_jax import console, digests, files, storage
-from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError, excused
+from cutnmix_jax import console, digests, storage
+from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.errors import CheckpointError, DivergedError
 from cutnmix_jax.metrics import PATIENCE, ranking
 from cutnmix_jax.types import Row, Tree
 
 
-class Restored(NamedTuple):
-    """A state, the rows of the epochs up to it, and the fields of the configuration that it was trained with."""
-
-    state: Tree
-    rows: list[Row]
-    config: dict[str, Any]
-
-
-class Checkpoints:
-    """The checkpoints of one run, newest last."""
+class Checkpoints(Reader):
+    """The checkpoints of one run, to be written and read."""
 
     def __init__(
         self,
         folder: Path,
-        keep: int | None,
+        keep: int,
         check: Callable[[], None] = lambda: None,
         config: Mapping[str, Any] | None = None,
     ):
-        """Opens or makes `folder`, to keep the newest `keep` and the best in it; with None only to read.
+        """Opens or makes `folder`, to keep the newest `keep` and the best in it.
 
         Args:
           folder: of the checkpoints, in that of the run.
@@ -50,43 +41,8 @@ class Checkpoints:
           check: raises CheckpointError where the run's folder stands under its name no longer.
           config: the fields of the run, which are saved with each state.
         """
-        self._folder, self._preserve = folder.absolute(), None if keep is None else storage.NewestAndBest(keep)
         self._check, self._config, self._warned = check, config, ""
-        # What is being written when the run's folder is moved goes with it, and not under the old name.
-        self._place = storage.Place(self._folder.parent)
-        try:
-            self._open()
-        except BaseException:
-            self._place.close()
-            raise
-
-    def _open(self) -> None:
-        writes = self._preserve is not None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._preserve,
-            create=writes,
-            read_only=not writes,
-            cleanup_tmp_directories=writes,  # what a kill or a full disk left unfinished
-        )
-        # Named, so that it can tell what a checkpoint holds before it reads it.
-        handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
-        folder, there = self._folder.name, digests.steps_in(self._folder)
-        try:
-            self._manager = ocp.CheckpointManager(self._place.path / folder, item_handlers=handlers, options=options)
-        except Exception as error:  # it looks at each checkpoint, and what it cannot look at raises anything
-            why = files.unreadable(self._folder, error) or storage.reason(error)
-            raise excused(error) or self._cannot_read("a checkpoint", why) from error
-        if others := set(self.steps()) - set(there):
-            what = f"holds what can be taken for the state of step {min(others)}"
-            raise CheckpointError(f"{self._folder} {what}; move it away")
-
-    def _cannot_read(self, what: str, why: str) -> CheckpointError:
-        then = "let it be read or move it away, and give the same command again"
-        return CheckpointError(f"cannot read {what} in {self._folder} ({why}); {then}")
-
-    def steps(self) -> list[int]:
-        """The steps that are saved, oldest first."""
-        return sorted(self._manager.all_steps())
+        super().__init__(folder, storage.NewestAndBest(keep))
 
     def save(self, step: int, state: Tree, rows: Sequence[Row] = ()) -> None:
         """Begins to save a state under its step number; returns once it is copied to the host.
@@ -179,93 +135,6 @@ class Checkpoints:
     def _left(self) -> str:
         steps = self.steps()
         return f"the newest checkpoint is that of step {steps[-1]}" if steps else "no checkpoint is there"
-
-    def restore(self, like: Tree) -> Restored | None:
-        """Reads the newest state that is whole, and its rows.
-
-        Newer ones that are not are moved to `checkpoints-damaged` beside the folder, with a warning.
-
-        Args:
-          like: a state of the same structure, shapes and types.
-
-        Returns:
-          The state and the rows, or None where nothing was saved yet.
-
-        Raises:
-          CheckpointError: something was saved and none of it is whole, or it cannot be read, or it is the state of
-            another program; nothing was moved.
-          UsageError: it cannot be read for want of memory, or of a library, or goes on with other random numbers;
-            nothing was moved.
-        """
-        damaged: dict[int, str] = {}
-        for step in reversed(digests.steps_in(self._folder)):
-            try:
-                if step not in self.steps():  # a kill while it was being removed
-                    raise ValueError("it is not complete")
-                flat, told = self._read_flat(step, digests.flat(like))
-            except (CheckpointError, UsageError):
-                raise
-            except Exception as error:  # what a damaged file makes Orbax raise has no common base
-                if excuse := excused(error):
-                    raise excuse from error
-                if reason := files.unreadable(self._folder / str(step), error):
-                    raise self._cannot_read(f"the checkpoint of step {step}", reason) from error
-                damaged[step] = storage.reason(error)
-                continue
-            for broken, reason in damaged.items():
-                moved = storage.put_damaged_aside(self._folder, broken)
-                console.warn(f"the checkpoint of step {broken} is damaged ({reason}); moved to {moved}")
-            self._manager.reload()
-            state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
-            return Restored(state, told["rows"], told["config"])
-        if damaged:
-            newest, reason = next(iter(damaged.items()))
-            raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints in {self._folder} is whole (step {newest}: {reason}); "
-                "restore one from a copy, or start in another --workdir"
-            )
-        return None
-
-    def read_parts(self, parts: dict[str, tuple[str, Tree]]) -> dict[str, Tree]:
-        """Reads parts of the newest state whatever else it holds.
-
-        Args:
-          parts: a name -> where the part stands in the state, with dots, and its shapes.
-
-        Returns:
-          The name -> the part.
-
-        Raises:
-          CheckpointError: nothing was saved, or it cannot be read, or the parts are not in it.
-        """
-        step = max(self.steps(), default=None)
-        if step is None:
-            raise CheckpointError(f"{self._folder} holds no checkpoint")
-        try:
-            flat, _ = self._read_flat(step, None)
-            return {name: digests.part_of(flat, prefix, like) for name, (prefix, like) in parts.items()}
-        except Exception as error:
-            raise excused(error) or CheckpointError(
-                f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"
-            ) from error
-
-    def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
-        """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
-        told = digests.read(self._folder, step)
-        files.survey(self._folder / str(step), digests.most_bytes(told))  # or Orbax would read whatever is there
-        if wanted is None:
-            wanted = self._manager.item_metadata(step)["state"]
-        else:
-            digests.check_stream(told, self._folder)
-            digests.check_shapes(told, wanted, self._folder)
-        # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        flat = jax.device_get(self._manager.restore(step, args=args)["state"])
-        digests.compare(told, digests.of(step, flat))
-        # By way of the host: Orbax ties arrays to a device, and with such ones the step would be compiled twice.
-        return {name: jnp.asarray(array) for name, array in flat.items()}, told
 
     def close(self) -> None:
         """Waits for what is being written and lets go of the folder; a failure then is a warning."""

@@ -1,6 +1,5 @@
 """What a user can cause, and the exit code that belongs to it."""
 
-import argparse
 import contextlib
 import difflib
 import errno
@@ -8,11 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
-
-from cutnmix_jax.streams import unbreakable
 
 _PACKAGE = Path(__file__).parent
 _TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -62,45 +58,12 @@ def of_exit_code(code: int) -> type[UserError]:
     return kinds.get(code, UserError)
 
 
-class CommandLine(argparse.ArgumentParser):
-    """The arguments of a command; what is wrong with them is one line, like every other error of a user."""
-
-    def __init__(self, module: str, description: str, epilog: str):
-        super().__init__(
-            prog=f"python -m {module}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Instead of the usage text and an exit."""
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Says what `name` could have been: the closest valid name first, then all of them."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}there are: {', '.join(valid)}"
-
-
-def folder_of(name: str, flag: str) -> Path:
-    """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home.
-
-    Args:
-      name: of the folder.
-      flag: that it was given with, for the error.
-
-    Raises:
-      UsageError: there is no such home.
-    """
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{flag}={name}: {one_line(error)}; write the folder out") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -198,41 +161,3 @@ def _out_of_an_import(error: BaseException) -> bool:
         if frame.f_code.co_name == "<module>":
             return True
     return False
-
-
-def exit_code_of(command: Callable[[], None]) -> int:
-    """Runs a command and turns what the user can mend into one line on stderr and an exit code.
-
-    A command goes on when nobody reads what it prints.
-
-    Args:
-      command: called without arguments; its return value is ignored.
-
-    Returns:
-      0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
-
-    Raises:
-      Exception: a fault of ours, with its traceback.
-    """
-    with unbreakable():
-        return _exit_code_of(command)
-
-
-def _exit_code_of(command: Callable[[], None]) -> int:
-    try:
-        command()
-    except StoppedError as error:  # as asked, and no error
-        print(one_line(error), file=sys.stderr)
-        return error.exit_code
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: stopped from the keyboard", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if (told_as := excused(error)) is None:
-            raise
-        print(f"error: {one_line(told_as)}", file=sys.stderr)
-        return told_as.exit_code
-    return 0

@@ -8,14 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax import files, signals, storage
-from cutnmix_jax.errors import (
-    CommandLine,
-    StoppedError,
-    UsageError,
-    excused,
-    exit_code_of,
-    folder_of,
-)
+from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
+from cutnmix_jax.errors import StoppedError, UsageError, excused
 from cutnmix_jax.signals import StopRequest
 
 _EPILOG = """examples:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, data, digests, files, finished
-from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Backbone, Tree
@@ -68,7 +68,7 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
 
     def load() -> dict[str, Tree]:
         shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
-        checkpoints = Checkpoints(path / finished.CHECKPOINTS, None)
+        checkpoints = Reader(path / finished.CHECKPOINTS)
         try:
             network = checkpoints.read_parts(
                 {"params": ("state.params.peers.0", shapes["params"]),

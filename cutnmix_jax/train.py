@@ -23,7 +23,8 @@ from cutnmix_jax import (
     summary,
     teacher,
 )
-from cutnmix_jax.checkpoint import Checkpoints, Restored
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint_reader import Restored
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine

@@ -14,6 +14,7 @@ import pytest
 
 from cutnmix_jax import data, digests, loop, metrics, storage, train
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import StoppedError
@@ -65,7 +66,7 @@ class Made:
         if step is not None:
             alone = Path(workdir) / "alone"
             shutil.copytree(Path(workdir) / "checkpoints" / str(step), alone / str(step))
-        reader = Checkpoints(Path(workdir) / "checkpoints" if step is None else alone, None)
+        reader = Reader(Path(workdir) / "checkpoints" if step is None else alone)
         saved = reader.restore(self.engine.shapes()).state
         reader.close()
         if step is not None:

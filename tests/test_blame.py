@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones, data, main, methods, train
-from cutnmix_jax.errors import UsageError, UserError, blaming, excused, exit_code_of
+from cutnmix_jax.command import exit_code_of
+from cutnmix_jax.errors import UsageError, UserError, blaming, excused
 from tests.runs import write_finished
 
 SMALL = [

@@ -18,6 +18,7 @@ import pytest
 
 from cutnmix_jax import checkpoint, digests, files, main
 from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from tests.hostile import OTHER, snapshot
 from tests.runs import TEN_EPOCHS, assert_same, made, rows_in, steps_in, stopped_after, whole
@@ -306,7 +307,7 @@ def test_what_is_not_finite_is_not_saved(value, tmp_path):
 
 def test_a_teacher_s_checkpoint_is_checked_too(copied):
     shapes = made().engine.shapes().state.params["peers"][0]
-    reader = Checkpoints(copied / "checkpoints", None)
+    reader = Reader(copied / "checkpoints")
     reader.read_parts({"params": ("state.params.peers.0", shapes)})
     reader.close()
     for file in [path for path in files_of(copied, 26) if path.parent.name == "d"]:  # not the text about the arrays
@@ -314,7 +315,7 @@ def test_a_teacher_s_checkpoint_is_checked_too(copied):
         for place in range(len(content) // 3, 2 * len(content) // 3):  # of a single byte nothing may be an array's
             content[place] ^= 1
         file.write_bytes(content)
-    reader = Checkpoints(copied / "checkpoints", None)
+    reader = Reader(copied / "checkpoints")
     with pytest.raises(CheckpointError, match="cannot be read"):
         reader.read_parts({"params": ("state.params.peers.0", shapes)})
     reader.close()
@@ -366,7 +367,7 @@ def test_a_library_or_memory_that_is_missing_is_no_damage(error, copied, monkeyp
     with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
         restored(copied)
     assert steps_in(copied) == before and not (copied / "checkpoints-damaged").exists()
-    reader = Checkpoints(copied / "checkpoints", None)
+    reader = Reader(copied / "checkpoints")
     with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
         reader.read_parts({})
     reader.close()

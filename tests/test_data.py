@@ -22,7 +22,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cutnmix_jax import data
-from cutnmix_jax.data import _builder, _cache, _tfds, cifar10, cifar100, digits
+from cutnmix_jax.data import _builder, _cache, _source, _tfds, cifar10, cifar100, digits
 from cutnmix_jax.data import prepare as prepare_module
 from cutnmix_jax.data.__main__ import main
 from cutnmix_jax.data.prepare import prepare, verify
@@ -263,7 +263,7 @@ def test_digits_mean_and_std_are_those_of_the_training_pixels():
 def test_prepared_arrays_are_the_archive_bit_for_bit(ready):
     name, fake, data_dir = ready
     read = data.load(name, data_dir)
-    splits, names = _tfds.decode(MODULES[name].SOURCE, _tfds.require(MODULES[name].SOURCE, data_dir))
+    splits, names = _tfds.decode(MODULES[name].SOURCE, _source.require(MODULES[name].SOURCE, data_dir))
     for split in ("train", "test"):
         images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
         place = [int(identity.removeprefix(f"{split}_")) for identity in splits[split].ids]
@@ -304,7 +304,7 @@ def test_data_dir_defaults_to_the_environment(ready, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
     assert same(data.load(name), data.load(name, data_dir))
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert _tfds.root("") == Path("~/tensorflow_datasets").expanduser().resolve()
+    assert _source.root("") == Path("~/tensorflow_datasets").expanduser().resolve()
 
 
 def test_download_goes_through_tfds(tmp_path, monkeypatch):
@@ -324,7 +324,7 @@ def test_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"(?i)checksum.*expected.*got") as error:
             prepare("cifar10", str(tmp_path / "tfds"))
     one_line(error)
-    assert _tfds.find(cifar10.SOURCE, str(tmp_path / "tfds")) is None
+    assert _source.find(cifar10.SOURCE, str(tmp_path / "tfds")) is None
 
 
 def serve(folder: Path):
@@ -469,7 +469,7 @@ def test_wrong_counts_labels_and_shapes_are_errors(ready, monkeypatch):
     with pytest.raises(DataError, match="labels go from 0 to .*, not from 0 to 4"):
         data.load(name, data_dir)
     monkeypatch.setattr(MODULES[name], "SOURCE", source)
-    monkeypatch.setattr(_tfds, "IMAGE_SHAPE", (32, 32, 1))
+    monkeypatch.setattr(_source, "IMAGE_SHAPE", (32, 32, 1))
     with pytest.raises(DataError, match="an image is"):
         data.load(name, data_dir)
 
@@ -504,7 +504,7 @@ def test_verify_reads_the_records_and_not_the_cache(ready):
     content[len(content) // 4] ^= 1
     file.write_bytes(content)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert _cache.file_for(name, _tfds.require(source, data_dir)).exists()
+    assert _cache.file_for(name, _source.require(source, data_dir)).exists()
     with pytest.raises(DataError, match=file.name):
         verify(name, data_dir)
 
@@ -513,7 +513,7 @@ def test_verify_reads_the_records_and_not_the_cache(ready):
 def test_verify_counts_classes_and_ids(ready, change):
     name, _, data_dir = ready
     source = MODULES[name].SOURCE
-    splits, _ = _tfds.decode(source, _tfds.require(source, data_dir))
+    splits, _ = _tfds.decode(source, _source.require(source, data_dir))
     read = splits["train"]
     assert prepare_module._wrong(source, "train", read) == ""
     if change == "classes":
@@ -551,7 +551,7 @@ def test_a_broken_library_is_no_damaged_data(made, library, text, said, tmp_path
 import sys
 from cutnmix_jax import data
 from cutnmix_jax.data import {name} as module, prepare
-from cutnmix_jax.errors import exit_code_of
+from cutnmix_jax.command import exit_code_of
 module.COUNTS = {COUNTS[name]!r}
 module.SOURCE = module.SOURCE._replace(counts=module.COUNTS, digest="")
 calls = (lambda: data.load({name!r}, {str(data_dir)!r}), lambda: prepare.verify({name!r}, {str(data_dir)!r}))
@@ -633,7 +633,7 @@ def refused(name: str, tmp_path: Path, archive: Path | str = "") -> str:
     data_dir = str(tmp_path / "tfds")
     with pytest.raises(DataError) as error:
         prepare(name, data_dir, str(archive))
-    assert _tfds.find(MODULES[name].SOURCE, data_dir) is None
+    assert _source.find(MODULES[name].SOURCE, data_dir) is None
     with pytest.raises(DataError, match="not found"):
         data.load(name, data_dir)
     return one_line(error)
@@ -698,7 +698,7 @@ def test_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path, mo
     monkeypatch.setattr(_builder, "_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))
-    assert _tfds.find(cifar10.SOURCE, str(tmp_path / "tfds")) is None
+    assert _source.find(cifar10.SOURCE, str(tmp_path / "tfds")) is None
     (tmp_path / "tfds/cifar10/3.0.2.incompleteABCDEF").mkdir()  # what a kill -9 would leave
     monkeypatch.setattr(_builder, "_png", real)
     assert "prepared in" in prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))

@@ -520,7 +520,7 @@ def test_tables_where_the_terminal_knows_ascii_alone(tmp_path):
 TABLE = """
 import sys
 from pathlib import Path
-from cutnmix_jax.errors import exit_code_of
+from cutnmix_jax.command import exit_code_of
 from scripts.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=40") for name in "ab"]

@@ -17,7 +17,8 @@ from cutnmix_jax import finished, lock, methods, metrics, pool
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.settings import command_line, tree
 from scripts.paper import figures, launch, options, report, reproduce
-from scripts.paper.cells import ABLATIONS, TABLE1, TABLE2, TABLES, Cell, Choice, cells_of
+from scripts.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of
+from scripts.paper.published import TABLE1, TABLE2
 from tests.runs import few, write_finished
 from tests.test_run import TINY, wait_for
 
@@ -565,7 +566,7 @@ def test_slurm_queues_again_what_was_stopped_and_saved(end, tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from cutnmix_jax.errors import exit_code_of
+from cutnmix_jax.command import exit_code_of
 from scripts.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=400") for name in "ab"]

@@ -92,7 +92,7 @@ TABLE = """
 import json, subprocess, sys
 from pathlib import Path
 from cutnmix_jax import pool
-from cutnmix_jax.errors import exit_code_of
+from cutnmix_jax.command import exit_code_of
 from scripts.paper import launch, progress
 from scripts.paper.cells import Choice, cells_of
 from tests import test_paper, test_progress

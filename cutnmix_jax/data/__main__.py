@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from cutnmix_jax import data
-from cutnmix_jax.errors import CommandLine, UsageError, exit_code_of
+from cutnmix_jax.command import CommandLine, exit_code_of
+from cutnmix_jax.errors import UsageError
 
 EXAMPLES = """examples:
   python -m cutnmix_jax.data prepare --dataset=cifar100

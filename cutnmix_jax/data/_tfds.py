@@ -3,59 +3,17 @@
 tfds is imported only where records are read: its import costs about a second, and a cached load does without.
 """
 
-import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cutnmix_jax import files
-from cutnmix_jax.data import _cache, _library
-from cutnmix_jax.errors import DataError, UsageError, UserError, excused, installation, told
+from cutnmix_jax.data import _cache, _library, _source
+from cutnmix_jax.data._source import Source, Split, damaged, unreadable
+from cutnmix_jax.errors import DataError
 from cutnmix_jax.types import Dataset
 
-IMAGE_SHAPE = (32, 32, 3)
 BLOCK = 1000  # records per read: twice as fast as one by one, and more do not help
-
-
-class Source(NamedTuple):
-    """What is known of a data set before it is read.
-
-    Attributes:
-      name: the name in tfds and on the command line.
-      title: the name for people.
-      archive: the file name of the official archive.
-      counts: {'train': examples, 'test': examples}.
-      num_classes: K.
-      mean: of the training pixels in [0, 1], per channel.
-      std: likewise.
-      digest: what `prepare.digest` must give; empty where there is no reference.
-    """
-
-    name: str
-    title: str
-    archive: str
-    counts: Mapping[str, int]
-    num_classes: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    digest: str
-
-
-class Split(NamedTuple):
-    """One split in the order of the records.
-
-    Attributes:
-      ids: [N] str, `train_00000` and so on: the place in the official archive.
-      images: [N, 32, 32, 3] uint8.
-      labels: [N] int32.
-    """
-
-    ids: np.ndarray
-    images: np.ndarray
-    labels: np.ndarray
 
 
 def load(source: Source, data_dir: str) -> Dataset:
@@ -71,9 +29,9 @@ def load(source: Source, data_dir: str) -> Dataset:
     Raises:
       DataError: if it is missing or damaged.
     """
-    folder = require(source, data_dir)
+    folder = _source.require(source, data_dir)
     file = _cache.file_for(source.name, folder)
-    arrays = _cache.read(file, lambda found: problem(source, found))
+    arrays = _cache.read(file, lambda found: _source.problem(source, found))
     if arrays is None:
         arrays = _decode_arrays(source, folder)
         _cache.write(file, arrays)
@@ -88,86 +46,6 @@ def load(source: Source, data_dir: str) -> Dataset:
         std=np.array(source.std, np.float32),
         flip=True,
     )
-
-
-def root(data_dir: str) -> Path:
-    """The tfds data folder: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        return Path(folder).expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # a user that is not known, links in a circle
-        raise UsageError(f"data_dir={folder}: {' '.join(str(error).split())}; name a folder") from error
-
-
-def find(source: Source, data_dir: str) -> Path | None:
-    """The folder of the newest prepared version, or None; a preparation under way has another name and is not found.
-
-    Raises:
-      DataError: there may be one, but it cannot be looked at.
-    """
-    folder, versions = root(data_dir) / source.name, []
-    try:  # `glob` would pass over what it may not read
-        found = list(folder.iterdir())
-        versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise DataError(f"{source.title} cannot be read in {folder} ({told(error)}); let it be read") from error
-    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
-
-
-def require(source: Source, data_dir: str) -> Path:
-    """Like `find`, but raises DataError with the command to run where there is none."""
-    folder = find(source, data_dir)
-    if folder is None:
-        command = f"python -m cutnmix_jax.data prepare --dataset={source.name}"
-        command += f" --data_dir={data_dir}" if data_dir else ""
-        offline = f"with --archive={source.archive} where there is no network"
-        where = "if it lies elsewhere, name the folder by data_dir or TFDS_DATA_DIR"
-        raise DataError(f"{source.title} not found in {root(data_dir)}; run `{command}` ({offline}); {where}")
-    return folder
-
-
-def problem(source: Source, arrays: Mapping[str, np.ndarray]) -> str:
-    """What is wrong with the arrays of a data set, in a few words; empty if nothing is."""
-    for split, count in source.counts.items():
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.shape != (count, *IMAGE_SHAPE) or images.dtype != np.uint8:
-            return f"{split} images are {images.dtype}{list(images.shape)}, not uint8{[count, *IMAGE_SHAPE]}"
-        if labels.shape != (count,) or labels.dtype != np.int32:
-            return f"{split} labels are {labels.dtype}{list(labels.shape)}, not int32{[count]}"
-        if labels.min() < 0 or labels.max() >= source.num_classes:
-            return f"{split} labels go from {labels.min()} to {labels.max()}, not from 0 to {source.num_classes - 1}"
-    if len(arrays["class_names"]) != source.num_classes:
-        return f"there are {len(arrays['class_names'])} class names, not {source.num_classes}"
-    return ""
-
-
-def damaged(source: Source, folder: Path, what: str) -> DataError:
-    """The error for records that are not what they should be; `what` names the file or the thing."""
-    again = f"{source.name} --data_dir={folder.parent.parent}"
-    return DataError(
-        f"{source.title} is damaged: {what}; check with `python -m cutnmix_jax.data verify --dataset={again}`, "
-        f"or delete {folder} and run `python -m cutnmix_jax.data prepare --dataset={again}`"
-    )
-
-
-def unreadable(source: Source, folder: Path, what: str, error: Exception) -> UserError:
-    """The error for records that could not be read; they are called damaged only where nothing else is to blame.
-
-    Args:
-      source: which data set.
-      folder: of its records.
-      what: the file, and what cannot be done with it.
-      error: what a library raised.
-    """
-    if excuse := excused(error):
-        return excuse
-    if reason := files.unreadable(folder, error):
-        return DataError(f"{source.title} cannot be read: {what} ({reason}); let it be read and try again")
-    if failed := _library.failure():
-        return installation(failed)
-    return damaged(source, folder, f"{what} ({told(error, 1000)})")
 
 
 def open_builder(source: Source, folder: Path) -> Any:
@@ -238,7 +116,7 @@ def decode(source: Source, folder: Path) -> tuple[dict[str, Split], tuple[str, .
 
 def _decode_split(source: Source, folder: Path, builder: Any, split: str) -> Split:
     info, count = builder.info.splits[split], source.counts[split]
-    out = Split(np.empty(count, "<U16"), np.empty((count, *IMAGE_SHAPE), np.uint8), np.empty(count, np.int32))
+    out = Split(np.empty(count, "<U16"), np.empty((count, *_source.IMAGE_SHAPE), np.uint8), np.empty(count, np.int32))
     start = 0
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
         try:  # file by file, to name the one that fails
@@ -254,8 +132,8 @@ def _decode_split(source: Source, folder: Path, builder: Any, split: str) -> Spl
 
 def _fill(out: Split, rows: range, examples: list[dict[str, Any]]) -> None:
     for row, example in zip(rows, examples, strict=True):
-        if example["image"].shape != IMAGE_SHAPE:  # NumPy would broadcast a [32, 1, 3] image without a word
-            raise ValueError(f"an image is {list(example['image'].shape)}, not {list(IMAGE_SHAPE)}")
+        if example["image"].shape != _source.IMAGE_SHAPE:  # NumPy would broadcast a [32, 1, 3] image without a word
+            raise ValueError(f"an image is {list(example['image'].shape)}, not {list(_source.IMAGE_SHAPE)}")
         out.ids[row] = example["id"].decode()
         out.images[row] = example["image"]
         out.labels[row] = example["label"]
@@ -266,6 +144,6 @@ def _decode_arrays(source: Source, folder: Path) -> dict[str, np.ndarray]:
     arrays = {"class_names": np.array(class_names, dtype=np.str_)}
     for split, read in splits.items():
         arrays |= {f"{split}_images": read.images, f"{split}_labels": read.labels}
-    if wrong := problem(source, arrays):
+    if wrong := _source.problem(source, arrays):
         raise damaged(source, folder, f"in {folder}, {wrong}")
     return arrays

@@ -4,10 +4,10 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 the public code of DLB and OKDDip.
 """
 
-from cutnmix_jax.data import _tfds
+from cutnmix_jax.data import _source, _tfds
 from cutnmix_jax.types import Dataset
 
-SOURCE = _tfds.Source(
+SOURCE = _source.Source(
     name="cifar10",
     title="CIFAR-10",
     archive="cifar-10-binary.tar.gz",

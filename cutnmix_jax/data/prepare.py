@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cutnmix_jax import data
-from cutnmix_jax.data import _library, _tfds
+from cutnmix_jax.data import _library, _source, _tfds
 from cutnmix_jax.errors import DataError, UserError, excused, told
 
 PROBE_SECONDS = 5  # tfds alone retries an unreachable address for more than three minutes
@@ -47,18 +47,18 @@ def prepare(name: str, data_dir: str = "", archive: str = "") -> str:
         return f"{name}: nothing to prepare, it comes with an installed package"
     source = module.SOURCE
     with _library.quiet():
-        if folder := _tfds.find(source, data_dir):
+        if folder := _source.find(source, data_dir):
             _tfds.open_builder(source, folder)
             return f"{source.title} is already prepared in {folder}"
         _write(source, data_dir, archive)
-        folder = _tfds.require(source, data_dir)
+        folder = _source.require(source, data_dir)
         _tfds.open_builder(source, folder)
     return f"{source.title} prepared in {folder}: {_counts(source)}"
 
 
-def _write(source: _tfds.Source, data_dir: str, archive: str) -> None:
+def _write(source: _source.Source, data_dir: str, archive: str) -> None:
     _library.imported()
-    target = _tfds.root(data_dir)
+    target = _source.root(data_dir)
     try:
         from cutnmix_jax.data import _builder  # of tfds it takes what is not needed to read
 
@@ -106,7 +106,7 @@ def _check_archive(file: Path, expected: Any) -> None:
         raise DataError(f"{file} is not the official archive: expected sha256 {expected.checksum}, it has {checksum}")
 
 
-def _check_network(source: _tfds.Source, url: str, expected: Any, data_dir: str) -> None:
+def _check_network(source: _source.Source, url: str, expected: Any, data_dir: str) -> None:
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
     # A thread, because a name look-up ignores every time-out; a daemon, because it may never come back.
     threading.Thread(target=_probe, args=(url, answer), daemon=True).start()
@@ -153,26 +153,26 @@ def verify(name: str, data_dir: str = "") -> str:
         read = module.load(data_dir)
         return f"{name}: {len(read.train_labels)} training and {len(read.test_labels)} test images, nothing to verify"
     source = module.SOURCE
-    folder = _tfds.require(source, data_dir)
+    folder = _source.require(source, data_dir)
     splits, class_names = _tfds.decode(source, folder)
     if len(class_names) != source.num_classes:
-        raise _tfds.damaged(source, folder, f"there are {len(class_names)} class names, not {source.num_classes}")
+        raise _source.damaged(source, folder, f"there are {len(class_names)} class names, not {source.num_classes}")
     for split, read in splits.items():
         if wrong := _wrong(source, split, read):
-            raise _tfds.damaged(source, folder, wrong)
+            raise _source.damaged(source, folder, wrong)
     found = digest(splits)
     if source.digest and found != source.digest:
-        raise _tfds.damaged(source, folder, f"sha256 of its pixels and labels is {found}, not {source.digest}")
+        raise _source.damaged(source, folder, f"sha256 of its pixels and labels is {found}, not {source.digest}")
     known = "as it must be" if source.digest else "there is no reference to compare it with"
     return f"{source.title} in {folder}: {_counts(source)}; sha256 of all pixels and labels {found} ({known})"
 
 
-def _counts(source: _tfds.Source) -> str:
+def _counts(source: _source.Source) -> str:
     train, test = source.counts["train"], source.counts["test"]
     return f"{train} training and {test} test images, {source.num_classes} classes"
 
 
-def _wrong(source: _tfds.Source, split: str, read: _tfds.Split) -> str:
+def _wrong(source: _source.Source, split: str, read: _source.Split) -> str:
     if sorted(read.ids) != [f"{split}_{index:05d}" for index in range(source.counts[split])]:
         return f"the ids of the {split} images are not {split}_00000 and so on, each once"
     classes, counts = np.unique(read.labels, return_counts=True)
@@ -184,7 +184,7 @@ def _wrong(source: _tfds.Source, split: str, read: _tfds.Split) -> str:
     return ""
 
 
-def digest(splits: dict[str, _tfds.Split]) -> str:
+def digest(splits: dict[str, _source.Split]) -> str:
     """The sha256 of a data set, whatever the order of its records.
 
     Args:

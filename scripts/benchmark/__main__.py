@@ -22,7 +22,8 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax.errors import UsageError, exit_code_of
+from cutnmix_jax.command import exit_code_of
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import command_line
 from scripts.benchmark import jax_side, reference, report, run, suites
 

@@ -20,7 +20,7 @@ def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
     Args:
       path: of the PNG.
       heading: above all panels.
-      grid: from `report.gather`.
+      grid: from `grids.gather`.
     """
     datasets, variants = datasets_of(grid), rows_of(grid)
     widest = max(len(columns_of(grid, dataset)) for dataset in datasets)

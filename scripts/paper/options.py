@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cutnmix_jax import errors, seeds
+from cutnmix_jax import command, seeds
 from cutnmix_jax.errors import UsageError
 from scripts.paper.cells import TABLES, Choice
 
@@ -37,7 +37,7 @@ def choice_of(known: argparse.Namespace) -> Choice:
     if known.epochs < 0:
         raise UsageError(f"--epochs={known.epochs}: must be at least 1")
     mini = known.preset == "mini"
-    runs = errors.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs")
+    runs = command.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs")
     if not next(place for place in (runs.absolute(), *runs.absolute().parents) if place.exists()).is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(runs))  # or all cells would be missing
     return Choice(
@@ -55,7 +55,7 @@ def choice_of(known: argparse.Namespace) -> Choice:
 
 def folder_of(known: argparse.Namespace, choice: Choice) -> Path:
     """Where the table goes."""
-    return errors.folder_of(known.out, "--out") if known.out else choice.runs / "tables"
+    return command.folder_of(known.out, "--out") if known.out else choice.runs / "tables"
 
 
 def parse(text: str | None) -> tuple[str, ...]:
@@ -74,12 +74,12 @@ def make(folder: Path) -> None:
         raise UsageError(f"cannot write in {folder}; choose other folders with --runs and --out")
 
 
-def exit_code_of(command: Callable[[], None]) -> int:
-    """Like that of `cutnmix_jax.errors`, for a command whose files all lie in the folders that these arguments name."""
+def exit_code_of(run: Callable[[], None]) -> int:
+    """Like that of `cutnmix_jax.command`, for a command whose files lie in the folders of these arguments."""
 
     def told() -> None:
         try:
-            command()
+            run()
         except OSError as error:
             if error.filename is None:  # no file: who reads what is printed has gone, for instance
                 raise
@@ -87,4 +87,4 @@ def exit_code_of(command: Callable[[], None]) -> int:
                 f"cannot read or write {error.filename}: {error.strerror}; choose other folders with --runs and --out"
             ) from error
 
-    return errors.exit_code_of(told)
+    return command.exit_code_of(told)

@@ -16,7 +16,8 @@ uses it for Slurm.
 import argparse
 import sys
 
-from cutnmix_jax.errors import CommandLine, UsageError
+from cutnmix_jax.command import CommandLine
+from cutnmix_jax.errors import UsageError
 from scripts.paper import devices, launch, options, report
 from scripts.paper.cells import Cell, cells_of
 from scripts.paper.progress import clock, rows_of, seconds_per_epoch

@@ -1,0 +1,81 @@
+"""How a command begins and ends: its arguments, its one line on stderr, its exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cutnmix_jax.errors import StoppedError, UsageError, UserError, excused, one_line
+from cutnmix_jax.streams import unbreakable
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The arguments of a command; what is wrong with them is one line, like every other error of a user."""
+
+    def __init__(self, module: str, description: str, epilog: str):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of the usage text and an exit."""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def folder_of(name: str, flag: str) -> Path:
+    """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home.
+
+    Args:
+      name: of the folder.
+      flag: that it was given with, for the error.
+
+    Raises:
+      UsageError: there is no such home.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{flag}={name}: {one_line(error)}; write the folder out") from error
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Runs a command and turns what the user can mend into one line on stderr and an exit code.
+
+    A command goes on when nobody reads what it prints.
+
+    Args:
+      command: called without arguments; its return value is ignored.
+
+    Returns:
+      0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
+
+    Raises:
+      Exception: a fault of ours, with its traceback.
+    """
+    with unbreakable():
+        return _exit_code_of(command)
+
+
+def _exit_code_of(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except StoppedError as error:  # as asked, and no error
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped from the keyboard", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if (told_as := excused(error)) is None:
+            raise
+        print(f"error: {one_line(told_as)}", file=sys.stderr)
+        return told_as.exit_code
+    return 0
