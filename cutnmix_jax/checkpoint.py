@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from cutnmix_jax import console, digests, storage
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, DivergedError
-from cutnmix_jax.metrics import PATIENCE, ranking
+from cutnmix_jax.metrics import PATIENCE, ranked
 from cutnmix_jax.types import Row, Tree
 
 
@@ -120,7 +120,7 @@ class Checkpoints(Reader):
         if free < told["bytes"]:  # so that a save that cannot succeed does not fill what is left
             raise OSError(errno.ENOSPC, f"{told['bytes']:,} bytes are needed and {free:,} are free")
         assert self._preserve
-        self._preserve.ranking = ranking(rows)
+        self._preserve.ranking = [row["step"] for row in ranked(rows)]
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
         self._manager.save(step, args=saved)
 

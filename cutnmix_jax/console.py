@@ -97,7 +97,11 @@ class Display:
         """Prints the two lines of a finished epoch."""
         tested = _values({name: 100 * value for name, value in _named(row, "test/accuracy_").items()}, ".2f")
         trained = _values(_named(row, "train/"), ".3f")
-        first = f"epoch {row['epoch']}/{epochs}  test accuracy {100 * row['test/accuracy']:.2f} %  {tested}"
+        first = f"epoch {row['epoch']}/{epochs}"
+        for images in ("validation", "test"):
+            if (accuracy := row.get(f"{images}/accuracy")) is not None:
+                first += f"  {images} accuracy {100 * accuracy:.2f} %"
+        first += f"  {tested}" if tested else ""
         second = (
             f"learning rate {row['learning_rate']:g}  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
         )
@@ -115,7 +119,8 @@ def _values(values: Mapping[str, float], form: str) -> str:
 def table(results: Mapping[str, Any]) -> None:
     """Prints the accuracies of the last and of the best epoch."""
     title = f"{results['dataset']} {results['backbone']} {results['method']} seed {results['seed']}: test accuracy, %"
-    shown = Table(title=title, title_justify="left")
+    caption = f"the best epoch is chosen on the {results.get('best_by', 'test')} set"
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column, justify in (("", "left"), ("epoch", "right"), ("mean of peers", "right")):
         shown.add_column(column, justify=justify)  # type: ignore[arg-type]
     last = results["last"]

@@ -17,24 +17,23 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from cutnmix_jax import cache, console
 from cutnmix_jax.errors import UsageError, one_line, told
+from cutnmix_jax.precision import Precision
 
-# XLA's names for how 32-bit products are made; a CPU has one way only.
-_PRODUCTS = {"tf32": "tensorfloat32", "float32": "highest", "bfloat16": "default"}
 _CACHE, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
 @contextlib.contextmanager
-def set_up_jax(precision: str) -> Iterator[None]:
+def set_up_jax(precision: Precision) -> Iterator[None]:
     """While entered, chooses the precision of products and keeps compiled programs for the next start.
 
     Args:
-      precision: `tf32`, `float32` or `bfloat16`.
+      precision: of the run.
 
     Raises:
       UsageError: JAX finds no device of the kind that it was told to use.
     """
     find_devices()
-    with jax.default_matmul_precision(_PRODUCTS[precision]), _programs_kept():
+    with jax.default_matmul_precision(precision.products), _programs_kept():
         yield
 
 

@@ -14,6 +14,7 @@ from cutnmix_jax.types import Row
 
 RESULTS, CONFIG, CHECKPOINTS = "results.json", "config.json", "checkpoints"
 
+_TESTED = ("test/", "validation/")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "dataset": str, "backbone": str, "method": str, "seed": int, "epochs": int, "train_examples": int,
     "test_examples": int, "last": dict, "best": dict, "seconds": (int, float), "wall_seconds": (int, float),
@@ -69,7 +70,8 @@ def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Ro
         "train_examples": num_train,
         "test_examples": num_test,
         "last": metrics.summary(rows[-1]),
-        "best": metrics.summary(metrics.best_of(rows)),
+        "best": metrics.summary(metrics.ranked(rows)[0]),
+        "best_by": metrics.chosen_by(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
         "versions": environment.versions(),
@@ -99,7 +101,7 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     numbered = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
     if len(rows) != results["epochs"] or not numbered or not _are_numbers(rows):
         return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
-    if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.best_of(rows)):
+    if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.ranked(rows)[0]):
         return f"{RESULTS} has other accuracies than {metrics.ROWS}"
     if steps := digests.steps_in(folder / CHECKPOINTS):
         told = digests.read(folder / CHECKPOINTS, steps[-1])
@@ -113,8 +115,9 @@ def _other(results: dict[str, Any], folder: Path) -> str:
 def _are_numbers(rows: Sequence[Row]) -> bool:
     """Whether all values are finite numbers, and the accuracies fractions, of the same networks in each row."""
     values = [(name, value) for row in rows for name, value in row.items()]
-    if len({frozenset(name for name in row if name.startswith("test/")) for row in rows}) > 1:
+    tested = {frozenset(name for name in row if name.startswith(_TESTED)) for row in rows}
+    if len(tested - {frozenset()}) > 1 or "test/accuracy" not in rows[-1]:  # an epoch may not be evaluated
         return False
     if not all(type(value) in (int, float) and math.isfinite(value) for _, value in values):
         return False
-    return all(0 <= value <= 1 for name, value in values if name.startswith("test/"))
+    return all(0 <= value <= 1 for name, value in values if name.startswith(_TESTED))

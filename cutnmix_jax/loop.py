@@ -10,17 +10,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import compiler, console, metrics
+from cutnmix_jax import compiler, console, metrics, rows
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
+from cutnmix_jax.rows import Speed
 from cutnmix_jax.settings import Checkpoint
 from cutnmix_jax.signals import StopRequest
-from cutnmix_jax.types import NEVER, Totals
+from cutnmix_jax.types import NEVER, Row, Totals
 
 STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see late that something diverged
+
+
+OnEpoch = Callable[[Row], object]
+
+
+def nothing(row: Row) -> None:
+    """What is called after an epoch where nobody asks for more."""
 
 
 class Began(NamedTuple):
@@ -37,13 +45,6 @@ class Began(NamedTuple):
     then: Callable[[], None] = lambda: None
 
 
-class Speed(NamedTuple):
-    """Images per second of an epoch, without the first call, which may compile, where there are others."""
-
-    images: int = 0
-    seconds: float = 0.0
-
-
 def train(
     engine: Engine,
     saved: Saved,
@@ -51,6 +52,7 @@ def train(
     files: metrics.Metrics,
     stop: StopRequest,
     began: Began | None = None,
+    on_epoch: OnEpoch = nothing,
 ) -> Saved:
     """Trains what is left of a run.
 
@@ -61,6 +63,7 @@ def train(
       files: where the rows go.
       stop: says when to stop.
       began: when; now, where nothing is said.
+      on_epoch: called with each row, once it is written.
 
     Returns:
       What was saved last.
@@ -87,12 +90,13 @@ def train(
             stop.defer()
             due = _due(settings.checkpoint, reached, saved_at)
             if reached == (epoch + 1) * engine.steps_per_epoch:
-                row = _epoch_row(engine, saved, epoch, speed)
+                row = rows.of_epoch(engine, saved, epoch, speed)
                 files.append(row)
                 display.epoch_done(row, settings.epochs)
+                on_epoch(dict(row))
                 state, totals, speed = engine.calibrate(saved.state), engine.zero_totals(), Speed()
                 saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
-                due |= (epoch + 1) % settings.checkpoint.every_epochs == 0 or metrics.ranking(files.rows)[0] == reached
+                due |= (epoch + 1) % settings.checkpoint.every_epochs == 0 or metrics.ranked(files.rows)[0] is row
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
@@ -184,16 +188,11 @@ def _train_until(
                 looked = done
                 _check_finite(finished, engine)
             if display.due:
-                display.update(epoch, engine.settings.epochs, done, _means(engine, finished, done - before))
+                display.update(epoch, engine.settings.epochs, done, rows.means(engine, finished, done - before))
     jax.block_until_ready(totals)
     now = time.monotonic()
     speed = Speed(speed.images + (reached - first) * engine.settings.batch_size, speed.seconds + now - timed)
     return saved._replace(state=state, totals=totals, seconds=seconds + (now - begun)), speed
-
-
-def _means(engine: Engine, totals: Totals, steps: int) -> dict[str, float]:
-    found = jax.device_get(totals.sums)
-    return {name: float(found[name]) / max(steps, 1) for name in engine.metrics}
 
 
 def _check_finite(totals: Totals, engine: Engine) -> None:
@@ -209,23 +208,3 @@ def _check_finite(totals: Totals, engine: Engine) -> None:
                 f"{what}; nothing had changed yet: look at the networks' first weights and at the images"
             )
         raise DivergedError(f"{what}; {DIVERGED}")
-
-
-def _epoch_row(engine: Engine, saved: Saved, epoch: int, speed: Speed) -> metrics.Row:
-    """The row of `metrics.jsonl` for an epoch that was just finished."""
-    begun = time.monotonic()
-    means = _means(engine, saved.totals, engine.steps_per_epoch)
-    tested = engine.evaluate(saved.state)
-    seconds = float(saved.seconds) + time.monotonic() - begun
-    return {
-        "epoch": epoch + 1,
-        "step": int(saved.state.step),
-        "learning_rate": float(f"{engine.learning_rate(epoch):.7g}"),
-        **{f"train/{name}": value for name, value in means.items()},
-        "test/accuracy": tested.mean,
-        **{f"test/accuracy_peer_{j}": value for j, value in enumerate(tested.peers)},
-        "test/accuracy_ensemble": tested.ensemble,
-        **{f"test/accuracy_{name}": value for name, value in tested.heads.items()},
-        "seconds": round(seconds, 3),
-        "images_per_second": round(speed.images / max(speed.seconds, 1e-9), 1),
-    }

@@ -78,7 +78,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     try:
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.told_once():
-            train.run(settings, workdir, stop, known.force, start)
+            train.train(settings, workdir, stop, known.force, start)
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, settings.backbones) from error
 

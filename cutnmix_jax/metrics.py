@@ -23,9 +23,32 @@ def config_sha256(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def ranking(rows: Sequence[Row]) -> list[int]:
-    """The step after each epoch, by the mean accuracy of the peers, the best first, the first of equals first."""
-    return [row["step"] for row in sorted(rows, key=lambda row: -row["test/accuracy"])]
+def named(peers: Sequence[float], ensemble: float, heads: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies as a row has them, without the name of the images before them; the first is the mean of the peers."""
+    return {
+        "accuracy": sum(peers) / len(peers),
+        **{f"accuracy_peer_{j}": value for j, value in enumerate(peers)},
+        "accuracy_ensemble": ensemble,
+        **{f"accuracy_{name}": value for name, value in heads.items()},
+    }
+
+
+def chosen_by(rows: Sequence[Row]) -> str:
+    """On which images the best epoch is chosen: `validation` where there are such, else `test`."""
+    return "validation" if "validation/accuracy" in rows[-1] else "test"
+
+
+def ranked(rows: Sequence[Row], accuracy: str = "accuracy") -> list[Row]:
+    """The rows of epochs that were evaluated, the best first, the first of equals first.
+
+    Args:
+      rows: of a run.
+      accuracy: which one decides; that of the peers' mean where nothing is said.
+    """
+    names = [f"{images}/{accuracy}" for images in ("validation", "test")]
+    scores = [next((row[name] for name in names if name in row), None) for row in rows]
+    order = sorted((-score, i) for i, score in enumerate(scores) if score is not None)
+    return [rows[i] for _, i in order]
 
 
 class Metrics:
@@ -160,11 +183,6 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 def _lines(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def best_of(rows: Sequence[Row]) -> Row:
-    """The row of the best mean accuracy of the peers, the first of equals."""
-    return max(rows, key=lambda row: row["test/accuracy"])
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -72,13 +72,17 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draws test accuracies and training loss terms over the epochs."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
-    tested = [name for name in rows[0] if name.startswith("test/accuracy_")]
-    for i, name in enumerate(tested):
-        values = [100 * row.get(name, np.nan) for row in rows]
-        _line(left, i, epochs, values, name.removeprefix("test/accuracy_").replace("_", " "))
-    mean = [100 * row["test/accuracy"] for row in rows]
-    left.plot(epochs, mean, label="mean of peers", color="black", linewidth=2.5, alpha=0.45)
+    tested = [row for row in rows if "test/accuracy" in row]
+    evaluated, epochs = ([row["epoch"] for row in some] for some in (tested, rows))
+    names = [name for name in tested[0] if name.startswith("test/accuracy_")]
+    for i, name in enumerate(names):
+        values = [100 * row.get(name, np.nan) for row in tested]
+        _line(left, i, evaluated, values, name.removeprefix("test/accuracy_").replace("_", " "))
+    mean = [100 * row["test/accuracy"] for row in tested]
+    left.plot(evaluated, mean, label="mean of peers", color="black", linewidth=2.5, alpha=0.45)
+    if "validation/accuracy" in tested[0]:
+        chosen = [100 * row["validation/accuracy"] for row in tested]
+        left.plot(evaluated, chosen, label="mean of peers, validation", color="black", linestyle=":", linewidth=1.5)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy on the test set")
     terms = [name for name in rows[0] if name.startswith("train/") and name not in ("train/accuracy", "train/loss")]
     for i, name in enumerate(terms):

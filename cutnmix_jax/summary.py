@@ -7,6 +7,7 @@ import jax
 
 from cutnmix_jax import console
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Dataset, Tree
 
@@ -24,7 +25,13 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
     steps = (
         f"{_plural(settings.epochs, 'epoch')} of {_plural(engine.steps_per_epoch, 'step')}, batch {settings.batch_size}"
     )
-    images = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
+    parts = {
+        "training": engine.spec.num_train,
+        "held-out": settings.held_out_examples,
+        "validation": settings.validation_examples,
+    }
+    images = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+    images += f" and {len(dataset.test_labels):,} test images"
     console.summary(
         {
             "data": f"{dataset.name}, {images}, {dataset.num_classes} classes",
@@ -57,7 +64,7 @@ def _device(settings: Settings) -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{device.device_kind}, {settings.precision}"
-    return "cpu, bfloat16" if settings.precision == "bfloat16" else "cpu, float32"
+    return f"cpu, {CHOICES[settings.precision].activations}"
 
 
 def _idle() -> str:

@@ -1,11 +1,11 @@
-"""A run, from its settings to its results; `run` reads from top to bottom."""
+"""A run, from its settings to its results; `train` reads from top to bottom."""
 
 import contextlib
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -30,6 +30,7 @@ from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
+from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import setup
 from cutnmix_jax.signals import StopRequest
@@ -44,9 +45,14 @@ class Plan(NamedTuple):
     trained: Trained | None
 
 
-def run(
-    settings: Settings, workdir: Path, stop: StopRequest | None = None, force: bool = False, start: float | None = None
-) -> None:
+def train(
+    settings: Settings,
+    workdir: Path,
+    stop: StopRequest | None = None,
+    force: bool = False,
+    start: float | None = None,
+    on_epoch: loop.OnEpoch = loop.nothing,
+) -> dict[str, Any]:
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
     Args:
@@ -55,6 +61,11 @@ def run(
       stop: says when to stop; never, where there is none.
       force: go on with a run although its fields have changed.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
+      on_epoch: called with the row of each epoch that this call finishes. What it raises ends the call; another one
+        goes on from the last checkpoint.
+
+    Returns:
+      What `results.json` says, see the README.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
@@ -70,13 +81,13 @@ def run(
                 teacher.check(planned.trained, results["teacher_sha256"])
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
-            return
+            return results
         folder.check_checkpoints(workdir)
         dataset = dataset or _load(settings, planned)
-        with set_up_jax(settings.precision), _told(workdir):
+        with set_up_jax(CHOICES[settings.precision]), _told(workdir):
             load = planned.trained and planned.trained.load
             engine = assemble.engine(settings, dataset, planned.networks, load)
-            go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not)
+            return go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not, on_epoch)
 
 
 def plan(settings: Settings) -> Plan:
@@ -88,7 +99,7 @@ def plan(settings: Settings) -> Plan:
     check_settings()
     classes, trained = data.num_classes(settings.dataset), None
     if settings.teacher:
-        trained = teacher.find(settings, classes, assemble.activations(settings))
+        trained = teacher.find(settings, classes, CHOICES[settings.precision].activations)
         settings.loss.check(setup(settings, trained.backbone.name))
     return Plan(assemble.networks(settings, classes, trained and trained.backbone), trained)
 
@@ -110,7 +121,8 @@ def go_on(
     opened: folder.Opened,
     start: float,
     why_not: str,
-) -> None:
+    on_epoch: loop.OnEpoch,
+) -> dict[str, Any]:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     settings = engine.settings
     summary.show(engine, dataset, workdir)
@@ -141,7 +153,7 @@ def go_on(
         rows = restored.rows if restored else []
         with contextlib.closing(metrics.Metrics(workdir, rows, opened.check)) as written:
             began = loop.Began(start, compiling, draw_first_batch)
-            state = loop.train(engine, saved, checkpoints, written, stop, began).state
+            state = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch).state
 
     # The results.
     results = finished.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
@@ -160,6 +172,7 @@ def go_on(
         pictures.curves(workdir / folder.CURVES, written.rows, title)
     console.table(results)
     print(f"run: {workdir}", flush=True)
+    return results
 
 
 def _check_saved(

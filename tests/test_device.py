@@ -13,7 +13,9 @@ from tests.test_run import ONE_STEP, ROOT, TINY
 CODE = """
 import jax, jax.numpy as jnp
 from cutnmix_jax import console, device
-with device.set_up_jax("float32"): print(float(jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.arange(9.0).reshape(3, 3))))
+from cutnmix_jax.precision import CHOICES
+exact = CHOICES["float32"]
+with device.set_up_jax(exact): print(float(jax.jit(lambda x: jnp.sin(x @ x).sum())(jnp.arange(9.0).reshape(3, 3))))
 """
 
 

@@ -146,10 +146,10 @@ def test_a_disk_that_fills_up_through_the_command(tmp_path):
 
 def through_the_command(disk):
     """The exit code, and that the same command finishes once there is room."""
-    from cutnmix_jax import loop
+    from cutnmix_jax import rows
 
     command = ["--config=configs/quickstart.py", *TEN_EPOCHS, f"--workdir={disk}/run"]
-    done = loop._epoch_row
+    done = rows.of_epoch
     filler = Path(disk, "filler")
 
     def row(*arguments):
@@ -162,10 +162,10 @@ def through_the_command(disk):
                     pass
         return done(*arguments)
 
-    loop._epoch_row = row
+    rows.of_epoch = row
     assert main.main(command) == 4
     filler.unlink()
-    loop._epoch_row = done
+    rows.of_epoch = done
     assert main.main(command) == 0
     print("as it should be")
 

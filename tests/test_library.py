@@ -53,7 +53,7 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
         warm = state_of_process()
-        train.run(settings_of("--config.precision=float32"), tmp_path / "run")
+        train.train(settings_of("--config.precision=float32"), tmp_path / "run")
         assert state_of_process() == warm
         assert main.main([*TINY, f"--workdir={tmp_path / 'command'}"]) == 0
         assert state_of_process() == warm
@@ -101,11 +101,11 @@ def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd)
     before = signal.getsignal(number)
     with pytest.raises(StoppedError), StopRequest() as stop:
         os.kill(os.getpid(), number)
-        train.run(settings_of(), tmp_path / "run", stop)
+        train.train(settings_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
     assert "stopping: the step in progress is finished and saved" in capfd.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
-    train.run(settings_of("--config.seed=96"), tmp_path / "run")
+    train.train(settings_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import methods
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
-from cutnmix_jax.settings import recipe, tree
+from cutnmix_jax.methods.cutnmix import CutnMix
+from cutnmix_jax.settings import command_line, recipe, tree
 from cutnmix_jax.settings.check import check_weights
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
@@ -188,3 +190,24 @@ def test_unknown_methods_and_options_are_told():
         methods.row("cutnmi")
     with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
         tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("heads", name) for name in ("peer_9", "ensemble", "per_peer", "average_0", "7", "a b")]
+    + [("loss", name) for name in ("loss", "accuracy")],
+)
+def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeypatch):
+    """A head called `peer_9` would count in the headline, and a term called `loss` replace the loss that is shown."""
+    given = getattr(CutnMix, part)
+
+    def renamed(*arguments):
+        if part == "heads":
+            return {name: given(*arguments)["peer_teacher"]}
+        terms, state = given(*arguments)
+        return {name: terms.pop("ce"), **terms}, state
+
+    monkeypatch.setattr(CutnMix, part, renamed)
+    settings = command_line.from_flags("configs/quickstart.py", [])
+    with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
+        assemble.networks(settings, 10)

@@ -243,9 +243,9 @@ def test_wall_seconds_are_those_of_all_starts(tmp_path, capsys):
     """Two starts, each made to look as if it was given 1,000 seconds ago."""
     config = command_line.from_flags(TINY[0].removeprefix("--config="), TINY[1:])
     with pytest.raises(StoppedError):
-        train.run(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
+        train.train(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
     assert "s after the start" in capsys.readouterr().out
-    train.run(config, tmp_path, Stop(), start=time.monotonic() - 1000)
+    train.train(config, tmp_path, Stop(), start=time.monotonic() - 1000)
     assert 2000 < json.loads((tmp_path / "results.json").read_text())["wall_seconds"] < 2200
     told = re.search(
         r"compiled in ([\d.]+) s; trained the first step ([\d.]+) s after the start", capsys.readouterr().out
@@ -377,7 +377,7 @@ def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(files, "write_json", ends)
     with pytest.raises(KeyboardInterrupt):
-        train.run(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
+        train.train(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
     monkeypatch.undo()
     assert main.main(longer) == 4  # nobody can tell that it was forced
     assert "or --force to go on with these" in capsys.readouterr().err

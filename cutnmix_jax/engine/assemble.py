@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler, data
+from cutnmix_jax import backbones, compiler, data, precision
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.teachers import Average, Frozen, RunningMean, Teacher, Teachers
-from cutnmix_jax.engine.terms import term_names
+from cutnmix_jax.engine.terms import head_names, term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.settings.check import check_weights
+from cutnmix_jax.settings.check import check_names, check_weights
 from cutnmix_jax.types import Backbone, Dataset, Spec, Tree
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
@@ -48,19 +48,16 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
       UsageError: it does not, or a network is not what it should be.
     """
     with backbones.shapes_only():
-        dtype, shape = activations(settings), data.image_shape(settings.dataset)
+        dtype, shape = precision.CHOICES[settings.precision].activations, data.image_shape(settings.dataset)
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
         size_of = {name: _feature_size(network) for name, network in made.items()}
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
         sizes = tuple(size_of[name] for name in settings.backbones)
-        names = term_names(settings.loss, Spec(num_classes, sizes, settings.batch_size, trunk_size))
-    check_weights(settings, names, sizes)
+        spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
+        terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
+    check_names(settings, terms, heads)
+    check_weights(settings, terms, sizes)
     return Networks(tuple(made[name] for name in settings.backbones), sizes, trunk_size, teacher)
-
-
-def activations(settings: Settings) -> jnp.dtype:
-    """The type of the activations of our networks; their parameters are float32."""
-    return jnp.dtype(jnp.bfloat16 if settings.precision == "bfloat16" else jnp.float32)
 
 
 def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
@@ -97,7 +94,7 @@ def engine(
       UsageError: JAX computes wrong numbers here.
     """
     compiler.check()
-    dataset, held_out = _held_out(dataset, settings)
+    dataset, held_out, validation = _split(dataset, settings)
     classes = dataset.num_classes
     joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
     of_class = any(view.image == "same_class" for view in settings.loss.views)
@@ -119,6 +116,7 @@ def engine(
         train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
         held_out=held_out,
+        validation_data=validation,
         load_frozen=load_frozen,
         steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
     )
@@ -137,15 +135,19 @@ def _teachers(settings: Settings, joined: peers.Peers, trained: Backbone | None)
     return Teachers(kinds)
 
 
-def _held_out(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data | None]:
-    """Takes images out of the training set, the same ones for the same seed."""
-    count, size = settings.held_out_examples, len(dataset.train_labels)
-    if not count:
-        return dataset, None
-    rows = np.random.default_rng(settings.seed).permutation(size)
-    out, left = np.sort(rows[:count]), np.sort(rows[count:])
-    held_out = batches.on_device(dataset.train_images[out], dataset.train_labels[out])
-    return dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left]), held_out
+def _split(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data | None, batches.Data | None]:
+    """Takes images out of the training set, the same ones for the same seed: to weigh peers, and to choose an epoch."""
+    weighing, choosing = settings.held_out_examples or 0, settings.validation_examples or 0
+    if not weighing + choosing:
+        return dataset, None, None
+    rows = np.random.default_rng(settings.seed).permutation(len(dataset.train_labels))
+    taken, left = np.split(rows[: weighing + choosing], [weighing]), np.sort(rows[weighing + choosing :])
+    train = dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left])
+    held_out, validation = (
+        batches.on_device(dataset.train_images[part], dataset.train_labels[part]) if len(part) else None
+        for part in map(np.sort, taken)
+    )
+    return train, held_out, validation
 
 
 def _trunk_size(network: Backbone) -> int:

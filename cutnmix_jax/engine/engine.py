@@ -43,6 +43,7 @@ class Engine:
       train_data: on the device.
       test_data: likewise.
       held_out: images that are not trained on, for a method that asks; else None.
+      validation_data: images that are not trained on, to choose the best epoch by; None where the test set does.
       load_frozen: reads the variables of the trained teacher; None where there is none.
       steps_per_call: training steps in each compiled call.
     """
@@ -56,6 +57,7 @@ class Engine:
     train_data: Data
     test_data: Data
     held_out: Data | None
+    validation_data: Data | None
     load_frozen: Callable[[], dict[str, Tree]] | None
     steps_per_call: int
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
+_N = 2  # images of a batch that nobody computes
+
 
 def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Array:
     """Mean over peers and images of how often the likeliest class is the larger share of the mixed label; a scalar."""
@@ -18,19 +20,13 @@ def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Arra
 def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """The names of a method's terms for peers of these sizes, in its order; nothing is computed."""
     shape: Any = jax.ShapeDtypeStruct
-    n = 2
-
-    def outputs(size: int) -> Outputs:
-        trunk = shape((n, spec.trunk_size), jnp.float32) if spec.trunk_size else None
-        return Outputs(shape((n, spec.num_classes), jnp.float32), shape((n, size), jnp.float32), trunk)
-
-    views: Views = (tuple(map(outputs, spec.feature_sizes)),) * len(method.views)
-    targets = shape((len(views), len(spec.feature_sizes), n, spec.num_classes), jnp.float32)
-    rows = shape((n,), jnp.int32)
+    views: Views = (_outputs(spec),) * len(method.views)
+    targets = shape((len(views), len(spec.feature_sizes), _N, spec.num_classes), jnp.float32)
+    rows = shape((_N,), jnp.int32)
     batch = Batch(shape((), jnp.float32), targets, rows, rows, dict.fromkeys(method.teachers, views))
     whole = shape((), jnp.int32)
     clock = Clock(whole, whole, whole, shape((), jnp.float32))
-    params, state = jax.eval_shape(lambda key: method.init(key, spec), jax.eval_shape(jax.random.key, 0))
+    params, state = _variables(method, spec)
     names: list[str] = []
 
     def loss(*arguments: Tree) -> tuple[Terms, Tree]:
@@ -40,3 +36,22 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
 
     jax.eval_shape(loss, params, state, views, batch, clock)
     return tuple(names)
+
+
+def head_names(method: Method, spec: Spec) -> tuple[str, ...]:
+    """The names of what a method reports besides its peers; nothing is computed."""
+    return tuple(jax.eval_shape(method.heads, *_variables(method, spec), _outputs(spec)))
+
+
+def _variables(method: Method, spec: Spec) -> tuple[Tree, Tree]:
+    return jax.eval_shape(lambda key: method.init(key, spec), jax.eval_shape(jax.random.key, 0))
+
+
+def _outputs(spec: Spec) -> tuple[Outputs, ...]:
+    def array(width: int) -> Any:
+        return jax.ShapeDtypeStruct((_N, width), jnp.float32)
+
+    def of(size: int) -> Outputs:
+        return Outputs(array(spec.num_classes), array(size), array(spec.trunk_size) if spec.trunk_size else None)
+
+    return tuple(map(of, spec.feature_sizes))

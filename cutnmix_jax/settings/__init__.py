@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from cutnmix_jax import augment, data
+from cutnmix_jax import augment, data, precision
 from cutnmix_jax.fields import (
     Change,
     field,
@@ -26,7 +26,6 @@ from cutnmix_jax.method import Method
 MOST_PEERS = 64
 MAPPINGS = ("unroll", "vmap")
 VIEWS = ("shared", "per_peer")
-PRECISIONS = ("tf32", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +120,12 @@ class Settings:
     held_out_examples: int | None = field(
         None, or_none(whole(1)), "training images to weigh the peers by instead; for a method that asks", Change.NEVER
     )
+    validation_examples: int | None = field(
+        None,
+        or_none(whole(1)),
+        "training images that choose the best epoch instead; none: the test set chooses it, as in the paper's lineage",
+        Change.NEVER,
+    )
     method: str = field(
         dataclasses.MISSING, text, "the name of the row; chosen by the argument, other fields follow from it"
     )
@@ -143,7 +148,7 @@ class Settings:
     )
     precision: str = field(
         "tf32",
-        one_of(PRECISIONS),
+        one_of(tuple(precision.CHOICES)),
         "tf32 (on a CPU float32), float32 or bfloat16; the parameters of our networks are float32",
     )
     loss: Method  # a file of methods/ and its options
@@ -167,6 +172,9 @@ class Settings:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     # The largest test set; more images at once would only take memory.
     eval_batch_size: int = field(500, whole(1, 10_000), "speed only", Change.FREE)
+    eval_every_epochs: int = field(
+        1, whole(1), "evaluated after each so many epochs, and after the first and the last", Change.FREE
+    )
     steps_per_call: int | None = field(
         None,
         or_none(whole(1)),

@@ -9,6 +9,9 @@ from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import Setup
 from cutnmix_jax.settings import MOST_PEERS, Settings
 
+_TERMS_TAKEN = "loss|accuracy"
+_HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
+
 
 def check(settings: Settings) -> None:
     """Raises UsageError at the first field that cannot be carried out beside the others."""
@@ -67,6 +70,22 @@ def setup(settings: Settings, teacher: str | None = None) -> Setup:
     )
 
 
+def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) -> None:
+    """Raises UsageError where a term or a head has a name that a row of `metrics.jsonl` has for something else.
+
+    Args:
+      settings: of the run.
+      terms: names of the loss terms.
+      heads: of what evaluation reports besides the peers.
+    """
+    for kind, names, taken in (("loss term", terms, _TERMS_TAKEN), ("head", heads, _HEADS_TAKEN)):
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z]\w*", name) or re.fullmatch(taken, name):
+                raise UsageError(
+                    f"{settings.method}: its {kind} {name!r} needs another name: a word that stands for nothing else"
+                )
+
+
 def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
     """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term.
 
@@ -102,10 +121,10 @@ def _check_sizes(settings: Settings) -> None:
         raise UsageError(f"config.batch_size={settings.batch_size} is more than the {images} images")
     if settings.epochs * (images // settings.batch_size) >= LARGEST:
         raise UsageError(f"config.epochs={settings.epochs}: more steps than an int32 can count; give fewer")
-    if (settings.held_out_examples or 0) > images - settings.batch_size:
-        raise UsageError(
-            f"config.held_out_examples={settings.held_out_examples} leaves no batch of the {images} training images"
-        )
+    for field in ("held_out_examples", "validation_examples"):
+        images -= getattr(settings, field) or 0
+        if images < settings.batch_size:
+            raise UsageError(f"config.{field}={getattr(settings, field)} leaves no batch of the training images")
 
 
 def _check_networks(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, optim, peers
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, command_line
 from cutnmix_jax.types import Dataset, Tree
 from scripts.benchmark import flops, worker
@@ -90,7 +91,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     The cache is where JAX_COMPILATION_CACHE_DIR says; a new folder makes the first time a cold one.
     """
     settings = command_line.from_flags(spec["config"], spec["overrides"])
-    _PROCESS.enter_context(set_up_jax(settings.precision))
+    _PROCESS.enter_context(set_up_jax(CHOICES[settings.precision]))
     if spec["bare"]:
         function, carry, rest, per_call = bare(settings, spec["classes"])
     else:

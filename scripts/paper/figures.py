@@ -78,9 +78,11 @@ def over_seeds(grid: Mapping[Key, Any], shown: str, what: str) -> str:
 
 
 def _curve(axes: Axes, folders: Sequence[Path], head: str, label: str, number: int) -> None:
-    runs = [[100 * row[f"test/{head}"] for row in metrics.read_rows(folder / "metrics.jsonl")] for folder in folders]
-    epochs = range(1, min(map(len, runs)) + 1)
-    columns = [[run[epoch - 1] for run in runs] for epoch in epochs]
+    name = f"test/{head}"
+    rows = [metrics.read_rows(folder / metrics.ROWS) for folder in folders]
+    runs = [{row["epoch"]: 100 * row[name] for row in of_run if name in row} for of_run in rows]
+    epochs = [epoch for epoch in runs[0] if all(epoch in run for run in runs)]
+    columns = [[run[epoch] for run in runs] for epoch in epochs]
     means = [statistics.fmean(column) for column in columns]
     colour = COLOURS[number % len(COLOURS)]
     axes.plot(

@@ -64,7 +64,7 @@ def _best(cell: Cell, results: dict[str, Any], head: str) -> float:
     """Of all epochs; the best one in `results.json` is that of the peers' mean, and another head's is another."""
     if head == "accuracy":
         return results["best"][head]
-    return max(row[f"test/{head}"] for row in metrics.read_rows(cell.workdir / "metrics.jsonl"))
+    return metrics.ranked(metrics.read_rows(cell.workdir / metrics.ROWS), head)[0][f"test/{head}"]
 
 
 def spread(values: Sequence[float]) -> str:

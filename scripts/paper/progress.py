@@ -90,9 +90,9 @@ def standing(run: Started) -> str:
     """Where a run is: its epoch and step, its accuracy after the last whole epoch, and the time left, where known."""
     rows = rows_of(run.cell)
     lines = last_lines(run.cell.workdir / LOG, run.logged)
-    accuracy = rows[-1].get(f"test/{HEADLINE.get(run.cell.row, 'accuracy')}") if rows else None
-    told = isinstance(accuracy, int | float)
-    tested = f"; test accuracy {100 * accuracy:.2f} % after epoch {len(rows)}" if told else ""
+    name = f"test/{HEADLINE.get(run.cell.row, 'accuracy')}"
+    known = [(epoch, row[name]) for epoch, row in enumerate(rows, start=1) if isinstance(row.get(name), int | float)]
+    tested = f"; test accuracy {100 * known[-1][1]:.2f} % after epoch {known[-1][0]}" if known else ""
     shown = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
     if shown and int(shown[1]) > len(rows):
         return f"epoch {shown[1]} of {run.cell.epochs}, {shown[2]}{tested}; about {shown[3]} left"
