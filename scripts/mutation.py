@@ -1,0 +1,141 @@
+"""Changes the science in small ways, one after the other, and says which changes no test notices.
+
+  scripts/mutate                       every file of the list, one change at each place
+  scripts/mutate losses augment        these alone
+  scripts/mutate losses --most=20      20 places, drawn at random (--seed=0)
+
+Works on a copy of the files that git knows, with cosmic-ray; the clone is left as it is. A file takes minutes to hours.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cutnmix_jax.command import CommandLine, exit_code_of
+from cutnmix_jax.errors import UsageError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A file of the package, and the tests that should notice what is wrong with it.
+TESTS = {
+    "losses": "losses",
+    "augment": "augment",
+    "engine/batches": "step",
+    "engine/engine": "step optim teachers",
+    "engine/evaluation": "evaluate step",
+    "engine/optim": "optim",
+    "engine/peers": "peers step",
+    "engine/teachers": "teachers step",
+    "engine/terms": "step methods compared",
+    "engine/totals": "step divergence",
+    "backbones/batch_norm": "batch_norm",
+    "methods/_terms": "methods compared",
+    "methods/cs_kd": "compared step",
+    "methods/cutnmix": "methods",
+    "methods/ddgsd": "compared step",
+    "methods/dml": "methods compared",
+    "methods/kd": "compared step",
+    "methods/kdcl": "compared",
+    "methods/okddip": "compared step",
+    "methods/one": "compared step",
+    "methods/pcl": "compared step",
+    "methods/ps_kd": "compared",
+    "methods/tf_kd_reg": "compared",
+}
+# Left out: a changed `|` is mostly that of an annotation, which fails at once, so that it would count for nothing.
+_LEFT_OUT = "BitOr"
+_SECONDS = 600  # for the tests of one change; what takes longer goes on for ever
+
+
+def run(names: Sequence[str], most: int | None, seed: int) -> None:
+    """Tries the changes of some files and prints what survives."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copied = Path(folder)
+        _copy(copied)
+        killed, survived = 0, 0
+        for name in names:
+            results = _tried(copied, name, most, seed)
+            for place, diff in results:
+                if diff is not None:
+                    print(f"survived: {place}\n{diff}\n", flush=True)
+            alive = sum(diff is not None for _, diff in results)
+            killed, survived = killed + len(results) - alive, survived + alive
+            print(f"{name}: {len(results) - alive} of {len(results)} changes noticed", flush=True)
+        print(f"all: {killed} of {killed + survived} changes noticed, {100 * killed / (killed + survived):.1f} %")
+
+
+def _copy(target: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def _tried(copied: Path, name: str, most: int | None, seed: int) -> list[tuple[str, str | None]]:
+    """Each change of a file: where it is, and what it is where no test notices it."""
+    tests = " ".join(f"tests/test_{test}.py" for test in TESTS[name].split())
+    config, session = copied / "mutation.toml", copied / "mutation.sqlite"
+    session.unlink(missing_ok=True)
+    config.write_text(
+        f'[cosmic-ray]\nmodule-path = "cutnmix_jax/{name}.py"\ntimeout = {_SECONDS}\nexcluded-modules = []\n'
+        f"test-command = {json.dumps(f'{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}')}\n"
+        '[cosmic-ray.distributor]\nname = "local"\n'
+    )
+    cosmic_ray = Path(sys.executable).with_name("cosmic-ray")
+    subprocess.run([cosmic_ray, "init", config.name, session.name], cwd=copied, check=True)
+    with sqlite3.connect(session) as database:
+        _choose(database, most, seed)
+    database.close()
+    subprocess.run([cosmic_ray, "exec", config.name, session.name], cwd=copied, check=True)
+    with sqlite3.connect(session) as database:
+        rows = database.execute(
+            "select start_pos_row, operator_name, test_outcome, diff from mutation_specs natural join work_results"
+        ).fetchall()
+    database.close()
+    return [
+        (f"cutnmix_jax/{name}.py:{row} {operator}", diff if outcome == "SURVIVED" else None)
+        for row, operator, outcome, diff in rows
+    ]
+
+
+def _choose(database: sqlite3.Connection, most: int | None, seed: int) -> None:
+    """Keeps one change, drawn at random, of those that the tester would try at one place."""
+    places: dict[tuple[int, int, str], list[str]] = {}
+    for row, column, operator, job in database.execute(
+        "select start_pos_row, start_pos_col, operator_name, job_id from mutation_specs "
+        "order by start_pos_row, start_pos_col, operator_name, operator_args, occurrence"
+    ):
+        if _LEFT_OUT not in operator:
+            places.setdefault((row, column, operator.split("_")[0]), []).append(job)
+    draw = random.Random(seed)
+    kept = [draw.choice(places[place]) for place in sorted(places)]
+    kept = kept if most is None else draw.sample(kept, min(most, len(kept)))
+    marks = ",".join("?" * len(kept))
+    for table in ("work_items", "mutation_specs"):
+        database.execute(f"delete from {table} where job_id not in ({marks})", kept)  # noqa: S608 - of marks alone
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = CommandLine("scripts.mutation", "Says which small changes no test notices.", __doc__ or "")
+    parser.prog = "scripts/mutate"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="FILE", help="of the package, as losses or engine/optim; all")
+    parser.add_argument("--most", type=int, metavar="N", help="places in each file; all")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    known = parser.parse_args()
+    for name in known.names:
+        if name not in TESTS:
+            raise UsageError(f"no tests are named for {name!r}; {nearest(name, TESTS)}")
+    run(known.names or list(TESTS), known.most, known.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
