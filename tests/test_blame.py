@@ -375,7 +375,9 @@ def test_a_broken_data_set(text, folder, capsys):
 
 @pytest.mark.parametrize("network", ["vgg16", "their_nets:make"])
 def test_images_of_another_size(network, folder, nets, capsys):
-    (folder / "data" / "theirs.py").write_text(GOOD_SET + "good = load\ndef load(data_dir): return good(side=64)")
+    (folder / "data" / "theirs.py").write_text(
+        GOOD_SET + "IMAGE_SHAPE = (64, 64, 3)\ngood = load\ndef load(data_dir): return good(side=64)"
+    )
     nets.make = lambda num_classes: Net(num_classes, lambda *_: None)
     arguments = ["--config=configs/quickstart.py:theirs,dml", "--config.batch_size=16"]
     code, errors, made = run([*arguments, f"--config.backbone.name={network}"], folder, capsys)

@@ -292,3 +292,11 @@ def test_kdcl_s_general_weights_where_peers_agree(scale):
     for sign in (1, -1):
         logits = jnp.tile(sign * scale * jax.nn.one_hot(labels, K), (3, 1, 1))
         np.testing.assert_allclose(kdcl_module.general(logits, labels), [1 / 3] * 3, rtol=1e-2)
+
+
+def test_self_training_wants_a_teacher_like_its_student():
+    alike = setup_of("tf_kd_self", 2)
+    method_of("tf_kd_self").check(alike)
+    with pytest.raises(UsageError, match="is a other; tf_kd_self wants the network of its student"):
+        method_of("tf_kd_self").check(alike._replace(teacher="other"))
+    method_of("kd").check(alike._replace(teacher="other"))

@@ -98,6 +98,8 @@ WRONG = [
     ([row("pcl"), "--config.mapping=vmap"], "unroll"),
     ([row("cs_kd"), "--config.mix.kind=cutmix"], "unmixed"),
     ([row("ps_kd"), "--config.mix.kind=mixup"], "unmixed"),
+    ([row("dml"), "--config.validation_examples=1499"], "config.validation_examples=1499 leaves no batch"),
+    ([row("dml"), "--config.eval_every_epochs=0"], "must be a whole number at least 1"),
     ([row("kd")], "--config.teacher=DIR"),
     ([row("kd"), "--config.teacher=nowhere"], "no finished run"),
     ([row("dml"), "--config.teacher=nowhere"], "no trained teacher"),
@@ -106,7 +108,7 @@ WRONG = [
     ([row("kdcl"), "--config.held_out_examples=100"], "only kdcl's target 'general'"),
     (
         [row("kdcl"), "--config.loss.target=general", "--config.held_out_examples=1499"],
-        "leaves no batch of the 1500 training images",
+        "config.held_out_examples=1499 leaves no batch of the training images",
     ),
     ([row("one"), "--config.ramp_up.epochs=0"], "at least 1"),
     ([row("one"), "--config.ramp_up.terms=('kdd',)"], "did you mean 'kd'"),
@@ -431,7 +433,7 @@ def other(name, value):
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
                "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
                "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "optimizer.name": "lars",
-               "optimizer.schedule": "cosine", "ramp_up.terms": ("ce",)}  # fmt: skip
+               "optimizer.schedule": "cosine", "average": 0.5, "ramp_up.terms": ("ce",)}  # fmt: skip
     if name in choices:
         return choices[name]
     if isinstance(value, float):

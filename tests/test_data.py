@@ -171,7 +171,7 @@ def test_subsets_are_the_first_examples():
 
 @pytest.mark.parametrize("wanted", [{"train_examples": 1501}, {"train_examples": -1}, {"test_examples": 298}])
 def test_impossible_subsets_are_usage_errors(wanted):
-    with pytest.raises(UsageError, match=f"{next(iter(wanted))}=.*0 for all"):
+    with pytest.raises(UsageError, match=f"{next(iter(wanted))}=.*none for all"):
         data.load("digits", **wanted)
 
 

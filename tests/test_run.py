@@ -572,7 +572,7 @@ def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, cap
     capsys.readouterr()
     others = [*arguments, "--config.backbone.name=tests.tiny:wide", f"--workdir={tmp_path / 'other'}"]
     assert main.main(others) == 2
-    assert "wants the network of its student" in capsys.readouterr().err
+    assert "it can teach students of its kind alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8), (signal.SIGTERM, 11)])

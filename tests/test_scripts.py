@@ -97,7 +97,7 @@ def test_a_command_stays_in_the_folder_of_its_caller(name, clone, caller):
 
 
 def test_the_tests_run_in_the_clone_with_paths_of_the_caller(clone, caller):
-    for name in ("ruff", "mypy"):
+    for name in ("ruff", "mypy", "lint-imports"):
         executable(clone / ".venv" / "bin" / name, "exit 0")
     (caller / "test_it.py").touch()
     found = told(start(clone, "test", caller, "test_it.py::test_one", "-k", "scripts", "tests/test_other.py"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from cutnmix_jax import main, seeds
+from cutnmix_jax import main, pool, seeds
 from cutnmix_jax.errors import StoppedError, UsageError
 from tests.test_run import ROOT, TINY, rows_of, saved_in, start, wait_for
 from tests.test_signals import listens
@@ -87,14 +87,14 @@ def test_a_signal_while_one_is_starting(which, monkeypatch):
     """It reaches that one too: those that started before it, and itself."""
     started = []
 
-    def start(arguments, stdout):
+    def start(arguments, stdout, environment):
         process = subprocess.Popen(["sleep", "20"], stdout=stdout, text=True)
         started.append(process)
         if len(started) == which:
             os.kill(os.getpid(), signal.SIGTERM)
         return process
 
-    monkeypatch.setattr(seeds, "start", start)
+    monkeypatch.setattr(pool, "start", start)
     with pytest.raises(StoppedError, match="seeds 1"):
         seeds.run({1: [], 2: []}, {})
     assert [process.returncode for process in started] == [-signal.SIGTERM] * which
