@@ -373,16 +373,21 @@ def test_a_broken_data_set(text, folder, capsys):
     assert "theirs" in errors[0] or "memory" in errors[0]
 
 
-@pytest.mark.parametrize("network", ["vgg16", "their_nets:make"])
-def test_images_of_another_size(network, folder, nets, capsys):
-    (folder / "data" / "theirs.py").write_text(
-        GOOD_SET + "IMAGE_SHAPE = (64, 64, 3)\ngood = load\ndef load(data_dir): return good(side=64)"
-    )
-    nets.make = lambda num_classes: Net(num_classes, lambda *_: None)
+@pytest.mark.parametrize(("size", "said"), [("", "[32, 64, 64, 3]"), ("IMAGE_SHAPE = (64, 64, 3)\n", "64x64x3")])
+def test_images_of_another_size(size, said, folder, nets, capsys):
+    """Than the data set's module says, and than a network takes."""
+
+    def small_ones(images, *_):
+        if images.shape[1:] != (32, 32, 3):
+            raise ValueError("what is this")
+
+    larger = size + "good = load\ndef load(data_dir): return good(side=64)"
+    (folder / "data" / "theirs.py").write_text(GOOD_SET + larger)
+    nets.make = lambda num_classes: Net(num_classes, small_ones)
     arguments = ["--config=configs/quickstart.py:theirs,dml", "--config.batch_size=16"]
-    code, errors, made = run([*arguments, f"--config.backbone.name={network}"], folder, capsys)
+    code, errors, made = run([*arguments, "--config.backbone.name=their_nets:make"], folder, capsys)
     assert (code, len(errors), made) == (2, 1, False), errors
-    assert network in errors[0] and "64x64x3" in errors[0]
+    assert said in errors[0] and ("their_nets:make" in errors[0]) == bool(size)
 
 
 # Libraries.
