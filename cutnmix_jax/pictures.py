@@ -39,7 +39,7 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
             axes.set(xticks=[], yticks=[])
             names = [dataset.class_names[labels[row]] for row in (i, partner[i])]
             axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
-            _outline(axes, box, images.shape[3])
+            _outline(axes, box, images.shape[3:5])
         who = "all peers" if num_peers < batch.targets.shape[1] else f"peer {j}"
         who += f", view {view}" if views > 1 else ""
         grid[row][0].set_ylabel(f"{who}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
@@ -55,17 +55,17 @@ def save(figure: Figure, path: Path, dpi: int = 110) -> None:
     files.write(path, drawn.getvalue())
 
 
-def _outline(axes: Axes, box: np.ndarray, size: int) -> None:
-    """Draws a box; one that wraps around the border is drawn once at each side and cut by the axes."""
+def _outline(axes: Axes, box: np.ndarray, size: Sequence[int]) -> None:
+    """Draws a box on an image of (H, W); one that wraps around the border is drawn at each side and cut by the axes."""
     top, left, height, width = (int(side) for side in box)
     if height == 0 or width == 0:
         return
-    for down in (top, top - size):
-        for right in (left, left - size):
+    for down in (top, top - size[0]):
+        for right in (left, left - size[1]):
             if down + height > 0 and right + width > 0:
                 corner = (right - 0.5, down - 0.5)
                 axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#F0E442", linewidth=1.8))
-    axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+    axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
 
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

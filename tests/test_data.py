@@ -184,7 +184,7 @@ def check_contract(read: Dataset, name: str, counts: dict[str, int], num_classes
     assert len(set(read.class_names)) == num_classes and {type(text) for text in read.class_names} == {str}
     for split in ("train", "test"):
         images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
-        assert images.shape == (counts[split], 32, 32, 3) and images.dtype == np.uint8
+        assert images.shape == (counts[split], *data.image_shape(name)) and images.dtype == np.uint8
         assert labels.shape == (counts[split],) and labels.dtype == np.int32
         assert labels.min() >= 0 and labels.max() < num_classes
     assert set(read.train_labels) == set(range(num_classes))

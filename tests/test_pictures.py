@@ -1,0 +1,60 @@
+"""What the picture of the first batch shows: a row for each view and peer, and boxes where they are."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from cutnmix_jax import pictures
+from cutnmix_jax.types import Batch, Dataset, Mix
+
+K, SHAPE = 4, (48, 64, 3)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+
+    def draw(views, seen, num_peers, box):
+        images = np.zeros((views, seen, 3, *SHAPE), np.float32)
+        targets = jnp.full((views, num_peers, 3, K), 1 / K)
+        batch = Batch(images, targets, np.array([0, 1, 2]), np.arange(3))
+        mix = Mix(np.array([1, 2, 0]), np.full((views, seen), 0.25), np.tile(np.array(box), (views, seen, 1)))
+        one = np.ones(3, np.float32)
+        dataset = Dataset("", images[0, 0], None, images[0, 0], None, tuple("abcd"), 0 * one, one, True)
+        pictures.samples(None, batch, mix, dataset)
+        return figures[-1].axes
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("views", "seen", "labels"),
+    [
+        (1, 2, ["peer 0", "peer 1"]),
+        (1, 1, ["all peers"]),
+        (2, 1, ["all peers, view 0", "all peers, view 1"]),
+        (2, 2, ["peer 0, view 0", "peer 1, view 0", "peer 0, view 1", "peer 1, view 1"]),
+    ],
+)
+def test_a_row_for_each_view_and_peer(views, seen, labels, drawn):
+    axes = drawn(views, seen, 2, (0, 0, 0, 0))
+    assert [one.get_ylabel().split("\n")[0] for one in axes[::3]] == labels
+    assert [one.get_title() for one in axes[:3]] == ["0.75 a\n0.25 b", "0.75 b\n0.25 c", "0.75 c\n0.25 a"]
+    assert not any(isinstance(patch, Rectangle) for one in axes for patch in one.patches)
+
+
+@pytest.mark.parametrize(
+    ("box", "corners"),
+    [
+        ((24, 20, 20, 40), [(20, 24)]),
+        ((40, 20, 20, 40), [(20, 40), (20, -8)]),  # around the lower border
+        ((0, 50, 20, 30), [(50, 0), (-14, 0)]),  # around the right one
+    ],
+)
+def test_boxes_on_an_image_that_is_no_square(box, corners, drawn):
+    for axes in drawn(1, 2, 2, box):
+        assert [patch.get_xy() for patch in axes.patches] == [(x - 0.5, y - 0.5) for x, y in corners]
+        assert {(patch.get_height(), patch.get_width()) for patch in axes.patches} == {box[2:]}
+        assert axes.get_xlim() == (-0.5, 63.5) and axes.get_ylim() == (47.5, -0.5)
