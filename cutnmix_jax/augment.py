@@ -1,7 +1,7 @@
 """Crop and flip, MixUp, CutMix and CutnMix: pure functions of a key and arrays.
 
 J peers, n images of H x W pixels. Throughout, lambda is the share of the *partner* image x_k, as Eq. 5 and 6 write it;
-CutMix's own code calls the share of the other image lambda, which is the same law because Beta(a, a) is symmetric.
+CutMix's own code calls the share of the original image lambda, which is the same law because Beta(a, a) is symmetric.
 """
 
 import jax
@@ -150,7 +150,7 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
 
     Args:
       key: PRNG key.
-      images: [J, n, H, W, C] float32, not yet normalised.
+      images: [B, n, H, W, C] float32, not yet normalised: a batch for each box, that is for each view and peer.
       kind: `none`; `mixup` (Zhang et al. 2017: the weighted mean, one lambda); `cutmix` (one box for all peers, as
         Eq. 2 and 3 in the paper's DML with CutMix); `cutnmix` (a box per peer, Eq. 5 to 7).
       prob: the chance that a batch is mixed at all; one coin for all peers.
@@ -164,7 +164,7 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
       ValueError: the images have other axes.
     """
     if images.ndim != 5:
-        raise ValueError(f"images have the axes [J, n, H, W, C], not {list(images.shape)}")
+        raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")
     num_peers, num_images, height, width, _ = images.shape
     size = (height, width)
     coin_key, partner_key, box_key = jax.random.split(key, 3)

@@ -38,7 +38,7 @@ class Checkpoints(Reader):
         Args:
           folder: of the checkpoints, in that of the run.
           keep: how many.
-          check: raises CheckpointError where the run's folder stands under its name no longer.
+          check: raises CheckpointError where the run's folder was moved, removed or replaced.
           config: the fields of the run, which are saved with each state.
         """
         self._check, self._config, self._warned = check, config, ""

@@ -22,7 +22,7 @@ class Restored(NamedTuple):
 
 
 class Reader:
-    """The checkpoints of one run, newest last; nothing in their folder is changed, but damaged ones are put aside."""
+    """The checkpoints of one run, newest last; `restore` moves damaged ones away, nothing else is changed."""
 
     def __init__(self, folder: Path, preserve: storage.NewestAndBest | None = None):
         """Opens `folder`.
@@ -81,7 +81,7 @@ class Reader:
 
         Raises:
           CheckpointError: something was saved and none of it is whole, or it cannot be read, or it is the state of
-            another program; nothing was moved.
+            other fields or of another version; nothing was moved.
           UsageError: it cannot be read for want of memory, or of a library, or goes on with other random numbers;
             nothing was moved.
         """

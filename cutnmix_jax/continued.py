@@ -48,8 +48,8 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, force: bool) -
     what = f"{workdir} holds a run with other fields {_first(changed)}"
     _check_fixed(changed, what)
     if not force:
-        raise UsageError(f"{what}; choose another --workdir, or --force to go on with these")
-    console.warn(f"{what}; going on with the new ones, as forced")
+        raise UsageError(f"{what}; choose another --workdir, or --force to go on with the new values")
+    console.warn(f"{what}; going on with the new values, as forced")
     return True
 
 
@@ -77,7 +77,9 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, 
         and not force
         and not any(change.get("changed") == list(map(str, changed)) for change in forced(workdir))
     ):
-        raise CheckpointError(f"{what}; restore that file, choose another --workdir, or --force to go on with these")
+        raise CheckpointError(
+            f"{what}; restore config.json, choose another --workdir, or --force to go on with the new values"
+        )
     return bool(changed)
 
 

@@ -39,7 +39,7 @@ def of(
       config: the fields of the configuration that the state was trained with.
 
     Raises:
-      DivergedError: an array is not finite. Saved, it would push out what is.
+      DivergedError: an array is not finite. Saved, it could remove an older one that is.
     """
     told = {}
     for name, leaf in jax.device_get(dict(arrays)).items():
@@ -220,8 +220,8 @@ def check_shapes(told: Digests, wanted: Mapping[str, Any], folder: Path) -> None
     for name in sorted(set(here) | set(there)):
         if here.get(name) != there.get(name):
             raise CheckpointError(
-                f"the checkpoint of step {told['step']} in {folder} is that of another program ({name} is "
-                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here); use the fields and the "
+                f"the checkpoint of step {told['step']} in {folder} is that of other fields or another version ({name} "
+                f"is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here); use the fields and the "
                 "version it was made with, or choose another --workdir"
             )
 

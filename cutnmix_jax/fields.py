@@ -21,7 +21,7 @@ class Change(enum.Enum):
 
     FREE = "changes neither the data nor the numbers"
     FORCED = "changes the numbers: only with --force"
-    NEVER = "says which images a step number stands for, on which ones a run is tested, or which networks are saved"
+    NEVER = "decides which images belong to a step, which ones a run is tested on, or what a checkpoint holds"
 
 
 def field(default: Any, check: Check, reason: str, change: Change = Change.FORCED) -> Any:
@@ -64,7 +64,7 @@ def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Chec
 
 
 def of_type(kind: type, name: str) -> Check:
-    """Any value of a type, which is called `name` in messages; where it is used it is looked at again."""
+    """Any value of a type, which is called `name` in messages; what uses it checks it further."""
     return lambda value: "" if isinstance(value, kind) else f"must be {name}"
 
 

@@ -116,7 +116,7 @@ def write(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a kill; or a link, which O_EXCL does not follow but refuse
+        temporary.unlink(missing_ok=True)  # left by a kill; O_EXCL refuses a link
         number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with open(number, "wb") as file:  # noqa: PTH123 - it was opened by number
             file.write(content.encode() if isinstance(content, str) else content)

@@ -31,7 +31,7 @@ class Opened(NamedTuple):
     Attributes:
       force: whether a run in it may go on although its fields have changed.
       forced: whether its `config.json` has other fields.
-      check: raises CheckpointError where it stands under its name no longer.
+      check: raises CheckpointError where it was moved, removed or replaced.
     """
 
     force: bool
@@ -46,7 +46,7 @@ def opened(workdir: Path, settings: Settings, force: bool) -> Iterator[Opened]:
     Args:
       workdir: the folder.
       settings: of the run.
-      force: go on although fields have changed, as far as they leave the state and its place in the data alone.
+      force: go on although fields have changed; some can never change.
 
     Yields:
       The folder.

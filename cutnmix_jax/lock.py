@@ -22,7 +22,7 @@ def held(folder: Path) -> Iterator[Callable[[], None]]:
     """Keeps others out of a folder while it is open.
 
     Yields:
-      What raises CheckpointError where the folder stands under its name no longer: what is written there then would be
+      What raises CheckpointError where the folder was moved, removed or replaced: what is written there then would be
       half a run.
 
     Raises:

@@ -100,7 +100,7 @@ def train(
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
-                raise StoppedError("stopped before anything new was trained; the same command begins again")
+                raise StoppedError("stopped before a new step was trained; the same command starts from the same one")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
             if last or stopping:
                 checkpoints.finish(reached, saved, files.rows)
@@ -129,7 +129,7 @@ def _minutes(settings: Checkpoint) -> float:
 
 
 def _next_save(settings: Checkpoint, reached: int, end: int) -> int:
-    """The step at which to look up: the end of the epoch, or the next one to be saved at before it."""
+    """The step at which to look at the epoch again: its end, or the next step to be saved at before it."""
     every = settings.every_steps
     return min(end, (reached // every + 1) * every) if every else end
 

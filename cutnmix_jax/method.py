@@ -31,7 +31,7 @@ class Setup(NamedTuple):
       mix_kind: how batches are mixed, one of `augment.MIX_KINDS`.
       mix_box: for CutnMix one of `augment.BOX_READINGS`.
       same_images: whether all networks see the same images.
-      held_out_examples: how many training images are kept for `calibrate`.
+      held_out_examples: how many images are held out of training and shown to `calibrate`.
       teacher: the backbone of the trained teacher; None where there is none.
     """
 
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def calibrates(self) -> bool:
-        """See above."""
+        """Whether `calibrate` is called after each epoch."""
         return False
 
     def check(self, setup: Setup) -> None:

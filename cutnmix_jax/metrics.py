@@ -62,7 +62,7 @@ class Metrics:
         Args:
           folder: of the run.
           rows: what was saved with the state.
-          check: raises CheckpointError where the folder stands under its name no longer.
+          check: raises CheckpointError where the folder was moved, removed or replaced.
 
         Raises:
           OSError: the file that is there cannot be read.

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the 
 AT_ONCE = 130  # exit code after a second signal
 ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may both send the same request
 
-_STOPPING = b"stopping: the step in progress is finished and saved; once more to end at once\n"
+_STOPPING = b"stopping: the steps that have begun are finished and saved; once more to end at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -84,9 +84,8 @@ class StopRequest:
             if self._first is None:
                 self._first = now
                 if not self._deferred:
-                    _end(
-                        "stopped before anything new was trained; the same command begins again", StoppedError.exit_code
-                    )
+                    what = "stopped before a new step was trained; the same command starts from the same one"
+                    _end(what, StoppedError.exit_code)
                 _tell(_STOPPING)
             elif now - self._first > ONE_REQUEST_SECONDS:
                 _end("stopped at once; the same command continues from what was saved before", AT_ONCE)

@@ -74,7 +74,7 @@ def put_damaged_aside(checkpoints: Path, step: int) -> Path:
             f"the checkpoint of step {step} in {checkpoints} is damaged and cannot be moved to {damaged} "
             f"({error.strerror}); move it away"
         ) from error
-    with contextlib.suppress(OSError, CheckpointError):  # which who mends it by hand may want back with it
+    with contextlib.suppress(OSError, CheckpointError):  # of use to somebody who mends it by hand
         files.write(
             target.with_name(f"metrics-{target.name}.jsonl"), files.read(checkpoints.with_name("metrics.jsonl"))
         )

@@ -1,4 +1,4 @@
-"""The shapes of the data that the rooms hand to one another; no logic.
+"""The types of the data that the modules pass to one another; no logic.
 
 J peers, K classes, n images in a batch, D features; images are NHWC.
 """
@@ -12,7 +12,7 @@ import numpy as np
 Tree = Any  # a pytree of arrays
 ImageShape = tuple[int, int, int]  # (H, W, C)
 CIFAR: ImageShape = (32, 32, 3)
-Row = dict[str, Any]  # a line of metrics.jsonl, the numbers of an epoch
+Row = dict[str, Any]  # a line of metrics.jsonl: what was measured in an epoch
 
 
 class Dataset(NamedTuple):
@@ -20,9 +20,9 @@ class Dataset(NamedTuple):
 
     Attributes:
       name: as in `--config=FILE:name,method`.
-      train_images: [N, 32, 32, 3] uint8.
+      train_images: [N, H, W, 3] uint8.
       train_labels: [N] int32 in [0, K).
-      test_images: [M, 32, 32, 3] uint8.
+      test_images: [M, H, W, 3] uint8.
       test_labels: [M] int32 in [0, K).
       class_names: K names, in the order of the labels.
       mean: [3] float32 mean of the training pixels in [0, 1], per channel.

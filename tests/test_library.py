@@ -103,7 +103,7 @@ def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd)
         os.kill(os.getpid(), number)
         train.train(settings_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
-    assert "stopping: the step in progress is finished and saved" in capfd.readouterr().err
+    assert "stopping: the steps that have begun are finished and saved" in capfd.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
     train.train(settings_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3

@@ -180,7 +180,7 @@ def test_rows_of_another_run_are_put_aside(undisturbed, tmp_path, capsys):
 def test_another_program_s_state_is_refused_and_left(undisturbed, tmp_path):
     subprocess.run(["cp", "-r", undisturbed, tmp_path / "run"], check=True)
     other = Made("cutnmix", "--config.backbone.name=tests.tiny:wide")
-    with pytest.raises(CheckpointError, match=r"of another program .* is float32\[.*\] there and float32\[.*\] here"):
+    with pytest.raises(CheckpointError, match=r"of other fields .* is float32\[.*\] there and float32\[.*\] here"):
         other.train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints-damaged").exists()
     assert_same(made(), tmp_path / "run", undisturbed)

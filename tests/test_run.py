@@ -275,7 +275,7 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     shutil.copytree(finished[0], workdir)
     command = [*TINY, f"--workdir={workdir}"]
     assert main.main([*command, "--config.epochs=5"]) == 2
-    assert "--force to go on with these" in capsys.readouterr().err
+    assert "--force to go on with the new values" in capsys.readouterr().err
     assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01", "--force"]) == 0
     said = capsys.readouterr()
     assert "continued from step 12" in said.out
@@ -335,7 +335,7 @@ def test_a_configuration_that_was_edited_is_refused(finished, tmp_path, capsys):
         assert main.main(edited) == 4
         [error] = capsys.readouterr().err.splitlines()
         assert f"what is saved in {workdir} was trained with other fields than its config.json says" in error
-        assert "(config.optimizer.learning_rate: 0.05 -> 0.1); restore that file" in error
+        assert "(config.optimizer.learning_rate: 0.05 -> 0.1); restore config.json" in error
         assert main.main([*edited, "--force"]) == 2
         assert "nothing is left to train" in capsys.readouterr().err
         assert files_in(workdir) == before
@@ -380,7 +380,7 @@ def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsy
         train.train(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
     monkeypatch.undo()
     assert main.main(longer) == 4  # nobody can tell that it was forced
-    assert "or --force to go on with these" in capsys.readouterr().err
+    assert "or --force to go on with the new values" in capsys.readouterr().err
     assert main.main([*longer, "--force"]) == 0
     assert len(json.loads((workdir / "results.json").read_text())["forced"]) == 1
 

@@ -32,7 +32,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
-        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, 512]), both float32.
+        """[n, H, W, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 512 for 32x32 pixels.
 
         The features are the flattened output of the convolutions (x_f), not the last hidden layer. The trunk goes up to
         the first stage of width 512, as in ONE and OKDDip.

@@ -10,7 +10,7 @@ from cutnmix_jax.types import Dataset
 
 NUM_TRAIN, NUM_TEST = 1500, 297
 COUNTS, NUM_CLASSES = {"train": NUM_TRAIN, "test": NUM_TEST}, 10
-SCALE = 4  # 8x8 pixels to the 32x32 that every network here takes
+SCALE = 4  # 8x8 pixels to 32x32, which every network here can take
 
 # Of the training pixels in [0, 1]; grey images have three equal channels. A test recomputes them.
 MEAN = 0.305467

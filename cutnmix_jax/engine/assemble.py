@@ -51,6 +51,9 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
         dtype, shape = precision.CHOICES[settings.precision].activations, data.image_shape(settings.dataset)
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
         size_of = {name: _feature_size(network) for name, network in made.items()}
+        if empty := [name for name in sorted(size_of) if not size_of[name]]:
+            seen = "x".join(map(str, shape))
+            raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
         sizes = tuple(size_of[name] for name in settings.backbones)
         spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)

@@ -25,8 +25,8 @@ from cutnmix_jax.method import Method
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views
 
-# Folded into the key of a step's forward passes: with its number for each view after the first, alone for the teachers.
-VIEWS = 1000
+# Folded into the key of a step's forward passes: VIEW_KEY + v for view v after the first, VIEW_KEY for the teachers.
+VIEW_KEY = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +92,6 @@ class Engine:
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""
         return float(self._optimizer[1](np.array([epoch * self.steps_per_epoch]))[0])
-
-    # The state.
 
     def init(self) -> Saved:
         """The state before the first step."""
@@ -166,7 +164,7 @@ class Engine:
         return loss, (terms, views, stats, method_state)
 
     def _weight(self, name: str, clock: Clock) -> jax.Array | float:
-        """Of a term in a step."""
+        """The weight of a term in a step."""
         rising = self.settings.ramp_up
         weight = self.settings.weights[name]
         return weight * optim.ramp_up(clock.epoch, rising.epochs) if name in rising.terms else weight
@@ -177,7 +175,7 @@ class Engine:
         """Each view in a training pass of its own, with batch statistics of its own."""
         views = []
         for view, seen in enumerate(images):
-            view_key = jax.random.fold_in(key, VIEWS + view) if view else key
+            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
             outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, view_key)
             views.append(outputs)
         return tuple(views), batch_stats
@@ -186,7 +184,7 @@ class Engine:
         """What the teachers say to every view, and their next variables."""
         own, views = state.teachers, []
         for view, seen in enumerate(batch.images):
-            view_key = jax.random.fold_in(key, VIEWS + view) if view else key
+            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
             outputs, own = self.teachers.forward(own, state.params["peers"], seen, view_key)
             views.append(outputs)
         return {name: tuple(outputs[name] for outputs in views) for name in self.teachers.kinds}, own
@@ -197,7 +195,7 @@ class Engine:
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         forward_key = batches.step_keys(feed.key, state.step)[1]
         batch, _ = self.batch_at(state.step, feed)
-        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEWS))
+        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEW_KEY))
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, (terms, views, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)

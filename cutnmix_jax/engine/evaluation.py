@@ -39,7 +39,7 @@ class Accuracies(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Over the peers: the headline."""
+        """Over the peers: the main result."""
         return sum(self.peers) / len(self.peers)
 
 

@@ -29,7 +29,7 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
 
     Args:
       settings: of the run.
-      steps_per_epoch: what an epoch counts.
+      steps_per_epoch: steps in an epoch.
       total_steps: of the run.
 
     Returns:
@@ -38,19 +38,18 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
     """
     decayed = optax.add_decayed_weights(settings.weight_decay)
     momentum = optax.trace(settings.momentum, settings.nesterov, jnp.float32)
-    if settings.name == "adamw":
-        steps = optax.chain(optax.scale_by_adam(settings.beta_1, settings.beta_2, settings.epsilon), decayed)
-    elif settings.name == "lars":
-        scaled = optax.chain(decayed, optax.scale_by_trust_ratio(trust_coefficient=settings.trust))
-        steps = optax.chain(optax.masked(scaled, _several_axes), momentum)
-    else:
-        steps = optax.chain(decayed, momentum)
+    scaled = optax.chain(decayed, optax.scale_by_trust_ratio(trust_coefficient=settings.trust))
+    transformation = {
+        "sgd": optax.chain(decayed, momentum),
+        "adamw": optax.chain(optax.scale_by_adam(settings.beta_1, settings.beta_2, settings.epsilon), decayed),
+        "lars": optax.chain(optax.masked(scaled, _several_axes), momentum),
+    }[settings.name]
 
     def init(params: Tree) -> Tree:
-        return steps.init(as_float32(params))
+        return transformation.init(as_float32(params))
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        return steps.update(as_float32(grads), state, as_float32(params))
+        return transformation.update(as_float32(grads), state, as_float32(params))
 
     return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
 

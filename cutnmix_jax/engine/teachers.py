@@ -41,7 +41,7 @@ class Teacher(Protocol):
 
 
 class Frozen(NamedTuple):
-    """A trained network that only looks; its variables replace those of `init`, which are of the right shapes."""
+    """A trained network that does not change; `init` gives the shapes, `Engine.init` puts its variables in."""
 
     backbone: Backbone
     num_peers: int
@@ -145,8 +145,8 @@ class Average(NamedTuple):
         self, variables: Tree, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array
     ) -> dict[str, jax.Array]:
         """`average_0`, ...: the average of each peer."""
-        means = as_types_of(params, variables["params"]), as_types_of(batch_stats, variables["batch_stats"])
-        outputs, _ = self.peers.forward(*means, images[None], False, jax.random.key(0))
+        averages = as_types_of(params, variables["params"]), as_types_of(batch_stats, variables["batch_stats"])
+        outputs, _ = self.peers.forward(*averages, images[None], False, jax.random.key(0))
         return {f"average_{j}": out.logits for j, out in enumerate(outputs)}
 
 
@@ -164,7 +164,7 @@ def _float32_or_as_it_is(array: jax.Array) -> jax.Array:
 
 
 class Teachers(NamedTuple):
-    """The teachers of a run by their kind, which `Method.teachers` names; their variables likewise."""
+    """The teachers of a run by their kind: those of `Method.teachers`, and `average` where config.average is set."""
 
     kinds: Mapping[str, Teacher]
 

@@ -1,7 +1,7 @@
 """Loss terms that several methods share, and what their own parts are made of.
 
-A term has one value per peer. `from_others`, and what is made of it, stops the gradient at the other peers; at the
-targets of `distilled` and `from_all_but` the caller does.
+A term has one value per peer. `from_others` stops the gradient at the other peers. `distilled` and `from_all_but` stop
+none: who calls them does.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:
 
 
 def distilled(outputs: Sequence[Outputs], targets: Sequence[jax.Array], temperature: float) -> jax.Array:
-    """Eq. 1 for each peer, mean over the batch: from J times the logits [n, K] of its target -> [J]."""
+    """Eq. 1 for each peer, mean over the batch; `targets` has the logits [n, K] for each -> [J]."""
     pairs = zip(outputs, targets, strict=True)
     return jnp.stack([losses.tempered_kl(out.logits, target, temperature).mean() for out, target in pairs])
 

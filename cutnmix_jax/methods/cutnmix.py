@@ -17,7 +17,7 @@ class CutnMix(Method):
     """L^j = L_CE^j + alpha L_DML^j + beta L_MMD^j + gamma L_PT^j (Eq. 8), and the peer teacher's own L_CE.
 
     The peer teacher g is one linear layer on the joined features of all peers, as in PCL (Wu and Gong 2021), which the
-    paper takes it from. A single peer has no L_DML and no L_MMD, peers with features of unlike sizes have no L_MMD.
+    paper takes it from. A single peer has no L_DML and no L_MMD, peers whose features differ in size have no L_MMD.
     """
 
     temperature: float = fields.field(3.0, fields.temperature, "tau of Eq. 4 and Eq. 10; section 3.1")
@@ -51,7 +51,7 @@ class CutnMix(Method):
 
 
 def _row(mmd: float, pt: float) -> Row:
-    """A row of Table 2: the framework with beta = mmd and gamma = pt. The first row of the table keeps L_DML."""
+    """A row of Table 2: the framework with beta = mmd and gamma = pt. `cutnmix_dml`, its first one, has L_DML alone."""
     weights = {
         "ce": 1.0,
         "dml": 0.6,  # alpha, section 3.1

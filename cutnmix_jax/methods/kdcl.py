@@ -29,6 +29,7 @@ class KDCL(Method):
         "how z^t comes from the peers' logits, for each image: mean, as that port; or the original's naive (the peer "
         "with the least cross-entropy), linear (the convex combination with the least), minlogit (the least over peers "
         "of z_c - z_y) or general (weights from images that are not trained on, found anew after each epoch)",
+        fields.Change.NEVER,
     )
 
     @property

@@ -62,14 +62,14 @@ class RampUp:
     """Weights that rise, as exp(-5 (1 - epoch / epochs)^2) (Laine and Aila 2017)."""
 
     terms: tuple[str, ...] = field((), names, "whose weights; from the row")
-    epochs: int = field(80, whole(1), "until they stand; 80 of 300 in ONE, OKDDip and PCL")
+    epochs: int = field(80, whole(1), "until they have their full size; 80 of 300 in ONE, OKDDip and PCL")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """SGD as section 3.1 has it, or another one; see `engine.optim.make`."""
 
-    name: str = field("sgd", one_of(("sgd", "adamw", "lars")), "section 3.1, as all of these that say no more")
+    name: str = field("sgd", one_of(("sgd", "adamw", "lars")), "sgd, adamw or lars; section 3.1 has sgd", Change.NEVER)
     # Less than 1e-12 changes no digit of a float32 weight; with more than 1e6 they overflow in a few steps.
     learning_rate: float = field(0.05, number(1e-12, 1e6), "section 3.1")
     schedule: str = field("stepwise", one_of(("stepwise", "cosine")), "how the rate falls: by milestones, or to 0")
@@ -116,9 +116,12 @@ class Settings:
     train_examples: int | None = field(
         None, or_none(whole(1)), "only the first N, for a small run on real data; none: all", Change.NEVER
     )
-    test_examples: int | None = field(None, or_none(whole(1)), "likewise", Change.NEVER)
+    test_examples: int | None = field(None, or_none(whole(1)), "only the first N test images; none: all", Change.NEVER)
     held_out_examples: int | None = field(
-        None, or_none(whole(1)), "training images to weigh the peers by instead; for a method that asks", Change.NEVER
+        None,
+        or_none(whole(1)),
+        "training images to weigh the peers by instead, for kdcl with target general",
+        Change.NEVER,
     )
     validation_examples: int | None = field(
         None,
@@ -161,7 +164,7 @@ class Settings:
     average: float | None = field(
         None,
         or_none(number(0, 0.999999)),
-        "decay of running averages of the weights, say 0.999, which are evaluated beside the last ones; none: none",
+        "decay of running averages of the weights, say 0.999, which are evaluated, too; none: no averages",
         Change.NEVER,
     )
     epochs: int = field(240, whole(1), "section 3.1")

@@ -148,16 +148,19 @@ def optional_fields(kind: type = Settings, path: str = "") -> Iterator[str]:
             yield path + name
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[Difference]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Each field in which two trees differ, in the order of their names."""
-    found: list[Difference] = []
+    method = after["loss"].get("name", "") if isinstance(after.get("loss"), Mapping) else ""
+    return [Difference(path, old, new, change_of(path, method)) for path, old, new in _unlike(before, after, "")]
+
+
+def _unlike(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(set(before) | set(after)):
         old, new, where = before.get(name), after.get(name), f"{path}.{name}" if path else name
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, where)
+            yield from _unlike(old, new, where)
         elif old != new:
-            found.append(Difference(where, old, new, change_of(where)))
-    return found
+            yield where, old, new
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
@@ -165,8 +168,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Differe
     return [difference for difference in differences(before, after) if difference.change is not Change.FREE]
 
 
-def change_of(path: str) -> Change:
-    """Whether a run may change a field; what is no field of ours it may not change without force."""
+def change_of(path: str, method: str = "") -> Change:
+    """Whether a run may change a field; a field that is not known it may change by force.
+
+    Args:
+      path: of the field, as `optimizer.learning_rate`.
+      method: the name of the method's module, for its options.
+    """
     kind: Any = Settings
     for name in path.split("."):
         field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
@@ -175,5 +183,5 @@ def change_of(path: str) -> Change:
             return field.metadata["change"]
         if not dataclasses.is_dataclass(hint):
             break
-        kind = hint
+        kind = methods.find(method) if hint is Method and method in methods.names() else hint
     return Change.FORCED
