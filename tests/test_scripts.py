@@ -18,6 +18,7 @@ STARTERS = {
     "reproduce": "scripts/paper/reproduce.py",
     "report": "scripts/paper/report.py",
     "bench": "scripts/benchmark/__main__.py",
+    "mutate": "scripts/mutation.py",
 }
 TELL = """
 import importlib.util, json, os, sys
@@ -41,7 +42,7 @@ def clone(tmp_path_factory):
     for name in ("_environment", "test", *STARTERS):
         (clone / "scripts").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "scripts" / name, clone / "scripts")
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-mutation.txt"):
         (clone / name).touch()
     for path in (*STARTERS.values(), "pytest/__main__.py"):
         (clone / path).parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,15 @@ def test_the_tests_run_in_the_clone_with_paths_of_the_caller(clone, caller):
     found = told(start(clone, "test", caller, "test_it.py::test_one", "-k", "scripts", "tests/test_other.py"))
     assert found["folder"] == str(clone)
     assert found["arguments"][-4:] == [f"{caller}/test_it.py::test_one", "-k", "scripts", "tests/test_other.py"]
+
+
+def test_pytorch_is_brought_where_it_is_asked_for(clone, caller):
+    for name in ("ruff", "mypy", "lint-imports"):
+        executable(clone / ".venv" / "bin" / name, "exit 0")
+    executable(clone / ".venv-torch" / "bin" / "python", f'printf "%s\\n" "$*" >> "{caller}/asked"')
+    found = told(start(clone, "test", caller, "--torch", "-q"))
+    assert found["arguments"][-1] == "-q" and "--torch" not in found["arguments"]
+    assert (caller / "asked").read_text().endswith(f"-r {clone}/scripts/bench_torch/requirements.txt\n")
 
 
 def test_the_quickstart_of_another_folder_leaves_its_run_there(tmp_path):
