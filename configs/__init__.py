@@ -1,1 +1,1 @@
-"""Configuration files: one per backbone, all made by `common.py`."""
+"""Configuration files: one per backbone, all made by `cutnmix_jax.settings.recipe`."""

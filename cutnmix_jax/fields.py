@@ -63,11 +63,6 @@ def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Chec
     return check
 
 
-def of_type(kind: type, name: str) -> Check:
-    """Any value of a type, which is called `name` in messages; what uses it checks it further."""
-    return lambda value: "" if isinstance(value, kind) else f"must be {name}"
-
-
 def one_of(valid: Sequence[str]) -> Check:
     """One of some names."""
     return lambda value: "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
@@ -100,8 +95,16 @@ def or_none(check: Check) -> Check:
     return either
 
 
-text = of_type(str, "text")
-truth = of_type(bool, "true or false")
+def text(value: Any) -> str:
+    """Text that is not empty; what uses it checks it further."""
+    return "" if isinstance(value, str) and value else "must be text"
+
+
+def truth(value: Any) -> str:
+    """True or false."""
+    return "" if isinstance(value, bool) else "must be true or false"
+
+
 # Below, softmax is an argmax and the gradient of a term, tau (p - q), is nothing; above, tau^2 KL is what it tends to,
 # half the variance of the difference of the logits.
 temperature = number(1e-3, 1e6)

@@ -27,6 +27,10 @@ STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see
 OnEpoch = Callable[[Row], object]
 
 
+class CallerError(Exception):
+    """What the caller's `on_epoch` raised is its `__cause__`, so that nothing of it is taken for an error of ours."""
+
+
 def nothing(row: Row) -> None:
     """What is called after an epoch where nobody asks for more."""
 
@@ -72,6 +76,7 @@ def train(
       StoppedError: it was told to stop, and has saved.
       DivergedError: something is not finite; what was saved before is left as it was.
       CheckpointError: it cannot be saved, or its folder is not there any more.
+      CallerError: `on_epoch` has raised; what was trained is saved.
     """
     total, settings = engine.total_steps, engine.settings
     reached = int(saved.state.step)
@@ -88,12 +93,12 @@ def train(
             reached = int(saved.state.step)
             _check_finite(saved.totals, engine)
             stop.defer()
-            due = _due(settings.checkpoint, reached, saved_at)
+            due, refused = _due(settings.checkpoint, reached, saved_at), None
             if reached == (epoch + 1) * engine.steps_per_epoch:
                 row = rows.of_epoch(engine, saved, epoch, speed)
                 files.append(row)
                 display.epoch_done(row, settings.epochs)
-                on_epoch(dict(row))
+                refused = _raised_by(on_epoch, row)
                 state, totals, speed = engine.calibrate(saved.state), engine.zero_totals(), Speed()
                 saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
                 due |= (epoch + 1) % settings.checkpoint.every_epochs == 0 or metrics.ranked(files.rows)[0] is row
@@ -102,7 +107,7 @@ def train(
             if stopping and not reached:
                 raise StoppedError("stopped before a new step was trained; the same command starts from the same one")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
-            if last or stopping:
+            if last or stopping or refused:
                 checkpoints.finish(reached, saved, files.rows)
                 files.settle()
             elif due:
@@ -111,6 +116,8 @@ def train(
                 if first:  # a run that cannot write its rows ends now, and not after all epochs
                     files.settle()
                 saved_at = time.monotonic()
+            if refused:
+                raise CallerError from refused
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
     return saved
@@ -126,6 +133,14 @@ def compiled_beside(engine: Engine) -> Iterator[None]:
 
 def _minutes(settings: Checkpoint) -> float:
     return settings.every_minutes or math.inf
+
+
+def _raised_by(on_epoch: OnEpoch, row: Row) -> Exception | None:
+    try:
+        on_epoch(dict(row))
+    except Exception as error:
+        return error
+    return None
 
 
 def _next_save(settings: Checkpoint, reached: int, end: int) -> int:

@@ -20,6 +20,9 @@ class View(NamedTuple):
     crop: bool = True
 
 
+TEACHERS = ("frozen", "mean")  # what `Method.teachers` may name
+
+
 class Setup(NamedTuple):
     """What a method is asked to train with.
 
@@ -86,7 +89,7 @@ class Method:
         raise NotImplementedError
 
     def students(self, outputs: tuple[Outputs, ...]) -> tuple[Outputs, ...]:
-        """The outputs of those networks that count as peers; accuracies are theirs."""
+        """The outputs of those networks that count as peers, which are the first ones; accuracies are theirs."""
         return outputs
 
     def heads(self, params: Tree, state: Tree, outputs: tuple[Outputs, ...]) -> dict[str, jax.Array]:

@@ -44,7 +44,8 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
     )
     if jax.default_backend() == "cpu" and settings.mapping == "vmap":
         console.warn("mapping=vmap makes the steps of a CPU 10 to 20 times slower than unroll")
-    if settings.optimizer.milestones and settings.optimizer.milestones[0] >= settings.epochs:
+    optimizer = settings.optimizer
+    if optimizer.schedule == "stepwise" and optimizer.milestones and optimizer.milestones[0] >= settings.epochs:
         console.warn(
             "the learning rate never decays: config.optimizer.milestones lie beyond "
             f"{_plural(settings.epochs, 'epoch')}"

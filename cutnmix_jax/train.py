@@ -32,7 +32,7 @@ from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
-from cutnmix_jax.settings.check import setup
+from cutnmix_jax.settings.check import checked, setup
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.teacher import Trained
 from cutnmix_jax.types import Dataset
@@ -56,13 +56,13 @@ def train(
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
     Args:
-      settings: checked, from `settings.command_line.from_flags`.
+      settings: from `settings.command_line.from_flags`, or changed by `dataclasses.replace`; checked here.
       workdir: the run's folder; made if it is not there.
       stop: says when to stop; never, where there is none.
       force: go on with a run although its fields have changed.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
-      on_epoch: called with the row of each epoch that this call finishes. What it raises ends the call; another one
-        goes on from the last checkpoint.
+      on_epoch: called with the row of each epoch that this call finishes. What it raises leaves this call, after what
+        was trained is saved; another call goes on from there.
 
     Returns:
       What `results.json` says, see the README.
@@ -70,7 +70,16 @@ def train(
     Raises:
       UserError: of the kind that fits; what was saved before stays.
     """
-    stop, start = stop or StopRequest(), time.monotonic() if start is None else start
+    try:
+        return _train(checked(settings), workdir, stop or StopRequest(), force, start or time.monotonic(), on_epoch)
+    except loop.CallerError as error:
+        assert error.__cause__
+        raise error.__cause__ from None
+
+
+def _train(
+    settings: Settings, workdir: Path, stop: StopRequest, force: bool, start: float, on_epoch: loop.OnEpoch
+) -> dict[str, Any]:
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(settings)
     dataset = None if os.path.exists(workdir) else _load(settings, planned)  # noqa: PTH110 - it takes any name

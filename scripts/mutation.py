@@ -134,6 +134,8 @@ def main() -> None:
     for name in known.names:
         if name not in TESTS:
             raise UsageError(f"no tests are named for {name!r}; {nearest(name, TESTS)}")
+    if known.most is not None and known.most < 1:
+        raise UsageError(f"--most={known.most}: must be at least 1")
     run(known.names or list(TESTS), known.most, known.seed)
 
 

@@ -373,6 +373,14 @@ def test_a_broken_data_set(text, folder, capsys):
     assert "theirs" in errors[0] or "memory" in errors[0]
 
 
+@pytest.mark.parametrize("shape", ["32", "(28, 28)", "(28, 28, 1)", "(28.0, 28, 3)", "(0, 28, 3)", "[28, 28, 3]"])
+def test_an_image_shape_that_is_none(shape, folder, capsys):
+    (folder / "data" / "theirs.py").write_text(GOOD_SET + f"IMAGE_SHAPE = {shape}")
+    code, errors, made = run(["--config=configs/quickstart.py:theirs,dml", "--config.batch_size=16"], folder, capsys)
+    assert (code, len(errors), made) == (2, 1, False), errors
+    assert f"IMAGE_SHAPE of cutnmix_jax/data/theirs.py is {shape}, not (height, width, 3)" in errors[0]
+
+
 @pytest.mark.parametrize(("size", "said"), [("", "[32, 64, 64, 3]"), ("IMAGE_SHAPE = (64, 64, 3)\n", "64x64x3")])
 def test_images_of_another_size(size, said, folder, nets, capsys):
     """Than the data set's module says, and than a network takes."""

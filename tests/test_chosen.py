@@ -1,13 +1,16 @@
 """When a run is evaluated, which images choose its best epoch, and what a program that trains one is told."""
 
+import dataclasses
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from cutnmix_jax import data, finished, metrics, train
-from cutnmix_jax.settings import command_line
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import check, command_line
 from tests.runs import TEN_EPOCHS, Made, assert_same, rows_in, steps_in, stopped_after
 
 EVERY_FOURTH = ("--config.eval_every_epochs=4", "--config.validation_examples=16", "--config.checkpoint.keep=1")
@@ -53,19 +56,48 @@ def test_the_validation_set_chooses_the_best_epoch(trained):
     assert set(steps_in(folder)) == {first["step"], told[-1]["step"]}  # the best one is kept beside the newest
 
 
-def test_what_raises_after_an_epoch_ends_the_call_and_the_next_one_goes_on(tmp_path, trained):
-    settings = command_line.from_flags("configs/quickstart.py", [*TEN_EPOCHS, *EVERY_FOURTH])
-    told = []
+def test_what_raises_after_an_epoch_leaves_the_call_and_the_next_one_goes_on(tmp_path, trained):
+    """It comes out as it is, an OSError too; no epoch is trained, or told, twice, however seldom a run is saved."""
+    seldom = "--config.checkpoint.every_epochs=100"
+    settings = command_line.from_flags("configs/quickstart.py", [*TEN_EPOCHS, *EVERY_FOURTH, seldom])
+    told, errors = [], {3: ConnectionError("no logger"), 6: KeyError("enough"), 10: OSError(28, "no room", "x")}
 
-    def pruned(row):
+    def on_epoch(row):
         told.append(row["epoch"])
-        if row["epoch"] == 6:
-            raise KeyError("enough")
+        if row["epoch"] in errors:
+            raise errors[row["epoch"]]
 
-    with pytest.raises(KeyError, match="enough"):
-        train.train(settings, tmp_path / "run", on_epoch=pruned)
-    train.train(settings, tmp_path / "run", on_epoch=pruned if told != [1, 2, 3, 4, 5, 6] else lambda row: None)
-    assert rows_in(tmp_path / "run") == rows_in(trained[0])
+    for error in errors.values():
+        with pytest.raises(type(error)) as raised:
+            train.train(settings, tmp_path / "run", on_epoch=on_epoch)
+        assert raised.value is error
+    results = train.train(settings, tmp_path / "run", on_epoch=on_epoch)
+    assert told == list(range(1, 11))
+    assert rows_in(tmp_path / "run") == rows_in(trained[0]) and results["last"] == trained[1]["last"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 128}, "config.batch_size=128 is more than the 64 images"),
+        ({"epochs": 0}, "config.epochs=0: must be a whole number"),
+        ({"eval_every_epochs": 0}, "config.eval_every_epochs=0: must be a whole number"),
+        ({"average": 1.5}, "config.average=1.5: must be a finite number"),
+        ({"weights": {"ce": float("nan")}}, "config.weights.ce=nan: must be a finite number"),
+        ({"peers": ""}, "config.peers='': must be text, or none"),
+    ],
+)
+def test_settings_that_a_caller_changes_are_checked(changes, said, tmp_path):
+    settings = dataclasses.replace(command_line.from_flags("configs/quickstart.py", TEN_EPOCHS), **changes)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        train.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_peers_follows_their_names_for_a_caller_too():
+    settings = command_line.from_flags("configs/quickstart.py", TEN_EPOCHS)
+    other = dataclasses.replace(settings, peers="resnet8,resnet8,resnet8")
+    assert check.checked(other).num_peers == 3 and check.checked(settings) == settings
 
 
 def test_stopped_in_an_epoch_that_is_not_evaluated(made, tmp_path):

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from cutnmix_jax import summary
+from tests.runs import Made
 from tests.test_run import ONE_STEP, ROOT, TINY
 
 CODE = """
@@ -73,3 +74,11 @@ def test_which_gpu_is_used_can_be_chosen(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert summary._idle() == "; 1 further device stays idle (CUDA_VISIBLE_DEVICES chooses which is used)"
+
+
+@pytest.mark.parametrize(("schedule", "warns"), [("stepwise", True), ("cosine", False)])
+def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
+    rate = [f"--config.optimizer.schedule={schedule}", "--config.optimizer.milestones=(20,)"]
+    engine = Made("dml", *rate).engine
+    summary.show(engine, engine.dataset, "somewhere")
+    assert ("the learning rate never decays" in capsys.readouterr().err) == warns

@@ -51,12 +51,6 @@ def test_backbones_have_the_sizes_that_are_told():
         assert f"{PINNED[name][0] / 1e6:.{len(size.partition('.')[2])}f}" == size
 
 
-def test_which_terms_hold_their_ramp_up():
-    told = re.search(r"distillation\s+terms of ([^;]*?) hold their ramp-up", README)
-    rows = {name for name, row in BY_NAME.items() if row.ramp_up}
-    assert set(re.findall(r"`(\w+)`", told[1])) == rows
-
-
 def test_how_many_networks_there_can_be():
     most = int(re.search(r"Up to (\d+) networks", README)[1])
     assert most == MOST_PEERS

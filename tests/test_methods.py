@@ -211,3 +211,9 @@ def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeyp
     settings = command_line.from_flags("configs/quickstart.py", [])
     with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
         assemble.networks(settings, 10)
+
+
+def test_a_teacher_that_there_is_not(monkeypatch):
+    monkeypatch.setattr(CutnMix, "teachers", ("frozne",))
+    with pytest.raises(UsageError, match="cutnmix: no teacher 'frozne'; did you mean 'frozen'"):
+        command_line.from_flags("configs/quickstart.py", [])

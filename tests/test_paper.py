@@ -15,9 +15,10 @@ import pytest
 
 from cutnmix_jax import finished, lock, methods, metrics, pool
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
+from cutnmix_jax.methods.dml import DML
 from cutnmix_jax.settings import command_line, tree
 from scripts.paper import figures, launch, options, report, reproduce
-from scripts.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of
+from scripts.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
 from scripts.paper.published import TABLE1, TABLE2
 from tests.runs import few, write_finished
 from tests.test_run import TINY, wait_for
@@ -285,6 +286,19 @@ def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
     report.write(choice, tmp_path)
     assert capsys.readouterr().out.splitlines()[:-1] == [line, "1 of 2 cells have no finished run"]
     assert "1 of 2 cells have no finished run" in (tmp_path / "fig1_mini.md").read_text()
+
+
+def test_a_best_epoch_of_fewer_does_not_count(tmp_path):
+    [cell] = cells_of(Choice("table2", mini=True, variants=("cutnmix",), seeds=(95,), runs=tmp_path))
+    save(cell, 0.9, eval_every_epochs=4)
+    assert launch.other_fields(cell) == ["config.eval_every_epochs: 4 -> 1"]
+
+
+def test_a_method_says_itself_that_it_is_taught_and_what_tables_show(monkeypatch):
+    monkeypatch.setattr(DML, "teachers", ("frozen",))
+    cells = cells_of(Choice("fig1", mini=True, variants=("dml",), seeds=(95,)))
+    assert [cell.row for cell in cells] == ["baseline", "dml"] and cells[1].teacher == cells[0]
+    assert (headline("okddip"), headline("cutnmix")) == ("accuracy_leader", "accuracy")
 
 
 @pytest.mark.parametrize(

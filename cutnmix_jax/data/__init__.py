@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # at run time nothing else is imported here: `python -m cutnm
     from cutnmix_jax.types import Dataset
 
 _NO_DATA_SET = "prepare"  # the one public module of this folder that is none
+_CIFAR = (32, 32, 3)  # of a module that does not say its IMAGE_SHAPE
 
 
 def names() -> list[str]:
@@ -43,6 +44,10 @@ def find(name: str) -> ModuleType:
     if not isinstance(counts, Mapping) or not {"train", "test"} <= set(counts) or not isinstance(classes, int):
         wanted = "{'train': N, 'test': M} and K"
         raise UsageError(f"data set {name!r}: COUNTS and NUM_CLASSES of {_file(name)} are not {wanted}")
+    shape = getattr(module, "IMAGE_SHAPE", _CIFAR)
+    is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
+    if not is_shape or shape[2] != 3:
+        raise UsageError(f"data set {name!r}: IMAGE_SHAPE of {_file(name)} is {shape!r}, not (height, width, 3)")
     return module
 
 
@@ -58,7 +63,7 @@ def num_classes(name: str) -> int:
 
 def image_shape(name: str) -> tuple[int, int, int]:
     """(H, W, C), without reading the data set."""
-    return tuple(getattr(find(name), "IMAGE_SHAPE", (32, 32, 3)))
+    return getattr(find(name), "IMAGE_SHAPE", _CIFAR)
 
 
 def load(

@@ -126,13 +126,10 @@ def engine(
 
 
 def _teachers(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Teachers:
-    kinds: dict[str, Teacher] = {}
-    for name in settings.loss.teachers:
-        if name == "frozen":
-            assert trained
-            kinds[name] = Frozen(trained, len(settings.backbones))
-        else:
-            kinds[name] = RunningMean(joined)
+    known: dict[str, Teacher] = {"mean": RunningMean(joined)}
+    if trained:
+        known["frozen"] = Frozen(trained, len(settings.backbones))
+    kinds = {name: known[name] for name in settings.loss.teachers}
     if settings.average is not None:
         kinds["average"] = Average(joined, settings.average)
     return Teachers(kinds)

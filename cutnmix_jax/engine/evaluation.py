@@ -25,7 +25,7 @@ class Right(NamedTuple):
 
 
 class Accuracies(NamedTuple):
-    """The share of exactly the test images that each classifier gets right.
+    """The share of exactly the images that were given that each classifier gets right.
 
     Attributes:
       peers: of each peer, leaders left out.

@@ -18,6 +18,7 @@ class Row:
       mix: how batches are mixed.
       share_trunk: whether the peers share one trunk.
       ramp_up: the terms whose weights rise over the first `config.ramp_up.epochs` epochs.
+      headline: the accuracy that the tables show; that of the peers' mean, or `accuracy_` and the name of a head.
     """
 
     method: Method
@@ -27,3 +28,4 @@ class Row:
     mix: str = "none"
     share_trunk: bool = False
     ramp_up: tuple[str, ...] = ()
+    headline: str = "accuracy"

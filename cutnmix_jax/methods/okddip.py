@@ -19,7 +19,7 @@ class OKDDip(Method):
 
     The last network is the group leader, the others are peers. A = softmax over the peers j of q_i . k_j, for each
     image, with q = W_q f and k = W_k f of d / 8 numbers. As released, the gradient goes through the targets, which is
-    all that W_q and W_k learn from, and through them into the peers. w rises as `optim.ramp_up` says.
+    all that W_q and W_k learn from, and through them into the peers. w rises as `Row.ramp_up` says.
     """
 
     temperature: float = fields.field(3.0, fields.temperature, "tau of the KD; 3 in the original")

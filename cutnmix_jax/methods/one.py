@@ -20,7 +20,7 @@ class ONE(Method):
     """L = sum_b CE_b + CE(z_e) + w(t) sum_b KD(b <- z_e), z_e = sum_b g_b z_b, no gradient through the KD's target.
 
     The gate g is a softmax over the branches of ReLU(batch norm(linear(the trunk's pooled output))). w rises as
-    `optim.ramp_up` says.
+    `Row.ramp_up` says.
     """
 
     temperature: float = fields.field(3.0, fields.temperature, "tau of the KD; 3 in the original")

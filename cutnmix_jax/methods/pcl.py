@@ -17,7 +17,7 @@ class PCL(Method):
     """L = CE(g) + sum_i [ CE_i + w(t) KD(i <- g) + w(t) mean_{j != i} KD(i <- mean teacher j) ].
 
     g is a linear layer on the joined features and its CE moves them; as a target it is stopped. Mean teacher j is the
-    running mean of peer j on the images of peer j. w rises as `optim.ramp_up` says.
+    running mean of peer j on the images of peer j. w rises as `Row.ramp_up` says.
     """
 
     teachers = ("mean",)

@@ -120,7 +120,7 @@ class Settings:
     held_out_examples: int | None = field(
         None,
         or_none(whole(1)),
-        "training images to weigh the peers by instead, for kdcl with target general",
+        "training images that are kept for a method that looks at such, as kdcl with target general",
         Change.NEVER,
     )
     validation_examples: int | None = field(
@@ -144,7 +144,7 @@ class Settings:
     share_trunk: bool = field(False, truth, "one trunk, and a tail for each peer; from the row", Change.NEVER)
     # The data and a teacher are known by what they hold, wherever they lie.
     teacher: str | None = field(
-        None, or_none(text), "the folder of a finished run, for the rows kd and tf_kd_self", Change.FREE
+        None, or_none(text), "the folder of a finished run, for a row that has a trained teacher", Change.FREE
     )
     mapping: str = field(
         "unroll", one_of(MAPPINGS), "vmap: stacked peers, slower wherever it was measured; for comparison"
@@ -176,7 +176,7 @@ class Settings:
     # The largest test set; more images at once would only take memory.
     eval_batch_size: int = field(500, whole(1, 10_000), "speed only", Change.FREE)
     eval_every_epochs: int = field(
-        1, whole(1), "evaluated after each so many epochs, and after the first and the last", Change.FREE
+        1, whole(1), "evaluated after each so many epochs, and after the first and the last; the best one is of these"
     )
     steps_per_call: int | None = field(
         None,

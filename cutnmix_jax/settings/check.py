@@ -1,16 +1,28 @@
 """Relations between the fields of a run: what each of them alone does not tell."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
 from cutnmix_jax import backbones, data
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
-from cutnmix_jax.method import Setup
-from cutnmix_jax.settings import MOST_PEERS, Settings
+from cutnmix_jax.method import TEACHERS, Setup
+from cutnmix_jax.settings import MOST_PEERS, Settings, tree
 
 _TERMS_TAKEN = "loss|accuracy"
 _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
+
+
+def checked(settings: Settings) -> Settings:
+    """Settings that can be carried out, whoever made them; `peers` replaces `num_peers`.
+
+    Raises:
+      UsageError: at the first field that has a value that it may not have, alone or beside the others.
+    """
+    settings = tree.to_settings(tree.of_settings(settings))
+    check(settings)
+    return dataclasses.replace(settings, num_peers=len(settings.backbones))
 
 
 def check(settings: Settings) -> None:
@@ -31,9 +43,11 @@ def check(settings: Settings) -> None:
     method = settings.loss
     if settings.held_out_examples and not method.calibrates:
         raise UsageError(
-            f"config.held_out_examples={settings.held_out_examples}: {settings.method} does not use them; only kdcl's "
-            "target 'general' does"
+            f"config.held_out_examples={settings.held_out_examples}: {settings.method} does not use them, with the "
+            "options that it has; leave it out"
         )
+    if unknown := [name for name in method.teachers if name not in TEACHERS]:
+        raise UsageError(f"{settings.method}: no teacher {unknown[0]!r}; {nearest(unknown[0], TEACHERS)}")
     frozen = "frozen" in method.teachers
     if frozen and not settings.teacher:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Reading the settings of a run from the command line."""
 
+import dataclasses
 import json
 import runpy
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
 from cutnmix_jax.settings import Settings, overrides, tree
-from cutnmix_jax.settings.check import check
+from cutnmix_jax.settings.check import checked
 
 
 def from_flags(file: str, arguments: Sequence[str]) -> Settings:
@@ -33,15 +34,11 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
         known = sorted(str(other) for folder in folders for other in folder.glob("*.py") if other.stem != "__init__")
         hint = f"; {nearest(str(path), known)}" if known else ""
         raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
-    given = tree.to_settings(_read(file))  # so that the file has no field that is not known, and lacks none
-    fields = _overridden(tree.to_config_dict(given), file, arguments)
-    settings = tree.to_settings(fields)
-    check(settings)
+    given = tree.to_settings(_read(file))  # so that the file has no field that is not known
+    settings = checked(tree.to_settings(_overridden(tree.to_config_dict(given), file, arguments)))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
-    if settings.teacher:  # the same folder by another name is the same teacher
-        fields["teacher"] = _resolved(settings, "teacher")
-    fields["num_peers"] = len(settings.backbones)  # `peers` replaces it
-    return tree.to_settings(fields)
+    # The same folder by another name is the same teacher.
+    return dataclasses.replace(settings, teacher=_resolved(settings, "teacher")) if settings.teacher else settings
 
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -55,8 +52,9 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
         raise UsageError(overrides.explain(error, file)) from error
     if unread:
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
-    if "method" in config_flags.get_override_values(values["config"]):
-        raise UsageError("config.method follows from the argument: --config=FILE:dataset,method")
+    for field in ("method", "loss.name"):
+        if field in config_flags.get_override_values(values["config"]):
+            raise UsageError(f"config.{field} follows from the argument: --config=FILE:dataset,method")
     with config.ignore_type():
         for path in unset:
             group, _, name = path.rpartition(".")

@@ -30,6 +30,8 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
     """
     if settings.mix.box != "cutmix":
         raise UsageError(f"config.mix.box={settings.mix.box}: the PyTorch program has only cutmix")
+    if settings.optimizer.name != "sgd":
+        raise UsageError(f"config.optimizer.name={settings.optimizer.name}: the PyTorch program has only sgd")
     return {
         "networks": list(settings.backbones),
         "classes": classes,

@@ -12,8 +12,6 @@ from scripts.paper.published import SIX, TABLE1, TABLE2
 CONFIGS = Path(__file__).parents[2] / "configs"  # whatever the folder a person is in
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
 EPOCHS, RAMP_UP = 240, 80
-TAUGHT = ("kd", "tf_kd_self")  # rows whose teacher is the baseline of the same backbone and seed
-HEADLINE = {"okddip": "accuracy_leader"}  # as its authors report; the mean of the peers for every other row
 
 TITLES = {
     "baseline": "Baseline", "mixup": "MixUp", "cutmix": "CutMix", "dml": "DML", "dml_cutmix": "DML + CutMix",
@@ -135,9 +133,9 @@ def cells_of(choice: Choice) -> list[Cell]:
     _check_names("datasets", datasets, data.names())
     _check_names("backbones", backbones, [name for name in networks.names() if _file(name).is_file()])
     _check_names("methods", variants, known)
-    if set(variants) & set(TAUGHT) and "baseline" not in variants:
+    if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)
-    variants = tuple(sorted(variants, key=lambda variant: variant in TAUGHT))
+    variants = tuple(sorted(variants, key=is_taught))
     return [
         _cell(choice, dataset, backbone, variant, seed)
         for seed in choice.seeds or SEEDS
@@ -164,7 +162,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     def workdir(name: str) -> Path:
         return folder / name.replace(" = ", "").replace(" ", "_") / f"seed{seed}"
 
-    teacher = _cell(choice, dataset, backbone, "baseline", seed) if row in TAUGHT else None
+    teacher = _cell(choice, dataset, backbone, "baseline", seed) if is_taught(row) else None
     fields: dict[str, object] = {"seed": seed} | changes
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
@@ -195,6 +193,16 @@ def paper_number(choice: Choice, cell: Cell) -> tuple[float, float] | None:
     if choice.table == "table2" and (cell.dataset, cell.backbone) == ("cifar100", "resnet110"):
         return TABLE2.get(cell.variant)
     return TABLE1.get(cell.dataset, {}).get(cell.variant, {}).get(cell.backbone)
+
+
+def headline(row: str) -> str:
+    """The accuracy that a table shows of a row, as its method says."""
+    return methods.row(row).headline
+
+
+def is_taught(variant: str) -> bool:
+    """Whether a row has a trained teacher, which is the baseline of the same backbone and seed."""
+    return methods.has_row(variant) and "frozen" in methods.row(variant).method.teachers
 
 
 def title(name: str) -> str:

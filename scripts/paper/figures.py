@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cutnmix_jax import metrics
 from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS, save
-from scripts.paper.cells import HEADLINE, Key, columns_of, datasets_of, rows_of, title
+from scripts.paper.cells import Key, columns_of, datasets_of, headline, rows_of, title
 
 
 def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
@@ -61,7 +61,7 @@ def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
         for number, ((*where, variant), found) in enumerate(grid.items()):
             if tuple(where) == place and found.last:
                 folders = [found.cell.workdir.with_name(f"seed{seed}") for seed in found.seeds]
-                _curve(axes, folders, HEADLINE.get(found.cell.row, "accuracy"), title(variant), number)
+                _curve(axes, folders, headline(found.cell.row), title(variant), number)
         axes.set(xlabel="epoch", ylabel="test accuracy, %", title=", ".join(map(title, place)))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, frameon=False, loc="lower right")

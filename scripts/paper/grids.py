@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cutnmix_jax import metrics
 from scripts.paper import launch
-from scripts.paper.cells import HEADLINE, Cell, Choice, Key, cells_of, paper_number
+from scripts.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number
 
 MISSING = "—"
 
@@ -49,7 +49,7 @@ def gather(choice: Choice) -> Grid:
 
 def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
     pairs = [(cell, results) for cell in cells if (results := launch.results_of(cell))]
-    head = HEADLINE.get(cells[0].row, "accuracy")
+    head = headline(cells[0].row)
     return Found(
         cell=cells[0],
         seeds=tuple(cell.seed for cell, _ in pairs),

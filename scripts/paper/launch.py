@@ -12,7 +12,7 @@ from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserEr
 from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree
 from scripts.paper import progress
-from scripts.paper.cells import HEADLINE, Cell
+from scripts.paper.cells import Cell, headline
 from scripts.paper.progress import LOG, Started
 
 _CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
@@ -66,8 +66,8 @@ def other_fields(cell: Cell) -> list[str]:
     results, why_not = finished.look(cell.workdir)
     if why_not:
         return [why_not]
-    if results and HEADLINE.get(cell.row, "accuracy") not in results["last"]:
-        return [f"it has no {HEADLINE[cell.row]}"]
+    if results and headline(cell.row) not in results["last"]:
+        return [f"it has no {headline(cell.row)}"]
     try:
         held = files.read_fields(cell.workdir / finished.CONFIG)
         if files.kind(cell.workdir / continued.FORCED):
@@ -187,7 +187,7 @@ def _ended(table: _Table, job: Job, code: int, stopping: bool) -> None:
         return
     results, seconds = results_of(cell), time.monotonic() - job.run.begun
     if code == 0 and results:
-        accuracy = 100 * results["last"][HEADLINE.get(cell.row, "accuracy")]
+        accuracy = 100 * results["last"][headline(cell.row)]
         print(f"[{table.done}/{table.count}] {cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
         return
     log = cell.workdir / LOG

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cutnmix_jax import files, metrics
 from cutnmix_jax.errors import CheckpointError
-from scripts.paper.cells import HEADLINE, Cell
+from scripts.paper.cells import Cell, headline
 
 LOG = "log.txt"
 PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
@@ -90,7 +90,7 @@ def standing(run: Started) -> str:
     """Where a run is: its epoch and step, its accuracy after the last whole epoch, and the time left, where known."""
     rows = rows_of(run.cell)
     lines = last_lines(run.cell.workdir / LOG, run.logged)
-    name = f"test/{HEADLINE.get(run.cell.row, 'accuracy')}"
+    name = f"test/{headline(run.cell.row)}"
     known = [(epoch, row[name]) for epoch, row in enumerate(rows, start=1) if isinstance(row.get(name), int | float)]
     tested = f"; test accuracy {100 * known[-1][1]:.2f} % after epoch {known[-1][0]}" if known else ""
     shown = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
