@@ -75,7 +75,7 @@ class Checkpoints(Reader):
         except Exception as error:
             failed = failed or error
             self._reopen()
-        self._check()  # or it would be told as a disk that fails
+        self._check()  # or a disk would be blamed
         if not self.steps():  # the first one, or somebody has removed them
             self.finish(step, state, rows)
             return
@@ -115,13 +115,13 @@ class Checkpoints(Reader):
 
     def _begin(self, step: int, state: Tree, rows: Sequence[Row]) -> None:
         flat = digests.flat(state)
-        told = digests.of(step, flat, rows, self._config)
+        record = digests.of(step, flat, rows, self._config)
         free = shutil.disk_usage(self._folder).free
-        if free < told["bytes"]:  # so that a save that cannot succeed does not fill what is left
-            raise OSError(errno.ENOSPC, f"{told['bytes']:,} bytes are needed and {free:,} are free")
+        if free < record["bytes"]:  # so that a save that cannot succeed does not fill what is left
+            raise OSError(errno.ENOSPC, f"{record['bytes']:,} bytes are needed and {free:,} are free")
         assert self._preserve
         self._preserve.ranking = [row["step"] for row in ranked(rows)]
-        saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(told))
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(record))
         self._manager.save(step, args=saved)
 
     def _reopen(self) -> None:

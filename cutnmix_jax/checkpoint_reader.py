@@ -90,7 +90,7 @@ class Reader:
             try:
                 if step not in self.steps():  # a kill while it was being removed
                     raise ValueError("it is not complete")
-                flat, told = self._read_flat(step, digests.flat(like))
+                flat, record = self._read_flat(step, digests.flat(like))
             except (CheckpointError, UsageError):
                 raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
@@ -105,7 +105,7 @@ class Reader:
                 console.warn(f"the checkpoint of step {broken} is damaged ({reason}); moved to {moved}")
             self._manager.reload()
             state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
-            return Restored(state, told["rows"], told["config"])
+            return Restored(state, record["rows"], record["config"])
         if damaged:
             newest, reason = next(iter(damaged.items()))
             raise CheckpointError(
@@ -139,21 +139,21 @@ class Reader:
 
     def _read_flat(self, step: int, wanted: Mapping[str, Any] | None) -> tuple[dict[str, jax.Array], digests.Digests]:
         """Reads a state, all of it where `wanted` names no arrays, and compares every array with its digest."""
-        told = digests.read(self._folder, step)
-        files.survey(self._folder / str(step), digests.most_bytes(told))  # or Orbax would read whatever is there
+        record = digests.read(self._folder, step)
+        files.survey(self._folder / str(step), digests.most_bytes(record))  # or Orbax would read whatever is there
         if wanted is None:
             wanted = self._manager.item_metadata(step)["state"]
         else:
-            digests.check_stream(told, self._folder)
-            digests.check_shapes(told, wanted, self._folder)
+            digests.check_stream(record, self._folder)
+            digests.check_shapes(record, wanted, self._folder)
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         flat = jax.device_get(self._manager.restore(step, args=args)["state"])
-        digests.compare(told, digests.of(step, flat))
+        digests.compare(record, digests.of(step, flat))
         # By way of the host: Orbax ties arrays to a device, and with such ones the step would be compiled twice.
-        return {name: jnp.asarray(array) for name, array in flat.items()}, told
+        return {name: jnp.asarray(array) for name, array in flat.items()}, record
 
     def close(self) -> None:
         """Lets go of the folder."""

@@ -74,8 +74,8 @@ def _exit_code_of(command: Callable[[], None]) -> int:
         print("error: stopped from the keyboard", file=sys.stderr)
         return 130
     except Exception as error:
-        if (told_as := excused(error)) is None:
+        if (excuse := excused(error)) is None:
             raise
-        print(f"error: {one_line(told_as)}", file=sys.stderr)
-        return told_as.exit_code
+        print(f"error: {one_line(excuse)}", file=sys.stderr)
+        return excuse.exit_code
     return 0

@@ -16,7 +16,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from cutnmix_jax import cache, console
-from cutnmix_jax.errors import UsageError, one_line, told
+from cutnmix_jax.errors import UsageError, described, one_line
 from cutnmix_jax.precision import Precision
 
 _CACHE, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
@@ -90,8 +90,8 @@ def find_devices() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the second without a word, for a GPU's driver that is not there
         wanted = f"{one_line(error)[:200]}; " if str(error) else ""
-        told = f"{wanted}JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}, leave it out or name what is there"
-        raise UsageError(f"JAX finds no device: {told}") from error
+        what = f"{wanted}JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}, leave it out or name what is there"
+        raise UsageError(f"JAX finds no device: {what}") from error
 
 
 def _check_flags() -> None:
@@ -121,12 +121,12 @@ def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageErr
     if own and "Traceback (most recent call last)" in str(error):  # JAX hands it on as text
         raised = str(error).strip().splitlines()[-1]
         return UsageError(f"backbone {own!r} fails in a function that it calls back ({raised[:300]}); mend it: {left}")
-    what = f"JAX or the device fails on {jax.devices()[0].device_kind} ({told(error)})"
+    what = f"JAX or the device fails on {jax.devices()[0].device_kind} ({described(error)})"
     return UsageError(f"{what}; {left}, where the cause is mended")
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
+def logged_once() -> Iterator[None]:
     """While entered, JAX does not log the traceback of a function that fails when it is called back: it raises, too."""
 
     def refuse(record: logging.LogRecord) -> bool:
@@ -151,12 +151,12 @@ def _mend_cache(folder: Path) -> None:
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
         nonlocal full
-        told = re.search(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'", str(message))
-        if not told:
+        match = re.search(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'", str(message))
+        if not match:
             otherwise(message, *where, **more)
-        elif told[1] == "reading":
-            console.warn(f"trouble with reading the compiled program {told[2]} in {folder}; it is compiled anew")
-            for path in folder.glob(f"{told[2]}-*-cache"):
+        elif match[1] == "reading":
+            console.warn(f"trouble with reading the compiled program {match[2]} in {folder}; it is compiled again")
+            for path in folder.glob(f"{match[2]}-*-cache"):
                 with contextlib.suppress(OSError):  # another user's, or removed by another run
                     if not _is_whole(path):
                         path.unlink()

@@ -41,15 +41,15 @@ def of(
     Raises:
       DivergedError: an array is not finite. Saved, it could remove an older one that is.
     """
-    told = {}
+    each = {}
     for name, leaf in jax.device_get(dict(arrays)).items():
         array = np.asarray(leaf)
         # To numpy bfloat16 is no float.
         if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             raise DivergedError(f"training diverged by step {step}: {name} is not finite; {DIVERGED}")
-        told[name] = _of_array(array)
+        each[name] = _of_array(array)
     size = sum(leaf.nbytes for leaf in arrays.values())
-    found = {"format": FORMAT, "step": step, "bytes": size, "arrays": told, "rows": list(rows)}
+    found = {"format": FORMAT, "step": step, "bytes": size, "arrays": each, "rows": list(rows)}
     found |= {"config": dict(config or {}), "stream": stream()}
     return found | {"all": _all(found)}
 
@@ -86,14 +86,14 @@ def of_network(variables: dict[str, Tree]) -> str:
     return _of_json({name: _of_array(array) for name, array in arrays.items()})
 
 
-def of_saved_network(told: Digests) -> str:
+def of_saved_network(record: Digests) -> str:
     """`of_network` of peer 0, out of the digests of the state that it is in."""
     parts = {"params": "state.params.peers.0.", "batch_stats": "state.batch_stats.0."}
     return _of_json(
         {
             f"{part}.{name.removeprefix(prefix)}": text
             for part, prefix in parts.items()
-            for name, text in told["arrays"].items()
+            for name, text in record["arrays"].items()
             if name.startswith(prefix)
         }
     )
@@ -167,39 +167,39 @@ def read(folder: Path, step: int) -> Digests:
     path = folder / str(step) / "digests" / "metadata"
     if (found := files.kind(path)) != "file":
         raise ValueError(f"its digests are {found or 'gone'}")
-    told = files.read_fields(path)
-    if told.get("format") != FORMAT and "arrays" in told:
+    record = files.read_fields(path)
+    if record.get("format") != FORMAT and "arrays" in record:
         raise CheckpointError(
             f"the checkpoint of step {step} in {folder} was written by another version of this program; go on with "
             "that one, or choose another --workdir"
         )
-    check(told)
-    return told
+    check(record)
+    return record
 
 
-def most_bytes(told: Digests) -> int:
+def most_bytes(record: Digests) -> int:
     """How large a checkpoint may be: its arrays stand in it twice, and names, shapes and rows take room besides."""
-    return 2 * told["bytes"] + (1 << 24)
+    return 2 * record["bytes"] + (1 << 24)
 
 
-def check(told: Digests) -> None:
+def check(record: Digests) -> None:
     """Raises ValueError unless the digests themselves are what was written."""
-    if told["all"] != _all(told):
+    if record["all"] != _all(record):
         raise ValueError("its digests are damaged")
 
 
-def compare(told: Digests, found: Digests) -> None:
+def compare(record: Digests, found: Digests) -> None:
     """Raises ValueError at the first array that is not what was written."""
-    for name in sorted(set(told["arrays"]) | set(found["arrays"])):
-        if told["arrays"].get(name) != found["arrays"].get(name):
+    for name in sorted(set(record["arrays"]) | set(found["arrays"])):
+        if record["arrays"].get(name) != found["arrays"].get(name):
             raise ValueError(f"{name} is not what was written")
-    if told["step"] != found["step"]:
-        raise ValueError(f"it is of step {told['step']}")
+    if record["step"] != found["step"]:
+        raise ValueError(f"it is of step {record['step']}")
 
 
-def check_stream(told: Digests, folder: Path) -> None:
+def check_stream(record: Digests, folder: Path) -> None:
     """Raises UsageError where the run of a folder of checkpoints would go on with other random numbers."""
-    if told["stream"] != stream():
+    if record["stream"] != stream():
         raise UsageError(
             f"the run in {folder.parent} was begun with other random numbers than JAX draws now; unset "
             "JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and JAX_THREEFRY_PARTITIONABLE, or set them and install "
@@ -207,22 +207,22 @@ def check_stream(told: Digests, folder: Path) -> None:
         )
 
 
-def check_shapes(told: Digests, wanted: Mapping[str, Any], folder: Path) -> None:
+def check_shapes(record: Digests, wanted: Mapping[str, Any], folder: Path) -> None:
     """Raises CheckpointError at the first array that is not in both, or has another type or shape.
 
     Args:
-      told: of a checkpoint.
+      record: of a checkpoint.
       wanted: the arrays by their names, or their shapes.
       folder: of the checkpoints.
     """
     here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in wanted.items()}
-    there = {name: text.rpartition(" ")[0] for name, text in told["arrays"].items()}
+    there = {name: text.rpartition(" ")[0] for name, text in record["arrays"].items()}
     for name in sorted(set(here) | set(there)):
         if here.get(name) != there.get(name):
             raise CheckpointError(
-                f"the checkpoint of step {told['step']} in {folder} is that of other fields or another version ({name} "
-                f"is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here); use the fields and the "
-                "version it was made with, or choose another --workdir"
+                f"the checkpoint of step {record['step']} in {folder} is that of other fields or another version "
+                f"({name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here); use the fields "
+                "and the version it was made with, or choose another --workdir"
             )
 
 
@@ -234,5 +234,5 @@ def _of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _all(told: Mapping[str, Any]) -> str:
-    return _of_json({name: value for name, value in told.items() if name != "all"})
+def _all(record: Mapping[str, Any]) -> str:
+    return _of_json({name: value for name, value in record.items() if name != "all"})

@@ -102,13 +102,15 @@ def cores() -> int:
 
 def _cpu() -> dict[str, Any]:
     """The model of the CPU and the vector instructions it has, which XLA compiles for."""
-    told: dict[str, str] = {}
+    fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            told.setdefault(name.strip().lower(), value.strip())
-    model = told.get("model name") or " ".join(told.get(f"cpu {of}", "") for of in ("implementer", "part", "revision"))
-    features = (told.get("flags") or told.get("features") or "").split()
+            fields.setdefault(name.strip().lower(), value.strip())
+    model = fields.get("model name") or " ".join(
+        fields.get(f"cpu {of}", "") for of in ("implementer", "part", "revision")
+    )
+    features = (fields.get("flags") or fields.get("features") or "").split()
     # Others of the flags come and go with the kernel.
     vector = [name for name in features if re.match("avx|sse|ssse|fma|f16c|amx|asimd|sve|bf16|i8mm", name)]
     return {"model": model.strip() or platform.processor(), "vector_instructions": " ".join(sorted(vector))}

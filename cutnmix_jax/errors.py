@@ -71,7 +71,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(_HELD.sub("", str(error)).split())
 
 
-def told(error: BaseException, most: int = 300) -> str:
+def described(error: BaseException, most: int = 300) -> str:
     """The type and the message of somebody else's error, cut before they fill the screen."""
     message = one_line(error)
     return f"{type(error).__name__}: {message[:most]}" if message else type(error).__name__
@@ -95,7 +95,7 @@ def blaming(what: str, then: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise _too_little_memory(error) or UsageError(f"{what} ({told(error)}); {then}") from error
+        raise _too_little_memory(error) or UsageError(f"{what} ({described(error)}); {then}") from error
 
 
 def excused(error: BaseException) -> UsageError | None:
@@ -132,7 +132,7 @@ def not_given(error: BaseException) -> str:
 def installation(error: BaseException) -> UsageError:
     """The error for a library that cannot do what it is there for."""
     mend = f"run `{sys.executable} -m pip install -r requirements.txt`, with --force-reinstall if it finds all in place"
-    return UsageError(f"the installation is incomplete ({told(error)}); {mend}")
+    return UsageError(f"the installation is incomplete ({described(error)}); {mend}")
 
 
 def _too_little_memory(error: BaseException) -> UsageError | None:
@@ -147,7 +147,7 @@ def _incomplete(error: BaseException) -> UsageError | None:
     """Whether something failed to import that is not ours: a fault of ours stays a traceback."""
     if isinstance(error, ValueError) and "JAX flag" in str(error):  # read while JAX is imported
         return UsageError(
-            f"a setting of JAX has no meaning ({told(error)}); mend the variable JAX_..., or leave it out"
+            f"a setting of JAX has no meaning ({described(error)}); mend the variable JAX_..., or leave it out"
         )
     imported = isinstance(error, ImportError) and (error.name or "").partition(".")[0] != _PACKAGE.name
     return installation(error) if imported or _out_of_an_import(error) else None

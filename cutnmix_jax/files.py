@@ -45,9 +45,9 @@ def kind(path: Path) -> str:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    for told, is_one in (("file", stat.S_ISREG), ("folder", stat.S_ISDIR), ("a link", stat.S_ISLNK)):
+    for name, is_one in (("file", stat.S_ISREG), ("folder", stat.S_ISDIR), ("a link", stat.S_ISLNK)):
         if is_one(mode):
-            return told
+            return name
     return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 

@@ -104,10 +104,10 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.ranked(rows)[0]):
         return f"{RESULTS} has other accuracies than {metrics.ROWS}"
     if steps := digests.steps_in(folder / CHECKPOINTS):
-        told = digests.read(folder / CHECKPOINTS, steps[-1])
-        if steps[-1] != rows[-1]["step"] or digests.of_saved_network(told) != results["weights_sha256"]:
+        record = digests.read(folder / CHECKPOINTS, steps[-1])
+        if steps[-1] != rows[-1]["step"] or digests.of_saved_network(record) != results["weights_sha256"]:
             return f"{RESULTS} is of other weights than the newest checkpoint, that of step {steps[-1]}"
-        if told["rows"] != rows:
+        if record["rows"] != rows:
             return f"{metrics.ROWS} has other rows than the newest checkpoint"
     return ""
 

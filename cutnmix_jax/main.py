@@ -77,7 +77,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
 
     try:
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
-        with device.told_once():
+        with device.logged_once():
             train.train(settings, workdir, stop, known.force, start)
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, settings.backbones) from error
@@ -104,5 +104,5 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
 if __name__ == "__main__":
     if sys.version_info < (3, 12):  # JAX 0.10.1 logs an error for every program that it finds in its cache
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    storage.hush()  # to the end: what a failed save leaves behind is told in threads of its own
+    storage.hush()  # to the end: what a failed save leaves behind is reported in threads of its own
     signals.end(main(own_process=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cutnmix_jax import console, files
-from cutnmix_jax.errors import CheckpointError, told
+from cutnmix_jax.errors import CheckpointError, described
 from cutnmix_jax.types import Row
 
 ROWS = "metrics.jsonl"
@@ -161,7 +161,7 @@ class _Events:
 
     def _fail(self, error: Exception) -> None:
         self.close()
-        reason = getattr(error, "strerror", None) or told(error)
+        reason = getattr(error, "strerror", None) or described(error)
         console.warn(f"no more TensorBoard events from this start ({reason}); metrics.jsonl has all of them")
 
     def close(self) -> None:

@@ -23,9 +23,9 @@ def hush() -> Callable[[], None]:
     loggers = [logging.getLogger(noisy) for noisy in ("absl", "asyncio", "matplotlib")]
     levels, otherwise, filters = [logger.level for logger in loggers], sys.unraisablehook, warnings.catch_warnings()
 
-    def unraisable(told: Any) -> None:
-        if str(told.exc_value) != "Event loop is closed":  # what Orbax leaves behind of each read or write that failed
-            otherwise(told)
+    def unraisable(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":  # left by each read or write of Orbax that failed
+            otherwise(raised)
 
     def undo() -> None:
         filters.__exit__(None, None, None)

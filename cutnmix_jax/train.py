@@ -29,7 +29,7 @@ from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
-from cutnmix_jax.errors import CheckpointError, UsageError, one_line, told
+from cutnmix_jax.errors import CheckpointError, UsageError, described, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import checked, setup
@@ -93,7 +93,7 @@ def _train(
             return results
         folder.check_checkpoints(workdir)
         dataset = dataset or _load(settings, planned)
-        with set_up_jax(CHOICES[settings.precision]), _told(workdir):
+        with set_up_jax(CHOICES[settings.precision]), _named(workdir):
             load = planned.trained and planned.trained.load
             engine = assemble.engine(settings, dataset, planned.networks, load)
             return go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not, on_epoch)
@@ -205,7 +205,7 @@ def _new(engine: Engine) -> tuple[Saved, float]:
 
 
 @contextlib.contextmanager
-def _told(workdir: Path) -> Iterator[None]:
+def _named(workdir: Path) -> Iterator[None]:
     """A file of the run that cannot be read or written is one line."""
     try:
         yield
@@ -220,5 +220,5 @@ def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
     try:
         yield
     except failure as error:
-        reason = error.strerror or one_line(error) if isinstance(error, OSError) else told(error)
+        reason = error.strerror or one_line(error) if isinstance(error, OSError) else described(error)
         console.warn(f"cannot write {name} ({reason})")

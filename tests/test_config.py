@@ -12,7 +12,7 @@ import pytest
 
 from cutnmix_jax import fields, main, methods, metrics, train
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import command_line, tree
+from cutnmix_jax.settings import check, command_line, tree
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -449,7 +449,7 @@ def other(name, value):
 
 @pytest.mark.parametrize("file", SHIPPED)
 def test_every_leaf_can_be_overridden(file, monkeypatch):
-    monkeypatch.setattr(command_line, "check", lambda settings: None)  # many are right only together
+    monkeypatch.setattr(check, "check", lambda settings: None)  # many are right only together
     plain = read(f"configs/{file}.py")
     for name, value in leaves(plain):
         if name in ("method", "loss.name"):  # another method has other options

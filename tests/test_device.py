@@ -43,7 +43,7 @@ def test_a_damaged_program_is_removed_and_kept_again(damage, tmp_path):
     assert again == said
     names = sorted(path.name.rpartition("-")[0].rpartition("-")[0] for path in programs)
     assert sorted(errors.splitlines()) == [
-        f"warning: trouble with reading the compiled program {name} in {tmp_path}; it is compiled anew"
+        f"warning: trouble with reading the compiled program {name} in {tmp_path}; it is compiled again"
         for name in names
     ]
     assert {path: path.read_bytes() for path in tmp_path.glob("*-cache")}.keys() == programs.keys()

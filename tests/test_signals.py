@@ -1,4 +1,4 @@
-"""Stopping on request, in processes of their own: at any moment, twice, and while the compiler has the word."""
+"""Stopping on request, in processes of their own: at any moment, twice, and while something is compiled."""
 
 import json
 import os

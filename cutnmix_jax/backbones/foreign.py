@@ -96,12 +96,12 @@ def check_types(backbone: Backbone) -> None:
 @contextlib.contextmanager
 def types_as_asked_for(name: str) -> Iterator[None]:
     """Raises UsageError where a network asks for float64: JAX makes float32 of it, and says so in a warning alone."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")  # or it would be told once in a process only
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")  # or it would be shown once in a process only
         yield
-    if any(re.search("dtype (float64|complex128) .*truncated", str(warning.message)) for warning in told):
+    if any(re.search("dtype (float64|complex128) .*truncated", str(warning.message)) for warning in shown):
         raise UsageError(f"backbone {name!r} asks for float64; what can be trained is {', '.join(TRAINED)}")
-    for other in told:
+    for other in shown:
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from cutnmix_jax.errors import DataError, UsageError, blaming, excused, nearest, told
+from cutnmix_jax.errors import DataError, UsageError, blaming, described, excused, nearest
 
 if TYPE_CHECKING:  # at run time nothing else is imported here: `python -m cutnmix_jax.data` begins with this file
     from cutnmix_jax.types import Dataset
@@ -104,7 +104,7 @@ def _loaded(name: str, data_dir: str) -> "Dataset":
         try:
             dataset = module.load(data_dir)
         except OSError as error:
-            raise excused(error) or DataError(f"data set {name!r} cannot be read ({told(error)})") from error
+            raise excused(error) or DataError(f"data set {name!r} cannot be read ({described(error)})") from error
         wrong = _wrong(dataset, module.COUNTS, module.NUM_CLASSES, image_shape(name))
     if wrong:
         raise UsageError(f"data set {name!r}: `load` of {_file(name)} returns {wrong}; see `types.Dataset`")

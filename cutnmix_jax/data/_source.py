@@ -10,7 +10,7 @@ import numpy as np
 
 from cutnmix_jax import files
 from cutnmix_jax.data import _library
-from cutnmix_jax.errors import DataError, UsageError, UserError, excused, installation, told
+from cutnmix_jax.errors import DataError, UsageError, UserError, described, excused, installation
 
 IMAGE_SHAPE = (32, 32, 3)
 
@@ -75,7 +75,7 @@ def find(source: Source, data_dir: str) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise DataError(f"{source.title} cannot be read in {folder} ({told(error)}); let it be read") from error
+        raise DataError(f"{source.title} cannot be read in {folder} ({described(error)}); let it be read") from error
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
@@ -130,4 +130,4 @@ def unreadable(source: Source, folder: Path, what: str, error: Exception) -> Use
         return DataError(f"{source.title} cannot be read: {what} ({reason}); let it be read and try again")
     if failed := _library.failure():
         return installation(failed)
-    return damaged(source, folder, f"{what} ({told(error, 1000)})")
+    return damaged(source, folder, f"{what} ({described(error, 1000)})")

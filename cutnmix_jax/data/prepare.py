@@ -19,7 +19,7 @@ import numpy as np
 
 from cutnmix_jax import data
 from cutnmix_jax.data import _library, _source, _tfds
-from cutnmix_jax.errors import DataError, UserError, excused, told
+from cutnmix_jax.errors import DataError, UserError, described, excused
 
 PROBE_SECONDS = 5  # tfds alone retries an unreachable address for more than three minutes
 
@@ -73,7 +73,7 @@ def _write(source: _source.Source, data_dir: str, archive: str) -> None:
         raise
     except Exception as error:  # the network, the archive, the disk and tfds each raise their own
         raise excused(error) or DataError(
-            f"{source.title} could not be prepared in {target} ({told(error, 1000)})"
+            f"{source.title} could not be prepared in {target} ({described(error, 1000)})"
         ) from error
 
 
@@ -129,9 +129,9 @@ def _probe(url: str, answer: "queue.SimpleQueue[str]") -> None:
         answer.put("")
     except urllib.error.HTTPError as error:
         # A server that does not know this short question may still serve the file.
-        answer.put("" if error.code in (405, 501) else told(error))
+        answer.put("" if error.code in (405, 501) else described(error))
     except Exception as error:  # whatever it is, the caller must hear of it rather than wait
-        answer.put(told(error))
+        answer.put(described(error))
 
 
 def verify(name: str, data_dir: str = "") -> str:

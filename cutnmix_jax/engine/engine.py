@@ -211,7 +211,7 @@ class Engine:
     def train_steps(self) -> jax.stages.Wrapped:
         """`train_steps(state, totals, feed, count) -> (state, totals)`, compiled.
 
-        Does the next `count` steps, or fewer where something is no longer finite, and takes over the memory of `state`.
+        Does the next `count` steps, or fewer where something is no longer finite, and reuses the memory of `state`.
         Where `steps_per_call` is 1 it does one: for a CPU, XLA compiles the gradient of a convolution inside a loop to
         something some 20 times slower.
         """

@@ -18,7 +18,7 @@ class Saved(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What all steps of an epoch are made of; arguments, so that another seed or learning rate compiles nothing anew.
+    """What all steps of an epoch are made of; arguments, so that nothing is compiled for another seed or learning rate.
 
     Attributes:
       data: the training set.

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cutnmix_jax.errors import UsageError, blaming, nearest, one_line, told
+from cutnmix_jax.errors import UsageError, blaming, described, nearest, one_line
 from cutnmix_jax.settings import Settings, overrides, tree
 from cutnmix_jax.settings.check import checked
 
@@ -73,7 +73,7 @@ def _read(file: str) -> dict[str, Any]:
     try:
         json.dumps(config.to_dict())
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--config={file}: a run cannot keep a field of it ({told(error)}); change it") from error
+        raise UsageError(f"--config={file}: a run cannot keep a field of it ({described(error)}); change it") from error
     return config.to_dict()
 
 

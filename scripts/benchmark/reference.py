@@ -98,8 +98,8 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
     for _ in range(steps):
         state, totals = engine.train_steps(state, zero, at(learning_rate), 1)
         losses.append(float(totals.sums["loss"]))
-    told = json.dumps(description(settings, classes) | {"learning_rate": learning_rate})
-    np.savez(path, images=images, targets=targets, losses=np.array(losses), spec=np.array(told), **arrays)
+    spec = json.dumps(description(settings, classes) | {"learning_rate": learning_rate})
+    np.savez(path, images=images, targets=targets, losses=np.array(losses), spec=np.array(spec), **arrays)
 
 
 def made_up(steps: int, num_peers: int, n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

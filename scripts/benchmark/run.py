@@ -47,9 +47,9 @@ def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worke
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
         } | spec.get("environment", {})
         return worker.start("ours", sys.executable, "scripts.benchmark.jax_side", spec, environment)
-    told = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
+    asked = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
     environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
-    return worker.start(tier, torch_python(), "scripts.bench_torch", told | {"tier": tier}, environment)
+    return worker.start(tier, torch_python(), "scripts.bench_torch", asked | {"tier": tier}, environment)
 
 
 def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float) -> report.Found:

@@ -31,9 +31,9 @@ def chosen(text: str | None) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     there = _listed(text)
     visible, hidden = there, ""
-    if (told := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        visible = [gpu for name in told.split(",") for gpu in there if _means(name.strip(), gpu)]
-        hidden = f" that CUDA_VISIBLE_DEVICES={told} shows"
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        visible = [gpu for name in chosen.split(",") for gpu in there if _means(name.strip(), gpu)]
+        hidden = f" that CUDA_VISIBLE_DEVICES={chosen} shows"
     known = ", ".join(gpu.number or gpu.uuid for gpu in visible) or "none"
     found: list[Gpu] = []
     for name in names:

@@ -77,7 +77,7 @@ def make(folder: Path) -> None:
 def exit_code_of(run: Callable[[], None]) -> int:
     """Like that of `cutnmix_jax.command`, for a command whose files lie in the folders of these arguments."""
 
-    def told() -> None:
+    def blaming_folders() -> None:
         try:
             run()
         except OSError as error:
@@ -87,4 +87,4 @@ def exit_code_of(run: Callable[[], None]) -> int:
                 f"cannot read or write {error.filename}: {error.strerror}; choose other folders with --runs and --out"
             ) from error
 
-    return command.exit_code_of(told)
+    return command.exit_code_of(blaming_folders)
