@@ -163,16 +163,29 @@ def test_peers_draw_their_boxes_apart():
     assert 0.125 < (boxes[:, 0] == boxes[:, 1]).all(axis=1).mean() < 0.145
 
 
-def test_cutmix_box_hand_values():
-    def box(ratio, centre):
-        key = next(k for k in KEYS if tuple(np.asarray(jax.random.randint(k, (2,), 0, 32))) == centre)
-        return augment.cutmix_box(key, jnp.float32(ratio), (32, 32)).tolist()
+@pytest.mark.parametrize(
+    ("is_there", "of_height"),
+    [
+        (lambda y, x: 4 <= y <= 28 and 4 <= x <= 28, 8),
+        (lambda y, x: y == 1, 5),  # cut at the upper border: rows 0 to 4
+        (lambda y, x: y == 31, 5),  # at the lower one: rows 27 to 31
+        (lambda y, x: y == 28 and x > 28, 8),
+    ],
+)
+def test_cutmix_box_hand_values(is_there, of_height):
+    """The side is int(32 sqrt(1/16)) = 8: four pixels to each side of the centre, cut at the border."""
+    centres = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 32))(KEYS))
+    number = next(i for i, (y, x) in enumerate(centres) if is_there(y, x))
+    top, left, height, width = augment.cutmix_box(KEYS[number], jnp.float32(1 / 16), (32, 32)).tolist()
+    (y0, y1), (x0, x1) = ([max(int(c) - 4, 0), min(int(c) + 4, 32)] for c in centres[number])
+    assert (top, left, height, width) == (y0, x0, y1 - y0, x1 - x0) and height == of_height
+    assert augment.cutmix_box(KEYS[number], jnp.float32(0), (32, 32)).tolist()[2:] == [0, 0]
 
-    some = tuple(np.asarray(jax.random.randint(KEYS[0], (2,), 0, 32)).tolist())
-    # side = int(32 sqrt(1/16)) = 8: four pixels to each side of the centre, cut at the border
-    expected = [[max(c - 4, 0), min(c + 4, 32)] for c in some]
-    assert box(1 / 16, some) == [expected[0][0], expected[1][0], *(high - low for low, high in expected)]
-    assert box(0.0, some)[2:] == [0, 0]
+
+def test_images_without_an_axis_of_boxes_are_refused():
+    """They would be broadcast against the boxes to images of one axis more."""
+    with pytest.raises(ValueError, match=r"axes \[B, n, H, W, C\], not \[12, 32, 32, 3\]"):
+        augment.mix(KEYS[0], jnp.array(labelled_pixels())[0], kind="cutmix", prob=1.0, alpha=1.0, box="cutmix")
 
 
 def test_other_readings_of_equation_7():

@@ -297,6 +297,22 @@ def test_training_accuracy_is_on_the_larger_share_of_the_label():
     assert mixed_accuracy(outputs, jnp.stack([targets, targets])) == pytest.approx((3 / 4 + 2 / 4) / 2)
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_training_accuracy_leaves_the_leader_out_as_evaluation_does(loop):
+    """The classes are those of the leader's own answers, so that it alone is right of all images."""
+    engine = built("okddip", loop)
+    state, totals, feed = begun(engine)
+    batch, _ = engine.batch_at(0, feed)
+    outputs, _ = engine.peers.forward(state.params["peers"], state.batch_stats, batch.images[0], True, KEY)
+    said = [np.asarray(out.logits).argmax(-1) for out in outputs]
+    labels = np.asarray(feed.data.labels).copy()
+    labels[np.asarray(batch.indices)] = said[-1]
+    feed = feed._replace(data=feed.data._replace(labels=jnp.asarray(labels)))
+    _, totals = engine.train_steps(state, totals, feed, 1)
+    expected = np.mean([said[j] == said[-1] for j in range(2)])
+    assert expected < 1 and float(totals.sums["accuracy"]) == pytest.approx(expected)
+
+
 def test_pairs_are_of_the_same_class_and_uniform():
     labels = jnp.asarray(np.tile(np.arange(K), 500).astype(np.int32))
     rows = np.asarray(batches.same_class_rows(KEY, built("cs_kd").train_data, labels))
