@@ -317,7 +317,7 @@ def test_a_broken_file_breaks_only_what_asks_for_it(text, folder, capsys):
     assert (code, len(errors)) == (2, 1) and "learning_rate" in errors[0], errors
     for asked, file in {
         "--config=configs/quickstart.py:theirs,dml": "cutnmix_jax/data/theirs.py",
-        "--config.loss.name=theirs": "cutnmix_jax/methods/theirs.py",
+        "--config=configs/quickstart.py:digits,theirs": "cutnmix_jax/methods/theirs.py",
         "--config.backbone.name=net_a": "cutnmix_jax/backbones/theirs.py",
     }.items():
         arguments = [asked, *SMALL[1:]] if asked.startswith("--config=") else [*SMALL, asked]
@@ -451,7 +451,7 @@ def test_what_comes_out_of_the_device_is_one_line(tmp_path, capsys, monkeypatch)
         "INTERNAL: an illegal memory access\nwas encountered": "JAX or the device fails",
         "RESOURCE_EXHAUSTED: out of memory": "too little memory",
     }.items():
-        monkeypatch.setattr(train, "run", raises(jax.errors.JaxRuntimeError(text)))
+        monkeypatch.setattr(train, "train", raises(jax.errors.JaxRuntimeError(text)))
         code, errors, _ = run(SMALL, tmp_path, capsys)
         assert (code, len(errors)) == (2, 1), errors
         assert said in errors[0]
@@ -459,7 +459,7 @@ def test_what_comes_out_of_the_device_is_one_line(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), ImportError("x", name="cutnmix_jax.gone"), KeyError("ours")])
 def test_a_fault_of_ours_stays_a_traceback(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "run", raises(error))
+    monkeypatch.setattr(train, "train", raises(error))
     with pytest.raises(type(error)):
         main.main([*SMALL, f"--workdir={tmp_path / 'run'}"])
 

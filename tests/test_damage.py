@@ -239,7 +239,7 @@ def test_what_can_be_read_is_damaged_whatever_is_said(said, moved, copied, monke
             raise ValueError(said)
         return read(self, step, wanted)
 
-    monkeypatch.setattr(Checkpoints, "_read_flat", fails)
+    monkeypatch.setattr(Reader, "_read_flat", fails)
     if moved:
         assert int(restored(copied).state.step) == 24
         assert capsys.readouterr().err.count("step 26 is damaged") == 1
@@ -363,7 +363,7 @@ def test_a_library_or_memory_that_is_missing_is_no_damage(error, copied, monkeyp
         raise error
 
     before = steps_in(copied)
-    monkeypatch.setattr(Checkpoints, "_read_flat", fails)
+    monkeypatch.setattr(Reader, "_read_flat", fails)
     with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
         restored(copied)
     assert steps_in(copied) == before and not (copied / "checkpoints-damaged").exists()

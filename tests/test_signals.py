@@ -253,7 +253,7 @@ def test_while_the_compiler_has_the_word(tmp_path):
     code, _, errors = ended(process)
     assert code == 75 and time.monotonic() - begun < 1
     assert not calls_in(tmp_path)
-    assert errors[-1].startswith("stopped before anything new was trained")
+    assert errors[-1].startswith("stopped before a new step was trained")
 
 
 def test_the_handlers_are_given_back():
