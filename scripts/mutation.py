@@ -29,7 +29,7 @@ TESTS = {
     "engine/batches": "step",
     "engine/engine": "step optim teachers",
     "engine/evaluation": "evaluate step",
-    "engine/optim": "optim",
+    "engine/optim": "optim step",
     "engine/peers": "peers step",
     "engine/teachers": "teachers step",
     "engine/terms": "step methods compared",

@@ -94,9 +94,14 @@ def test_schedule_without_milestones_is_constant():
 
 
 def test_a_cosine_falls_to_nothing():
-    found = rates([0, 25, 50, 75, 100], total_steps=100, learning_rate=0.2, schedule="cosine")
+    found = rates([0, 25, 50, 75, 100, 150], total_steps=100, learning_rate=0.2, schedule="cosine")
     half = 0.5**0.5
-    np.testing.assert_allclose(found, [0.2, 0.1 * (1 + half), 0.1, 0.1 * (1 - half), 0], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found, [0.2, 0.1 * (1 + half), 0.1, 0.1 * (1 - half), 0, 0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_ramp_up_by_hand():
+    found = [float(optim.ramp_up(jnp.float32(epoch), 80)) for epoch in (0, 40, 72, 80, 200)]
+    np.testing.assert_allclose(found, [np.exp(-5), np.exp(-1.25), np.exp(-0.05), 1, 1], rtol=1e-6)
 
 
 def test_a_warm_up_rises_in_equal_steps():
