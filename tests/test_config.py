@@ -358,7 +358,7 @@ WRONG_VALUES = {
     tuple: ("soon", "(2,1)", "(0,)", "(1.5,)", "(nan,)", "(-1,)"),
     str: ("no such thing",),
 }
-KINDS = {"every_minutes": float, "peers": str, "teacher": str}  # of fields without a value
+KINDS = {"every_minutes": float, "average": float, "peers": str, "teacher": str}  # of fields without a value
 FREE_TEXT = ("data_dir", "method")  # any folder can be meant; and the method is refused whatever it is
 
 
