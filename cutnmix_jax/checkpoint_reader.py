@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from cutnmix_jax import console, digests, files, storage
+from cutnmix_jax import console, digests, files, stack, storage
 from cutnmix_jax.errors import CheckpointError, UsageError, excused
 from cutnmix_jax.types import Row, Tree
 
@@ -86,11 +86,12 @@ class Reader:
             nothing was moved.
         """
         damaged: dict[int, str] = {}
+        apart = jax.eval_shape(stack.apart, like)
         for step in reversed(digests.steps_in(self._folder)):
             try:
                 if step not in self.steps():  # a kill while it was being removed
                     raise ValueError("it is not complete")
-                flat, record = self._read_flat(step, digests.flat(like))
+                flat, record = self._read_flat(step, digests.flat(apart))
             except (CheckpointError, UsageError):
                 raise
             except Exception as error:  # what a damaged file makes Orbax raise has no common base
@@ -104,8 +105,8 @@ class Reader:
                 moved = storage.put_damaged_aside(self._folder, broken)
                 console.warn(f"the checkpoint of step {broken} is damaged ({reason}); moved to {moved}")
             self._manager.reload()
-            state = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in digests.flat(like)])
-            return Restored(state, record["rows"], record["config"])
+            state = jax.tree.unflatten(jax.tree.structure(apart), [flat[name] for name in digests.flat(apart)])
+            return Restored(stack.together(state, like), record["rows"], record["config"])
         if damaged:
             newest, reason = next(iter(damaged.items()))
             raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cutnmix_jax import files
+from cutnmix_jax import files, stack
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from cutnmix_jax.types import Dataset, Row, Tree
@@ -55,8 +55,8 @@ def of(
 
 
 def flat(tree: Tree) -> dict[str, Any]:
-    """The leaves of a tree by their names, which have dots between their parts."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    """The leaves of a tree by their names, which have dots between their parts; those of each network apart."""
+    leaves = jax.tree_util.tree_leaves_with_path(stack.apart(tree))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 

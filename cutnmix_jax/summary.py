@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from cutnmix_jax import console
+from cutnmix_jax import console, stack
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings
@@ -54,7 +54,7 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
 
 def _networks(engine: Engine) -> str:
     params = engine.shapes().state.params
-    pairs = zip(engine.settings.backbones, params["peers"], strict=True)
+    pairs = zip(engine.settings.backbones, jax.eval_shape(stack.apart, params["peers"]), strict=True)
     sizes = [f"{name}, {_count(tree):,} parameters" for name, tree in pairs]
     networks = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "; ".join(sizes)
     own = _count(params["method"])

@@ -19,6 +19,7 @@ from cutnmix_jax import (
     folder,
     loop,
     metrics,
+    stack,
     storage,
     summary,
     teacher,
@@ -167,7 +168,9 @@ def go_on(
     # The results.
     results = finished.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
-    results["weights_sha256"] = teacher.digest({"params": state.params["peers"], "batch_stats": state.batch_stats})
+    results["weights_sha256"] = teacher.digest(
+        stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})
+    )
     if trained:
         results["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
     if changes := continued.forced(workdir):

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones, methods
+from cutnmix_jax import backbones, methods, stack
 from cutnmix_jax.engine import peers
 from cutnmix_jax.settings import MAPPINGS
+from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Spec
 
 IMAGES = jax.random.normal(jax.random.key(7), (2, 8, 32, 32, 3))
@@ -32,9 +33,12 @@ def test_unroll_equals_vmap_equals_separate_networks(name):
     pair = networks(name, name)
     unrolled, vmapped = peers.make(pair, "unroll"), peers.make(pair, "vmap")
     params, stats = jax.jit(unrolled.init)(KEY)
+    stacked = jax.jit(vmapped.init)(KEY)
+    assert all(isinstance(one, Stack) for one in stacked)
+    chex.assert_trees_all_equal(stack.apart(stacked), (params, stats))
     one = loss_and_gradient(unrolled, params, stats, IMAGES)
-    other = loss_and_gradient(vmapped, params, stats, IMAGES)
-    chex.assert_trees_all_close(one, other, rtol=2e-3, atol=2e-4)
+    other = stack.apart(loss_and_gradient(vmapped, *stacked, IMAGES))
+    chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-5)
     (_, (outputs, new_stats)), _ = one
     for j in range(2):
         alone, alone_stats = jax.jit(pair[j].apply, static_argnums=2)(
@@ -45,8 +49,8 @@ def test_unroll_equals_vmap_equals_separate_networks(name):
 
 def test_vmap_in_evaluation_with_one_set_of_images():
     pair = networks("tests.tiny:Tiny", "tests.tiny:Tiny")
-    params, stats = peers.make(pair, "unroll").init(KEY)
-    found = [peers.make(pair, m).forward(params, stats, IMAGES[:1], False, KEY) for m in MAPPINGS]
+    joined = [peers.make(pair, mapping) for mapping in MAPPINGS]
+    found = [stack.apart(one.forward(*one.init(KEY), IMAGES[:1], False, KEY)) for one in joined]
     chex.assert_trees_all_close(*found, rtol=1e-5, atol=1e-6)
     assert np.abs(found[0][0][0].logits - found[0][0][1].logits).max() > 1e-3
 

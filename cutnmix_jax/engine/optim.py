@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cutnmix_jax import stack
 from cutnmix_jax.settings import Optimizer
 from cutnmix_jax.types import Tree
 
@@ -45,11 +46,16 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
         "lars": optax.chain(optax.masked(scaled, _several_axes), momentum),
     }[settings.name]
 
+    def seen(tree: Tree) -> Tree:
+        # The norms of lars are those of an array of one network.
+        return as_float32(stack.apart(tree) if settings.name == "lars" else tree)
+
     def init(params: Tree) -> Tree:
-        return transformation.init(as_float32(params))
+        return transformation.init(seen(params))
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        return transformation.update(as_float32(grads), state, as_float32(params))
+        updates, state = transformation.update(seen(grads), state, seen(params))
+        return stack.together(updates, params) if settings.name == "lars" else updates, state
 
     return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
 

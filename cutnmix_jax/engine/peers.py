@@ -1,4 +1,4 @@
-"""J networks as one thing: a tuple of their variables and one forward pass."""
+"""J networks as one thing: their variables and one forward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,23 +6,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import stack
 from cutnmix_jax.errors import UsageError, blaming
+from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
-Forward = Callable[..., tuple[tuple[Outputs, ...], tuple[Tree, ...]]]
+Forward = Callable[..., tuple[tuple[Outputs, ...], Tree]]
 
 
 class Peers(NamedTuple):
     """J networks.
 
     Attributes:
-      init: `init(key) -> (params, batch_stats)`, tuples with one tree per peer, each from a key of its own. With a
-        shared trunk the tree of peer 0 is a whole network and those of the others are tails alone.
-      forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, tuples again; images
-        [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
+      init: `init(key) -> (params, batch_stats)`, each network from a key of its own: a `Stack` of alike networks that
+        are mapped, else a tuple with one tree per peer. With a shared trunk the tree of peer 0 is a whole network and
+        those of the others are tails alone.
+      forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, a tuple of `Outputs` and
+        what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
     """
 
-    init: Callable[[jax.Array], tuple[tuple[Tree, ...], tuple[Tree, ...]]]
+    init: Callable[[jax.Array], tuple[Tree, Tree]]
     forward: Forward
 
 
@@ -31,28 +34,33 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
 
     Args:
       backbones: one per peer; their architectures may differ unless something is shared or stacked.
-      mapping: `unroll` runs one after the other in the same program. `vmap` stacks them, which makes grouped
-        convolutions of theirs: several times slower on a CPU.
+      mapping: `unroll` runs one after the other in the same program; `vmap` stacks them, so that all but their
+        convolutions is one operation for all of them, see `backbones.convolution`.
       share_trunk: whether all use the trunk of peer 0, and each a tail of its own.
     """
     split = backbones[0].split if share_trunk else None
+    stacked = mapping == "vmap" and len(backbones) > 1 and not split
 
-    def init(key: jax.Array) -> tuple[tuple[Tree, ...], tuple[Tree, ...]]:
+    def init(key: jax.Array) -> tuple[Tree, Tree]:
         keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
         # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
         # pass may not be to be mapped.
         alike = len(set(backbones)) == 1 and ":" not in backbones[0].name
         if alike:
-            variables = list(_unstack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones)))
+            drawn = Stack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones))
+            if stacked:
+                return Stack(drawn.tree["params"], drawn.count), Stack(drawn.tree["batch_stats"], drawn.count)
+            variables = list(stack.apart(drawn))
         else:
             variables = [backbone.init(key) for backbone, key in zip(backbones, keys, strict=True)]
         if split:
             variables[1:] = [{name: _tail(split, tree) for name, tree in own.items()} for own in variables[1:]]
-        return tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
+        params, batch_stats = tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
+        return (stack.of(params), stack.of(batch_stats)) if stacked else (params, batch_stats)
 
     if split:
         return Peers(init, _branched(split, len(backbones)))
-    return Peers(init, _vmapped(backbones) if mapping == "vmap" and len(backbones) > 1 else _unrolled(backbones))
+    return Peers(init, _vmapped(backbones) if stacked else _unrolled(backbones))
 
 
 def check(
@@ -141,14 +149,14 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     apply, count = backbones[0].apply, len(backbones)
 
     def forward(
-        params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], tuple[Tree, ...]]:
+        params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array
+    ) -> tuple[tuple[Outputs, ...], Stack]:
         keys = jnp.stack([jax.random.fold_in(key, j) for j in range(count)])
-        variables = {"params": _stack(params), "batch_stats": _stack(batch_stats)}
+        variables = {"params": params.tree, "batch_stats": batch_stats.tree}
         shared = len(images) == 1
         mapped = jax.vmap(lambda v, x, k: apply(v, x, train, k), in_axes=(0, None if shared else 0, 0), out_axes=0)
         outputs, stats = mapped(variables, images[0] if shared else images, keys)
-        return _unstack(outputs, count), _unstack(stats, count)
+        return stack.apart(Stack(outputs, count)), Stack(stats, count)
 
     return forward
 
@@ -159,11 +167,3 @@ def _trunk(split: Split, tree: Tree) -> Tree:
 
 def _tail(split: Split, tree: Tree) -> Tree:
     return {name: leaf for name, leaf in tree.items() if name not in split.names()}
-
-
-def _stack(trees: Sequence[Tree]) -> Tree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _unstack(tree: Tree, count: int) -> tuple[Tree, ...]:
-    return tuple(jax.tree.map(lambda leaf, j=j: leaf[j], tree) for j in range(count))

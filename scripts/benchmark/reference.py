@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from cutnmix_jax import stack
 from cutnmix_jax.engine import assemble, batches
 from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.errors import UsageError
@@ -92,7 +93,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
     gradient = jax.tree.map(lambda a, b: (a - b) / ahead, moved.params, state.params)
     squared = optax.tree.norm(gradient, squared=True)
     learning_rate = share * float(totals.sums["loss"]) / float(squared)
-    arrays = weights(found.backbones, state.params["peers"])
+    arrays = weights(found.backbones, stack.apart(state.params["peers"]))
     arrays |= {f"teacher/{name}": np.asarray(array) for name, array in state.params["method"].items()}
     losses = []
     for _ in range(steps):

@@ -1,0 +1,64 @@
+"""Variables of alike networks held together, and convolutions that are mapped as J plain ones."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cutnmix_jax import stack
+from cutnmix_jax.backbones.convolution import convolution
+from cutnmix_jax.stack import Stack
+
+AXES = lax.conv_dimension_numbers((1, 8, 8, 3), (3, 3, 3, 4), ("NHWC", "HWIO", "NHWC"))
+KEYS = jax.random.split(jax.random.key(0), 2)
+IMAGES, KERNELS = jax.random.normal(KEYS[0], (3, 2, 8, 8, 3)), jax.random.normal(KEYS[1], (3, 3, 3, 3, 4))
+
+
+def ours(images, kernel):
+    return convolution(images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=AXES)
+
+
+def theirs(images, kernel):
+    return lax.conv_general_dilated(images, kernel, (2, 2), [(1, 1), (1, 1)], dimension_numbers=AXES)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own images", "the same images"])
+def test_a_mapped_convolution_is_each_of_them(shared):
+    """The value, and the gradients of images and kernels."""
+    images = IMAGES[0] if shared else IMAGES
+
+    def mapped(images, kernels):
+        return jnp.sin(jax.vmap(ours, (None if shared else 0, 0))(images, kernels)).sum()
+
+    def alone(images, kernels):
+        each = [theirs(images if shared else images[j], kernels[j]) for j in range(3)]
+        return jnp.sin(jnp.stack(each)).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(images, KERNELS) for f in (mapped, alone))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_no_convolution_is_grouped(gradient):
+    def total(images, kernels):
+        return jax.vmap(ours)(images, kernels).sum()
+
+    program = jax.jit(jax.grad(total, (0, 1)) if gradient else jax.vmap(ours)).lower(IMAGES, KERNELS).as_text()
+    count = program.count("stablehlo.convolution")
+    assert count >= 3 and program.count("feature_group_count = 1 ") == program.count("batch_group_count = 1 ") == count
+
+
+def test_unmapped_it_is_the_plain_one():
+    found, expected = (jax.value_and_grad(lambda w, f=f: f(IMAGES[0], w).sum())(KERNELS[0]) for f in (ours, theirs))
+    chex.assert_trees_all_equal(found, expected)
+
+
+def test_apart_and_together():
+    trees = tuple({"w": jnp.full((2,), j), "b": jnp.float32(j)} for j in range(3))
+    held = {"peers": stack.of(trees), "method": {"w": jnp.ones(2)}, "empty": Stack({}, 2)}
+    apart = stack.apart(held)
+    chex.assert_trees_all_equal(apart, {"peers": trees, "method": {"w": np.ones(2)}, "empty": ({}, {})})
+    chex.assert_trees_all_equal(stack.together(apart, held), held)
+    assert stack.together(apart, held)["empty"] == Stack({}, 2)
