@@ -1,9 +1,11 @@
 """The optimizers against steps computed by hand in float64, and the learning rate of each step."""
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cutnmix_jax import stack
 from cutnmix_jax.engine import optim
 from cutnmix_jax.settings import Optimizer
 
@@ -110,3 +112,27 @@ def test_a_warm_up_rises_in_equal_steps():
     np.testing.assert_allclose(found, [0.4, 0.8, 0.8, 0.8, 0.08], rtol=1e-6)
     # A cosine has what is left.
     np.testing.assert_allclose(rates([1, 2, 21, 40], schedule="cosine", **more), [0.8, 0.8, 0.4, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_stacked_networks_take_the_steps_of_each_alone(name):
+    """Also where a norm is that of an array, and where arrays of one axis are left out."""
+    chance = np.random.default_rng(0)
+
+    def trees(scale):
+        return tuple(
+            {"kernel": jnp.array(scale * (j + 1) * chance.normal(size=(2, 3)), jnp.float32),
+             "bias": jnp.array(scale * chance.normal(size=3), jnp.float32)}
+            for j in range(2)
+        )  # fmt: skip
+
+    optimizer, apart = make(name=name, weight_decay=0.1), trees(1.0)
+    held = stack.of(apart)
+    state, held_state = optimizer.init(apart), optimizer.init(held)
+    for _ in range(3):
+        grads = trees(0.1)
+        updates, state = optimizer.update(grads, state, apart)
+        apart = optim.apply(apart, updates, jnp.float32(0.5))
+        updates, held_state = optimizer.update(stack.of(grads), held_state, held)
+        held = optim.apply(held, updates, jnp.float32(0.5))
+    chex.assert_trees_all_close(stack.apart(held), apart, rtol=1e-6)

@@ -147,7 +147,9 @@ class Settings:
         None, or_none(text), "the folder of a finished run, for a row that has a trained teacher", Change.FREE
     )
     mapping: str = field(
-        "unroll", one_of(MAPPINGS), "vmap: stacked peers, slower wherever it was measured; for comparison"
+        "unroll",
+        one_of(MAPPINGS),
+        "unroll: one peer after the other; vmap: alike peers stacked, fewer kernels on a GPU and some 13 % slower on a CPU",
     )
     precision: str = field(
         "tf32",
