@@ -149,7 +149,7 @@ class Settings:
     mapping: str = field(
         "unroll",
         one_of(MAPPINGS),
-        "unroll: one peer after the other; vmap: alike peers stacked, fewer kernels on a GPU and some 13 % slower on a CPU",
+        "unroll: one peer after the other; vmap: alike peers stacked, some 13 % slower on a CPU, for a GPU",
     )
     precision: str = field(
         "tf32",
