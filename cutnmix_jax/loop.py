@@ -111,10 +111,7 @@ def train(
                 checkpoints.finish(reached, saved, files.rows)
                 files.settle()
             elif due:
-                first = not checkpoints.steps()
-                checkpoints.save(reached, saved, files.rows)
-                if first:  # a run that cannot write its rows ends now, and not after all epochs
-                    files.settle()
+                _save(checkpoints, files, reached, saved)
                 saved_at = time.monotonic()
             if refused:
                 raise CallerError from refused
@@ -129,6 +126,13 @@ def compiled_beside(engine: Engine) -> Iterator[None]:
     shapes = engine.shapes()
     with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed(0), 1):
         yield
+
+
+def _save(checkpoints: Checkpoints, files: metrics.Metrics, reached: int, saved: Saved) -> None:
+    first = not checkpoints.steps()
+    checkpoints.save(reached, saved, files.rows)
+    if first:  # a run that cannot write its rows ends now, and not after all epochs
+        files.settle()
 
 
 def _minutes(settings: Checkpoint) -> float:

@@ -23,10 +23,10 @@ def config_sha256(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def named(peers: Sequence[float], ensemble: float, heads: Mapping[str, float]) -> dict[str, float]:
+def named(mean: float, peers: Sequence[float], ensemble: float, heads: Mapping[str, float]) -> dict[str, float]:
     """Accuracies as a row has them, without the name of the images before them; the first is the mean of the peers."""
     return {
-        "accuracy": sum(peers) / len(peers),
+        "accuracy": mean,
         **{f"accuracy_peer_{j}": value for j, value in enumerate(peers)},
         "accuracy_ensemble": ensemble,
         **{f"accuracy_{name}": value for name, value in heads.items()},

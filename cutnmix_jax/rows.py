@@ -55,5 +55,5 @@ def _tested(engine: Engine, state: TrainState) -> Row:
     return {
         f"{images}/{name}": value
         for images, accuracies in found.items()
-        for name, value in metrics.named(accuracies.peers, accuracies.ensemble, accuracies.heads).items()
+        for name, value in metrics.named(accuracies.mean, *accuracies).items()
     }

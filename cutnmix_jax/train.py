@@ -72,7 +72,8 @@ def train(
       UserError: of the kind that fits; what was saved before stays.
     """
     try:
-        return _train(checked(settings), workdir, stop or StopRequest(), force, start or time.monotonic(), on_epoch)
+        start = time.monotonic() if start is None else start
+        return _train(checked(settings), workdir, stop or StopRequest(), force, start, on_epoch)
     except loop.CallerError as error:
         assert error.__cause__
         raise error.__cause__ from None

@@ -20,7 +20,11 @@ def checked(settings: Settings) -> Settings:
     Raises:
       UsageError: at the first field that has a value that it may not have, alone or beside the others.
     """
-    settings = tree.to_settings(tree.of_settings(settings))
+    return completed(tree.to_settings(tree.of_settings(settings)))
+
+
+def completed(settings: Settings) -> Settings:
+    """Like `checked`, for settings that `tree.to_settings` has just made, and so has looked at each field of."""
     check(settings)
     return dataclasses.replace(settings, num_peers=len(settings.backbones))
 
