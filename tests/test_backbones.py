@@ -73,18 +73,25 @@ def count(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def equations(jaxpr):
+    """Those of a jaxpr and of all that it calls."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
 def macs(jaxpr):
     """Multiply-accumulates of all convolutions and matrix products of a jaxpr, from their shapes."""
     total = 0
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         out = eqn.outvars[0].aval.shape
         if eqn.primitive.name == "conv_general_dilated":
             total += math.prod(out) * math.prod(eqn.invars[1].aval.shape[:3])  # HWIO
         elif eqn.primitive.name == "dot_general":
             total += math.prod(out) * eqn.invars[1].aval.shape[0]
-        for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += macs(inner) if hasattr(inner, "eqns") else 0
     return total
 
 
@@ -381,5 +388,5 @@ def test_bfloat16_reaches_every_convolution(name):
     backbone = backbones.load(name, 10, jnp.bfloat16)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: backbone.apply(v, x, True))(shapes_of(name, 10)[0], image).jaxpr
-    types = {var.aval.dtype for eqn in jaxpr.eqns if eqn.primitive.name == "conv_general_dilated" for var in eqn.invars}
-    assert types == {jnp.dtype(jnp.bfloat16)}
+    convolutions = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "conv_general_dilated"]
+    assert {var.aval.dtype for eqn in convolutions for var in eqn.invars} == {jnp.dtype(jnp.bfloat16)}
