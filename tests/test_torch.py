@@ -45,7 +45,8 @@ def written(path, name, method="cutnmix", share=command.GATE_SHARE, **fields):
 def test_the_paper_s_method_is_the_same_in_pytorch(name, tmp_path):
     found = parity(written(tmp_path / "file.npz", name))
     assert found["passed"], found
-    assert found["first"] <= 1e-5 and found["most"] <= 1e-3
+    assert found["first"] <= max(1e-5, 2 * found["rounding"]) and found["most"] <= 1e-3
+    assert found["rounding"] <= 2e-5
 
 
 @pytest.mark.parametrize("method", ["baseline", "dml", "cutnmix_mmd", "cutnmix_pt"])

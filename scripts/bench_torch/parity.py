@@ -1,6 +1,6 @@
 """Whether the PyTorch program computes what ours does: same weights, same images, the same losses.
 
-`compare` trains the steps that a file of `scripts/benchmark/reference.py` holds. Run as a command it prints the two
+`compare` trains the steps that a file of `scripts/benchmark/reference.py` holds. Run as a command it prints the
 differences as JSON: python -m scripts.bench_torch.parity FILE
 """
 
@@ -15,19 +15,28 @@ import torch
 
 from scripts.bench_torch import training, weights
 
-FIRST, ALL = 1e-5, 1e-3  # the largest differences allowed, relative to the loss
+# The largest differences allowed, relative to the loss; of the first step also twice what PyTorch's float32 rounds off,
+# which in a network of 110 layers is 1e-5.
+FIRST, ALL = 1e-5, 1e-3
 
 
 class Difference(NamedTuple):
-    """How far the losses are apart, relative to ours: in the first step, and at most in any of float32."""
+    """How far losses are apart, relative to ours.
+
+    Attributes:
+      first: ours and PyTorch's in float64, in the first step.
+      rounding: PyTorch's in float32 and in float64, in the first step.
+      most: ours and PyTorch's in float32, at most in any step.
+    """
 
     first: float
+    rounding: float
     most: float
 
     @property
     def passed(self) -> bool:
-        """Whether both are small enough."""
-        return self.first <= FIRST and self.most <= ALL
+        """Whether they are small enough."""
+        return self.first <= max(FIRST, 2 * self.rounding) and self.most <= ALL
 
 
 def compare(path: Path) -> Difference:
@@ -52,7 +61,7 @@ def compare(path: Path) -> Difference:
         with torch.no_grad():
             model.teacher.weight.copy_(torch.from_numpy(arrays["teacher/kernel"].T.copy()))
             model.teacher.bias.copy_(torch.from_numpy(arrays["teacher/bias"]))
-    # The first in float64: in float32 PyTorch's own of ResNet-110 is 1e-5 away from it, and ours 7e-7.
+    # The first in float64, which is nearer to the truth than either in float32.
     with torch.no_grad():
         inputs, targets = tensors(arrays["images"][0], arrays["targets"][0], torch.float64)
         # A copy, so that no running statistics are seen twice.
@@ -65,8 +74,12 @@ def compare(path: Path) -> Difference:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    apart = np.abs(np.array(losses) / arrays["losses"] - 1)
-    return Difference(abs(exact / float(arrays["losses"][0]) - 1), float(apart.max()))
+    ours = arrays["losses"]
+    return Difference(
+        first=abs(exact / float(ours[0]) - 1),
+        rounding=abs(losses[0] - exact) / float(ours[0]),
+        most=float(np.abs(np.array(losses) / ours - 1).max()),
+    )
 
 
 def tensors(images: np.ndarray, targets: np.ndarray, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
