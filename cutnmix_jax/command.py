@@ -9,15 +9,29 @@ from typing import NoReturn
 from cutnmix_jax.errors import StoppedError, UsageError, UserError, excused, one_line
 from cutnmix_jax.streams import unbreakable
 
+PROGRAM = "cutnmix"
+
+
+def called(name: str) -> str:
+    """How this command was called: as `cutnmix COMMAND`, or by another name."""
+    return sys.argv[0] if sys.argv[0].startswith(f"{PROGRAM} ") else name
+
 
 class CommandLine(argparse.ArgumentParser):
     """The arguments of a command; what is wrong with them is one line, like every other error of a user."""
 
-    def __init__(self, module: str, description: str, epilog: str):
+    def __init__(self, name: str, description: str, epilog: str):
+        """Makes a parser without arguments.
+
+        Args:
+          name: of the command, where it is not called as `cutnmix COMMAND`.
+          description: what it does.
+          epilog: shown last, with the name in place of `{command}`.
+        """
         super().__init__(
-            prog=f"python -m {module}",
+            prog=called(name),
             description=description,
-            epilog=epilog,
+            epilog=epilog.replace("{command}", called(name)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

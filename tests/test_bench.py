@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones
-from scripts.benchmark import flops, jax_side, report, run, worker
+from cutnmix_jax.benchmark import flops, jax_side, report, run, worker
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--backbone=tests.tiny:Tiny", "--windows=2", "--steps=2", "--images=200", "--classes=5"]
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "scripts.benchmark", *arguments]
+    command = [sys.executable, "-m", "cutnmix_jax.benchmark", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -84,11 +84,11 @@ def test_times_and_ratios():
 
 
 def test_a_worker_says_why_it_failed():
-    one = worker.start("one", sys.executable, "scripts.benchmark.jax_side", run.spec_of({"backbone": "nothing"}))
+    one = worker.start("one", sys.executable, "cutnmix_jax.benchmark.jax_side", run.spec_of({"backbone": "nothing"}))
     with pytest.raises(worker.Failed, match="no backbone 'nothing'"):
         one.ask()
     one.close()
-    one = worker.start("two", sys.executable, "scripts.benchmark.no_such_module", {})
+    one = worker.start("two", sys.executable, "cutnmix_jax.benchmark.no_such_module", {})
     with pytest.raises(worker.Failed, match=r"ended with 1: .*no_such_module"):
         one.ask()
     one.close()

@@ -15,6 +15,7 @@ import pytest
 from cutnmix_jax import backbones, data, main, methods, train
 from cutnmix_jax.command import exit_code_of
 from cutnmix_jax.errors import UsageError, UserError, blaming, excused
+from cutnmix_jax.settings import recipe
 from tests.runs import write_finished
 
 SMALL = [
@@ -267,17 +268,15 @@ def leaves(fields, prefix=""):
 def test_a_configuration_file_with_fields_of_other_types(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train.data, "load", raises(UserError("all checks were passed")))
     monkeypatch.setattr(train, "plan", raises(UserError("all checks were passed")))
-    from configs import quickstart
-
     refused = 0
-    for name in leaves(quickstart.get_config("digits,dml").to_dict()):
+    for name in leaves(recipe.quickstart("digits,dml").to_dict()):
         *path, last = name.split(".")
         for wrong in ("None", "'x'", "-1.5", "(1, 'a')", "{'a': 1}", "object()", "lambda: 1"):
             file = tmp_path / "their_config.py"
             file.write_text(
-                "from ml_collections import ConfigDict\nfrom configs import quickstart\n"
+                "from ml_collections import ConfigDict\nfrom cutnmix_jax.settings import recipe\n"
                 "def get_config(arg=None):\n"
-                "    fields = group = quickstart.get_config(arg).to_dict()\n"
+                "    fields = group = recipe.quickstart(arg).to_dict()\n"
                 f"    for part in {path!r}: group = group[part]\n"
                 f"    group[{last!r}] = {wrong}\n"
                 "    return ConfigDict(fields)\n"

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from cutnmix_jax import files, finished, lock, main, metrics
 from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.paper import options, reproduce
+from cutnmix_jax.paper import report as paper
+from cutnmix_jax.paper.cells import Choice, cells_of
 from cutnmix_jax.settings import command_line
-from scripts.paper import options, reproduce
-from scripts.paper import report as paper
-from scripts.paper.cells import Choice, cells_of
 from tests import hostile, test_paper
 from tests.hostile import BASES, FILES, FOLDERS, KINDS, ROOT, TARGETS, TEXTS, VARIABLES, Case
 from tests.runs import few
@@ -458,7 +458,7 @@ def tampered():
 @pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
 def test_tables_over_whatever_lies_there(part, tmp_path, monkeypatch, capsys):
     tried = iter(range(10**6))
-    monkeypatch.setattr("scripts.paper.figures.save", lambda *_, **__: None)  # drawn, and not turned into pixels
+    monkeypatch.setattr("cutnmix_jax.paper.figures.save", lambda *_, **__: None)  # drawn, and not turned into pixels
 
     @settings(max_examples=40 if part == "few" else 2000, derandomize=part == "few", **FUZZ)
     @given(st.lists(tampered(), min_size=1, max_size=4), st.sampled_from(TEXTS_OF_RESULTS), st.integers(0, 999))
@@ -510,7 +510,7 @@ def test_tables_where_the_terminal_knows_ascii_alone(tmp_path):
     """The files are UTF-8 whatever the locale is."""
     for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}):
         done = subprocess.run(
-            [sys.executable, "-m", "scripts.paper.report", "table1", "--preset=mini", f"--runs={tmp_path / 'é'}"],
+            [sys.executable, "-m", "cutnmix_jax.paper.report", "table1", "--preset=mini", f"--runs={tmp_path / 'é'}"],
             cwd=ROOT, env=os.environ | locale | {"PYTHONCOERCECLOCALE": "0"}, capture_output=True,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, b"")
@@ -521,7 +521,7 @@ TABLE = """
 import sys
 from pathlib import Path
 from cutnmix_jax.command import exit_code_of
-from scripts.paper import launch
+from cutnmix_jax.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=40") for name in "ab"]
 sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))

@@ -16,10 +16,10 @@ import pytest
 from cutnmix_jax import finished, lock, methods, metrics, pool
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
+from cutnmix_jax.paper import figures, launch, options, report, reproduce
+from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
+from cutnmix_jax.paper.published import TABLE1, TABLE2
 from cutnmix_jax.settings import command_line, tree
-from scripts.paper import figures, launch, options, report, reproduce
-from scripts.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
-from scripts.paper.published import TABLE1, TABLE2
 from tests.runs import few, write_finished
 from tests.test_run import TINY, wait_for
 
@@ -581,7 +581,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cutnmix_jax.command import exit_code_of
-from scripts.paper import launch
+from cutnmix_jax.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=400") for name in "ab"]
 sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
@@ -608,7 +608,7 @@ def test_stopped_or_killed_cells_save(number, tmp_path):
     assert not any((tmp_path / name / "results.json").exists() for name in "ab")
 
 
-@pytest.mark.parametrize("command", ["scripts.paper.reproduce", "scripts.paper.report"])
+@pytest.mark.parametrize("command", ["cutnmix_jax.paper.reproduce", "cutnmix_jax.paper.report"])
 def test_a_reader_that_ends(command, tmp_path):
     arguments = f"{sys.executable} -m {command} table1 --preset=mini --runs={tmp_path}"
     arguments += " --dry-run" if "reproduce" in command else ""

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import console, loop, pool
-from scripts.paper import devices, options, progress, reproduce
-from scripts.paper.cells import Choice, cells_of
-from scripts.paper.progress import Started
+from cutnmix_jax.paper import devices, options, progress, reproduce
+from cutnmix_jax.paper.cells import Choice, cells_of
+from cutnmix_jax.paper.progress import Started
 from tests.runs import Made
 from tests.test_run import wait_for
 from tests.test_scripts import executable
@@ -93,8 +93,8 @@ import json, subprocess, sys
 from pathlib import Path
 from cutnmix_jax import pool
 from cutnmix_jax.command import exit_code_of
-from scripts.paper import launch, progress
-from scripts.paper.cells import Choice, cells_of
+from cutnmix_jax.paper import launch, progress
+from cutnmix_jax.paper.cells import Choice, cells_of
 from tests import test_paper, test_progress
 progress.PLAIN_SECONDS = progress.REFRESH_SECONDS = 0.2
 
@@ -259,7 +259,7 @@ def test_a_machine_without_gpus(tool, said, tmp_path, monkeypatch):
     if tool is not None:
         executable(tmp_path / "nvidia-smi", *tool)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if tool is not None else str(tmp_path))
-    command = [sys.executable, "-m", "scripts.paper.reproduce", "fig1", "--preset=mini", "--devices=0,1"]
+    command = [sys.executable, "-m", "cutnmix_jax.paper.reproduce", "fig1", "--preset=mini", "--devices=0,1"]
     done = subprocess.run([*command, f"--runs={tmp_path / 'runs'}"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --devices=0,1: ") and said in done.stderr and done.stderr.count("\n") == 1

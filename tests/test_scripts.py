@@ -15,9 +15,9 @@ from tests.test_run import ONE_STEP, TINY
 ROOT = Path(__file__).parent.parent
 STARTERS = {
     "quickstart": "cutnmix_jax/main.py",
-    "reproduce": "scripts/paper/reproduce.py",
-    "report": "scripts/paper/report.py",
-    "bench": "scripts/benchmark/__main__.py",
+    "reproduce": "cutnmix_jax/paper/reproduce.py",
+    "report": "cutnmix_jax/paper/report.py",
+    "bench": "cutnmix_jax/benchmark/__main__.py",
     "mutate": "scripts/mutation.py",
 }
 TELL = """

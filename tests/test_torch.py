@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cutnmix_jax.benchmark import __main__ as command
+from cutnmix_jax.benchmark import reference, run
 from cutnmix_jax.settings import command_line
-from scripts.benchmark import __main__ as command
-from scripts.benchmark import reference, run
 
 ROOT = Path(__file__).parent.parent
 SLOW = ("resnet18", "resnet110", "wrn20_8", "densenet40_12", "vgg16", "vgg19")

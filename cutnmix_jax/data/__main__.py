@@ -8,9 +8,9 @@ from cutnmix_jax.command import CommandLine, exit_code_of
 from cutnmix_jax.errors import UsageError
 
 EXAMPLES = """examples:
-  python -m cutnmix_jax.data prepare --dataset=cifar100
-  python -m cutnmix_jax.data prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
-  python -m cutnmix_jax.data verify --dataset=cifar100 --data_dir=/data/tensorflow_datasets
+  {command} prepare --dataset=cifar100
+  {command} prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
+  {command} verify --dataset=cifar100 --data_dir=/data/tensorflow_datasets
 
 exit codes: 0 done, 2 usage or installation, 3 data missing or damaged"""
 
@@ -37,7 +37,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def _parser() -> CommandLine:
     description = "Makes a data set ready to load (prepare), or checks every image of a ready one (verify)."
-    parser = CommandLine("cutnmix_jax.data", description, EXAMPLES)
+    parser = CommandLine("python -m cutnmix_jax.data", description, EXAMPLES)
     parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
     parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")

@@ -11,15 +11,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax.errors import UsageError, blaming, described, nearest, one_line
-from cutnmix_jax.settings import Settings, overrides, tree
+from cutnmix_jax.settings import Settings, overrides, recipe, tree
 from cutnmix_jax.settings.check import completed
 
 
 def from_flags(file: str, arguments: Sequence[str]) -> Settings:
-    """Reads `--config=FILE[:dataset,method]` and the `--config.field=value` that follow it.
+    """Reads `--config=NAME[:dataset,method]` and the `--config.field=value` that follow it.
 
     Args:
-      file: what was given to `--config`.
+      file: what was given to `--config`: the name of a configuration that the package has (`recipe.names`), or the path
+        of a Python file whose `get_config(argument)` returns one.
       arguments: the remaining ones of the command line.
 
     Returns:
@@ -28,13 +29,7 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     Raises:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
-    path = Path(file.partition(":")[0])
-    if path.suffix != ".py" or not _is_file(path):
-        folders = {path.parent, Path("configs")} if path.parent == Path() else {path.parent}
-        known = sorted(str(other) for folder in folders for other in folder.glob("*.py") if other.stem != "__init__")
-        hint = f"; {nearest(str(path), known)}" if known else ""
-        raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
-    given = tree.to_settings(_read(file))  # so that the file has no field that is not known
+    given = tree.to_settings(_found(file))  # so that it has no field that is not known
     settings = completed(tree.to_settings(_overridden(tree.to_config_dict(given), file, arguments)))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
     # The same folder by another name is the same teacher.
@@ -54,7 +49,7 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
     for field in ("method", "loss.name"):
         if field in config_flags.get_override_values(values["config"]):
-            raise UsageError(f"config.{field} follows from the argument: --config=FILE:dataset,method")
+            raise UsageError(f"config.{field} follows from the argument: --config=NAME:dataset,method")
     with config.ignore_type():
         for path in unset:
             group, _, name = path.rpartition(".")
@@ -62,14 +57,30 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
     return config.to_dict()
 
 
+def _found(file: str) -> dict[str, Any]:
+    """The fields of a configuration that the package has, or of a file."""
+    name, _, argument = file.partition(":")
+    if name in recipe.names():
+        return recipe.shipped(name, argument).to_dict()
+    path = Path(name)
+    if path.suffix != ".py" and path.parent == Path():
+        raise UsageError(f"--config: no configuration {name[:200]!r}; {nearest(name, recipe.names())}, or FILE.py")
+    if path.suffix != ".py" or not _is_file(path):
+        folders = {path.parent, Path("configs")} if path.parent == Path() else {path.parent}
+        known = sorted(str(other) for folder in folders for other in folder.glob("*.py") if other.stem != "__init__")
+        hint = f"; {nearest(str(path), known)}" if known else ""
+        raise UsageError(f"--config: no file {str(path)[:200]}{hint}")
+    return _read(file)
+
+
 def _read(file: str) -> dict[str, Any]:
     """What `get_config` of a configuration file returns; whatever comes out of the file is told as the file's."""
     path, *argument = file.split(":", 1)
-    with blaming(f"--config={file}: the file fails", "mend it; configs/quickstart.py is an example"):
+    with blaming(f"--config={file}: the file fails", "mend it; a file of a few lines is shown by --help"):
         get_config = runpy.run_path(path, run_name="config_file").get("get_config")
         config = get_config(*argument) if callable(get_config) else None
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"--config={file}: no get_config returns a ConfigDict there; see configs/quickstart.py")
+        raise UsageError(f"--config={file}: no get_config returns a ConfigDict there; --help shows a file that does")
     try:
         json.dumps(config.to_dict())
     except (TypeError, ValueError) as error:

@@ -2,9 +2,30 @@
 
 from ml_collections import ConfigDict
 
-from cutnmix_jax import data, methods
+from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Backbone, Mix, RampUp, Settings, tree
+
+QUICKSTART = "quickstart"
+
+
+def names() -> list[str]:
+    """The configurations that the package has: one for each backbone, and `quickstart`."""
+    return [*backbones.names(), QUICKSTART]
+
+
+def shipped(name: str, argument: str | None) -> ConfigDict:
+    """A configuration by its name, one of `names`; `argument` as in `make`."""
+    return quickstart(argument) if name == QUICKSTART else make(name, argument)
+
+
+def quickstart(argument: str | None) -> ConfigDict:
+    """A small run that needs no download, a minute and a half on two CPU cores; digits,cutnmix by default."""
+    config = make("resnet8", argument, dataset="digits")
+    config.epochs = 20
+    config.optimizer.milestones = (13, 17)
+    config.batch_size = 32  # 1,500 images are too few for enough steps of 64
+    return config
 
 
 def make(backbone: str, argument: str | None, dataset: str = "cifar100", method: str = "cutnmix") -> ConfigDict:
@@ -12,7 +33,7 @@ def make(backbone: str, argument: str | None, dataset: str = "cifar100", method:
 
     Args:
       backbone: a name of `cutnmix_jax.backbones`, or `my_pkg.nets:make`.
-      argument: what follows the colon of `--config=FILE:dataset,method`; either part, or both, may be left out.
+      argument: what follows the colon of `--config=NAME:dataset,method`; either part, or both, may be left out.
       dataset: where the argument names none.
       method: where the argument names none; a row.
 
@@ -21,10 +42,10 @@ def make(backbone: str, argument: str | None, dataset: str = "cifar100", method:
     """
     parts = (argument or "").split(",")
     if len(parts) > 2:
-        raise UsageError(f"--config=FILE:{argument}: the argument is dataset,method, for instance cifar10,dml")
+        raise UsageError(f"--config=NAME:{argument}: the argument is dataset,method, for instance cifar10,dml")
     if len(parts) == 1 and parts[0] not in data.names() and methods.has_row(parts[0]):
         name = parts[0]
-        raise UsageError(f"--config=FILE:{name}: {name} is a method; the data set comes first, FILE:{dataset},{name}")
+        raise UsageError(f"--config=NAME:{name}: {name} is a method; the data set comes first, NAME:{dataset},{name}")
     dataset = parts[0] or dataset
     method = (parts[1] if len(parts) == 2 else "") or method
     return tree.to_config_dict(of_row(backbone, dataset, method))

@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from cutnmix_jax.benchmark import worker
 from scripts.bench_torch import training
-from scripts.benchmark import worker
 
 WARM_UP = {"A": 5, "B": 5, "C": 12, "Cmax": 12}  # CUDA graphs are recorded after a few
 IMAGES = 50_000

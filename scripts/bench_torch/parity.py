@@ -1,6 +1,6 @@
 """Whether the PyTorch program computes what ours does: same weights, same images, the same losses.
 
-`compare` trains the steps that a file of `scripts/benchmark/reference.py` holds. Run as a command it prints the
+`compare` trains the steps that a file of `cutnmix_jax/benchmark/reference.py` holds. Run as a command it prints the
 differences as JSON: python -m scripts.bench_torch.parity FILE
 """
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cutnmix_jax import metrics
-from scripts.paper import launch
-from scripts.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number
+from cutnmix_jax.paper import launch
+from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number
 
 MISSING = "—"
 

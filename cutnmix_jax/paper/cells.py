@@ -7,9 +7,9 @@ from typing import NamedTuple
 from cutnmix_jax import backbones as networks
 from cutnmix_jax import data, methods
 from cutnmix_jax.errors import UsageError, nearest
-from scripts.paper.published import SIX, TABLE1, TABLE2
+from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
+from cutnmix_jax.settings import recipe
 
-CONFIGS = Path(__file__).parents[2] / "configs"  # whatever the folder a person is in
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
 EPOCHS, RAMP_UP = 240, 80
 
@@ -131,7 +131,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
     variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", backbones, [name for name in networks.names() if _file(name).is_file()])
+    _check_names("backbones", [name for name in backbones if not networks.is_own(name)], networks.names())
     _check_names("methods", variants, known)
     if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)
@@ -151,19 +151,17 @@ def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> Non
             raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}")
 
 
-def _file(backbone: str) -> Path:
-    return CONFIGS / ("quickstart.py" if backbone == "resnet8" else f"{backbone}.py")
-
-
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:
     row, changes = (variant, {}) if variant in methods.rows_by_name() else ABLATIONS[variant]
-    folder = choice.runs / dataset / backbone
+    folder = choice.runs / dataset / backbone.replace(":", ".")
 
     def workdir(name: str) -> Path:
         return folder / name.replace(" = ", "").replace(" ", "_") / f"seed{seed}"
 
     teacher = _cell(choice, dataset, backbone, "baseline", seed) if is_taught(row) else None
     fields: dict[str, object] = {"seed": seed} | changes
+    if networks.is_own(backbone):
+        fields["backbone.name"] = backbone
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
     if teacher:
@@ -175,11 +173,17 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     if methods.row(row).ramp_up:
         fields["ramp_up.epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
     arguments = (
-        f"--config={_file(backbone)}:{dataset},{row}",
+        f"--config={_config(backbone)}:{dataset},{row}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
         f"--workdir={workdir(variant)}",
     )
     return Cell(dataset, backbone, row, variant, seed, workdir(variant), arguments, teacher, epochs)
+
+
+def _config(backbone: str) -> str:
+    if networks.is_own(backbone):
+        return "resnet32"  # the recipe is the same for all networks
+    return recipe.QUICKSTART if backbone == "resnet8" else backbone  # a tiny one wants its smaller batches
 
 
 def _milestones(epochs: int) -> str:

@@ -13,12 +13,12 @@ import optax
 from flax import linen as nn
 
 from cutnmix_jax import stack
+from cutnmix_jax.benchmark import jax_side
 from cutnmix_jax.engine import assemble, batches
 from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Mix, TrainState
-from scripts.benchmark import jax_side
 
 KINDS = {nn.Conv: "conv", nn.BatchNorm: "norm", nn.Dense: "dense"}
 
@@ -100,7 +100,8 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
         state, totals = engine.train_steps(state, zero, at(learning_rate), 1)
         losses.append(float(totals.sums["loss"]))
     spec = json.dumps(description(settings, classes) | {"learning_rate": learning_rate})
-    np.savez(path, images=images, targets=targets, losses=np.array(losses), spec=np.array(spec), **arrays)
+    arrays |= {"images": images, "targets": targets, "losses": np.array(losses), "spec": np.array(spec)}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def made_up(steps: int, num_peers: int, n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +117,7 @@ def made_up(steps: int, num_peers: int, n: int, classes: int) -> tuple[np.ndarra
 
 def weights(networks: Sequence[Any], params: tuple[Any, ...]) -> dict[str, np.ndarray]:
     """The weights of all peers by the order in which layers run: see `scripts/bench_torch/weights.py`."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for j, (network, tree) in enumerate(zip(networks, params, strict=True)):
         ran: list[tuple[str, tuple[str, ...]]] = []
 

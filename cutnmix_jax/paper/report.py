@@ -1,11 +1,4 @@
-"""Writes a table from the folders of its runs: Markdown, CSV, LaTeX and pictures.
-
-  scripts/report table1                        from runs/, into runs/tables/
-  scripts/report table1 --preset=mini
-  scripts/report fig1 --runs=DIR --out=DIR
-
-Whatever runs are there: missing cells stay empty.
-"""
+"""Writes a table from the folders of its runs: Markdown, CSV, LaTeX and pictures."""
 
 import csv
 import io
@@ -17,14 +10,20 @@ from typing import Any
 
 from cutnmix_jax import files
 from cutnmix_jax.command import CommandLine
-from scripts.paper import figures, grids, launch, options
-from scripts.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
-from scripts.paper.grids import Grid
+from cutnmix_jax.paper import figures, grids, launch, options
+from cutnmix_jax.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
+from cutnmix_jax.paper.grids import Grid
 
 # What has a meaning of its own in LaTeX, and how it is written.
 _LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " ", "\r": " ",
 }  # fmt: skip
+
+EXAMPLES = """  {command} table1                        from runs/, into runs/tables/
+  {command} table1 --preset=mini
+  {command} fig1 --runs=DIR --out=DIR
+
+Whatever runs are there: missing cells stay empty."""
 
 
 def write(choice: Choice, folder: Path) -> None:
@@ -139,8 +138,7 @@ def _escaped(text: str) -> str:
 
 def main() -> None:
     """Writes the table that the command line names."""
-    parser = CommandLine("scripts.paper.report", "Writes a table of the paper from its runs.", __doc__ or "")
-    parser.prog = "scripts/report"
+    parser = CommandLine("scripts/report", "Writes a table of the paper from its runs.", EXAMPLES)
     options.add(parser)
     known = parser.parse_args()
     choice = options.choice_of(known)

@@ -1,32 +1,30 @@
-"""Trains every cell of a table of the paper, as many at once as asked for, and then writes the table.
-
-  scripts/reproduce table1                                    9 methods x 6 backbones x 2 data sets x 3 seeds
-  scripts/reproduce table2|fig1|ablations
-  scripts/reproduce table1 --dry-run                          what is done, and how long the rest will take
-  scripts/reproduce table1 --datasets=cifar100 --backbones=resnet32 --methods=baseline,cutnmix --seeds=95
-  scripts/reproduce table1 --methods=all                      every row that there is
-  scripts/reproduce table1 --jobs=4 --devices=0,1             four runs at once on two GPUs
-  scripts/reproduce table1 --preset=mini                      the machinery on embedded data: no reproduction
-
-The same command again goes on: finished cells are left alone, half-finished ones continue. Ctrl-C stops and saves. A
-cell that fails is named at the end and the others are trained. --cell=K trains the K-th alone; scripts/reproduce.sbatch
-uses it for Slurm.
-"""
+"""Trains every cell of a table of the paper, as many at once as asked for, and then writes the table."""
 
 import argparse
 import sys
 
 from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
-from scripts.paper import devices, launch, options, report
-from scripts.paper.cells import Cell, cells_of
-from scripts.paper.progress import clock, rows_of, seconds_per_epoch
+from cutnmix_jax.paper import devices, launch, options, report
+from cutnmix_jax.paper.cells import Cell, cells_of
+from cutnmix_jax.paper.progress import clock, rows_of, seconds_per_epoch
+
+EXAMPLES = """  {command} table1                                    9 methods x 6 backbones x 2 data sets x 3 seeds
+  {command} table2|fig1|ablations
+  {command} table1 --dry-run                          what is done, and how long the rest will take
+  {command} table1 --datasets=cifar100 --backbones=resnet32 --methods=baseline,cutnmix --seeds=95
+  {command} table1 --methods=all                      every row that there is
+  {command} table1 --jobs=4 --devices=0,1             four runs at once on two GPUs
+  {command} table1 --preset=mini                      the machinery on embedded data: no reproduction
+
+The same command again goes on: finished cells are left alone, half-finished ones continue. Ctrl-C stops and saves. A
+cell that fails is named at the end and the others are trained. --cell=K trains the K-th alone; scripts/reproduce.sbatch
+uses it for Slurm."""
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine("scripts.paper.reproduce", "Trains every cell of a table of the paper.", __doc__ or "")
-    parser.prog = "scripts/reproduce"
+    parser = CommandLine("scripts/reproduce", "Trains every cell of a table of the paper.", EXAMPLES)
     options.add(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and an estimate, and train nothing")
     parser.add_argument("--jobs", type=int, help="how many cells at once (1, or one on each of --devices)")

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from scripts.benchmark import report, run, worker
+from cutnmix_jax.benchmark import report, run, worker
 
 NETWORKS = (
     "resnet110",
@@ -62,7 +62,7 @@ def default_tiers() -> list[str]:
 
 
 def sweep(
-    name: str, values: Sequence[Any], fields: Mapping[str, Any], size: Mapping[str, int], timing: Mapping[str, Any]
+    name: str, values: Sequence[Any], fields: Mapping[str, Any], size: Mapping[str, Any], timing: Mapping[str, Any]
 ) -> dict[Any, report.Found]:
     """One program for each value of a field of the configuration, or of `classes` or `images`."""
     found = {}
@@ -159,7 +159,7 @@ def measure(
         workers[name] = run.start(*programs[name], cache)
         if too_late.is_set():
             workers[name].kill()
-        return run.attempt(workers[name].ask)
+        return run.attempt(workers[name])
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache, ThreadPoolExecutor(STARTING) as pool:
         try:
@@ -194,13 +194,13 @@ def _windows(
     watchdog.start()
     try:
         for _ in range(known.windows):
-            answer = run.attempt(lambda: one.ask(steps=known.steps))
+            answer = run.attempt(one, steps=known.steps)
             if "error" in answer:
                 break
             seconds.append(answer["seconds"])
         if not seconds:
             return {"error": "no time left" if time.monotonic() > end else answer["error"]}
-        after = run.attempt(lambda: one.ask(after=True))
+        after = run.attempt(one, after=True)
     finally:
         watchdog.cancel()
     one.kill()  # its memory is free for the others

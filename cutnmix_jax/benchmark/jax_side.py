@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import environment, losses
+from cutnmix_jax.benchmark import flops, worker
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, optim, peers
@@ -19,7 +20,6 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, command_line
 from cutnmix_jax.types import Dataset, Tree
-from scripts.benchmark import flops, worker
 
 _PROCESS = contextlib.ExitStack()  # never left: the process does nothing else
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cutnmix_jax import command, seeds
 from cutnmix_jax.errors import UsageError
-from scripts.paper.cells import TABLES, Choice
+from cutnmix_jax.paper.cells import TABLES, Choice
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from cutnmix_jax import continued, files, finished, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
+from cutnmix_jax.paper import progress
+from cutnmix_jax.paper.cells import Cell, headline
+from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree
-from scripts.paper import progress
-from scripts.paper.cells import Cell, headline
-from scripts.paper.progress import LOG, Started
 
 _CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cutnmix_jax import metrics
+from cutnmix_jax.paper.cells import Key, columns_of, datasets_of, headline, rows_of, title
 from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS, save
-from scripts.paper.cells import Key, columns_of, datasets_of, headline, rows_of, title
 
 
 def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:

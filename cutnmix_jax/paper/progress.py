@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cutnmix_jax import files, metrics
 from cutnmix_jax.errors import CheckpointError
-from scripts.paper.cells import Cell, headline
+from cutnmix_jax.paper.cells import Cell, headline
 
 LOG = "log.txt"
 PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal

@@ -1,15 +1,4 @@
-"""Measures the speed of training, ours and PyTorch's.
-
-  scripts/bench --backbone=resnet32                                   one program
-  scripts/bench --backbone=resnet32 --bare                            beside forward, backward and SGD alone
-  scripts/bench --backbone=resnet8 --sweep num_peers=1,2,4            over the values of a field
-  scripts/bench --backbone=resnet32 --vs-torch --steps=8              beside PyTorch, taking turns
-  scripts/bench --suite=gpu                                           all that a GPU should be asked
-  scripts/bench --suite=growth                                        how time and memory grow, with a picture
-
-Any field of the configuration can follow, as --config.batch_size=128 --config.mapping=vmap --config.precision=bfloat16
---config.steps_per_call=50. The last line is JSON. Images are made up; nothing else should run on the machine.
-"""
+"""Measures the speed of training, ours and PyTorch's."""
 
 import argparse
 import json
@@ -22,21 +11,28 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax.command import exit_code_of
+from cutnmix_jax.benchmark import jax_side, reference, report, run, suites
+from cutnmix_jax.command import CommandLine, called, exit_code_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import command_line
-from scripts.benchmark import jax_side, reference, report, run, suites
 
+EXAMPLES = """  {command} --backbone=resnet32                                   one program
+  {command} --backbone=resnet32 --bare                            beside forward, backward and SGD alone
+  {command} --backbone=resnet8 --sweep num_peers=1,2,4            over the values of a field
+  {command} --backbone=resnet32 --vs-torch --steps=8              beside PyTorch, taking turns
+  {command} --suite=gpu                                           all that a GPU should be asked
+  {command} --suite=growth                                        how time and memory grow, with a picture
+
+Any field of the configuration can follow, as --config.batch_size=128 --config.mapping=vmap --config.precision=bfloat16
+--config.steps_per_call=50. The last line is JSON. Images are made up; nothing else should run on the machine."""
 GATE = {"batch_size": 16, "precision": "float32"}
 GATE_STEPS, GATE_SHARE = 20, 1e-3
 
 
 def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command line, and the overridden fields."""
-    parser = argparse.ArgumentParser(
-        "scripts/bench", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backbone", default="resnet32", help="a file of configs/")
+    parser = CommandLine("scripts/bench", "Measures the speed of training.", EXAMPLES)
+    parser.add_argument("--backbone", default="resnet32", help="a network, as --list of train shows them")
     parser.add_argument("--method", default="cutnmix", help="a row of docs/methods.md")
     parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
@@ -105,7 +101,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
         title = f"{fields['backbone']}, {fields['method']}, over {name}"
         report.table({f"{name}={value}": one for value, one in found.items()}, title)
         return {"sweep": name, "found": found}
-    programs = {"ours": (run.spec_of(fields, **size), None)}
+    programs: dict[str, suites.Program] = {"ours": (run.spec_of(fields, **size), None)}
     result: dict[str, Any] = {}
     if known.bare:
         programs["bare"] = (run.spec_of(fields, bare=True, **size), None)
@@ -144,7 +140,7 @@ def main() -> None:
         result = suites.SUITES[known.suite](known, fields, values_of(known.backbones or ""))
     else:
         result = measured(known, fields)
-    result = {"command": " ".join(["scripts/bench", *sys.argv[1:]])} | result
+    result = {"command": " ".join([called("scripts/bench"), *sys.argv[1:]])} | result
     if known.json:
         Path(known.json).write_text(json.dumps(result, indent=1) + "\n")
     print(report.line(result))

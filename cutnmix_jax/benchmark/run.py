@@ -3,12 +3,12 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cutnmix_jax.benchmark import reference, report, worker
 from cutnmix_jax.settings import command_line
-from scripts.benchmark import reference, report, worker
 
 TIERS = ("A", "B", "C", "Cmax")
 _ROOT = Path(__file__).parents[2]
@@ -26,10 +26,9 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
     fields = [f"--config.{name}={value}" for name, value in overrides.items() if name not in ("backbone", "method")]
     if int(overrides.get("num_peers", 2)) == 1 and overrides.get("method", "cutnmix").startswith("cutnmix"):
         fields += ["--config.weights.dml=0", "--config.weights.mmd=0"]  # a single peer has no such terms
-    # The recipe is the same for all networks, and not every network has a file.
-    file = f"{_ROOT}/configs/resnet32.py:cifar100,{overrides.get('method', 'cutnmix')}"
+    config = f"resnet32:cifar100,{overrides.get('method', 'cutnmix')}"  # the recipe is the same for all networks
     network = f"--config.backbone.name={overrides['backbone']}"
-    return {"config": file, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
+    return {"config": config, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
 
 
 def torch_python() -> str:
@@ -46,7 +45,7 @@ def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worke
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
         } | spec.get("environment", {})
-        return worker.start("ours", sys.executable, "scripts.benchmark.jax_side", spec, environment)
+        return worker.start("ours", sys.executable, "cutnmix_jax.benchmark.jax_side", spec, environment)
     asked = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
     environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
     return worker.start(tier, torch_python(), "scripts.bench_torch", asked | {"tier": tier}, environment)
@@ -86,19 +85,19 @@ def in_turn(
             for name, (spec, tier) in programs.items():  # one at a time: what compiles is timed too
                 print(f"{name}: compiling", flush=True)
                 workers[name] = start(spec, tier, cache)
-                found[name] = attempt(lambda ready=workers[name]: ready.ask())
+                found[name] = attempt(workers[name])
             print(f"measuring {windows} windows of {steps} steps each", flush=True)
             for _ in range(windows):
                 for name, one in workers.items():
                     if "error" not in found[name]:
-                        answer = attempt(lambda one=one: one.ask(steps=steps))
+                        answer = attempt(one, steps=steps)
                         if "error" in answer:
                             found[name] = answer
                         else:
                             seconds[name].append(answer["seconds"])
             for name, one in workers.items():
                 if "error" not in found[name]:
-                    found[name] |= attempt(lambda one=one: one.ask(after=True))
+                    found[name] |= attempt(one, after=True)
         finally:
             for one in workers.values():
                 one.close()
@@ -108,9 +107,9 @@ def in_turn(
     return found
 
 
-def attempt(ask: Callable[[], report.Found]) -> report.Found:
-    """An answer, or the error in its place."""
+def attempt(one: worker.Worker, **request: Any) -> report.Found:
+    """The answer of a worker, or the error in its place."""
     try:
-        return ask()
+        return one.ask(**request)
     except worker.Failed as failed:
         return {"error": str(failed)}
