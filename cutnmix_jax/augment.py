@@ -187,17 +187,15 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
     return jnp.where(masks, images[:, partner], images), Mix(partner, amount, boxes)
 
 
-def mixed_targets(labels: jax.Array, how: Mix, num_classes: int) -> jax.Array:
+def mixed_targets(own: jax.Array, how: Mix) -> jax.Array:
     """The labels of Eq. 6: lambda^j y_k + (1 - lambda^j) y_i.
 
     Args:
-      labels: [n] int32.
+      own: y, [n, K] float, each image's own label: one-hot, or any distribution over classes.
       how: what `mix` returned.
-      num_classes: K.
 
     Returns:
-      [J, n, K] float32, rows sum to 1.
+      [J, n, K] float, rows sum to 1.
     """
-    own = jax.nn.one_hot(labels, num_classes)
     amount = how.amount[:, None, None]
     return amount * own[how.partner] + (1 - amount) * own

@@ -22,7 +22,11 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
     Returns:
       [...] float, in nats.
+
+    Raises:
+      ValueError: the shapes differ.
     """
+    _same(logits=logits, targets=targets)
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
@@ -44,7 +48,11 @@ def tempered_kl(student_logits: jax.Array, teacher_logits: jax.Array, temperatur
 
     Returns:
       [...] float >= 0, in nats; 0 where both distributions are equal.
+
+    Raises:
+      ValueError: the shapes differ.
     """
+    _same(student_logits=student_logits, teacher_logits=teacher_logits)
     return temperature**2 * _divergence(student_logits, teacher_logits, temperature)[0]
 
 
@@ -92,6 +100,19 @@ def mmd(features: jax.Array, other_features: jax.Array) -> jax.Array:
 
     Returns:
       Scalar float >= 0; 0 where the means are equal.
+
+    Raises:
+      ValueError: they are not of two axes each, or D differs.
     """
+    if features.ndim != 2 or other_features.ndim != 2 or features.shape[1] != other_features.shape[1]:
+        shapes = f"{list(features.shape)} and {list(other_features.shape)}"
+        raise ValueError(f"features and other_features are [n, D] and [m, D], not {shapes}")
     difference = jnp.mean(features, axis=0) - jnp.mean(other_features, axis=0)
     return jnp.sum(difference**2)
+
+
+def _same(**arrays: jax.Array) -> None:
+    """Raises ValueError unless arrays have one shape: JAX would broadcast them, and the number would be another one."""
+    (name, array), (other, another) = arrays.items()
+    if jnp.shape(array) != jnp.shape(another):
+        raise ValueError(f"{name} {list(jnp.shape(array))} and {other} {list(jnp.shape(another))} differ in shape")

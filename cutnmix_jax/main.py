@@ -73,12 +73,12 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
 
     import jax
 
-    from cutnmix_jax import device, train
+    from cutnmix_jax import device, training
 
     try:
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.logged_once():
-            train.train(settings, workdir, stop, known.force, start)
+            training.train(settings, workdir, stop, known.force, start)
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, settings.backbones) from error
 

@@ -57,11 +57,14 @@ class Method:
       views: what each network sees of an image in a step.
       teachers: networks that are not trained by a gradient: `frozen`, the one that `config.teacher` names, and `mean`,
         a running mean of the parameters of every peer.
+      remembers: whether it learns from what was said of an image in earlier epochs, so that its terms depend on which
+        images of the training set they are, and on the epoch and the number of all epochs.
       calibrates: whether `calibrate` is called after each epoch.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(),)
     teachers: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[bool] = False
 
     @property
     def calibrates(self) -> bool:

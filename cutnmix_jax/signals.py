@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -19,7 +20,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopRequest:
-    """While entered, listens to SIGINT, SIGTERM, SIGUSR1 and SIGHUP.
+    """While entered, listens to SIGINT, SIGTERM, SIGUSR1 and SIGHUP, or to some of them only.
 
     The first one sets `requested`. One that comes more than a second later is for whoever listened before: Ctrl-C then
     is a KeyboardInterrupt as ever.
@@ -30,9 +31,10 @@ class StopRequest:
     whole, so ending so is as harmless as a SIGKILL.
     """
 
-    def __init__(self, own_process: bool = False) -> None:
+    def __init__(self, own_process: bool = False, only: Sequence[signal.Signals] = SIGNALS) -> None:
         self.requested = False
         self._own_process = own_process
+        self._only = only
         self._deferred = False
         self._first: float | None = None
 
@@ -40,7 +42,7 @@ class StopRequest:
         self._hears = threading.current_thread() is threading.main_thread()  # Python lets no other thread listen
         if not self._hears:
             return self
-        self._before = {number: signal.signal(number, self._request) for number in heard()}
+        self._before = {number: signal.signal(number, self._request) for number in heard() if number in self._only}
         if not self._own_process:
             return self
         self._read, self._write = os.pipe()

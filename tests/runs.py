@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import data, digests, loop, metrics, storage, train
+from cutnmix_jax import data, digests, loop, metrics, storage, training
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine import assemble
@@ -37,7 +37,7 @@ class Made:
     def __init__(self, row="cutnmix", *more):
         self.settings = command_line.from_flags(f"configs/quickstart.py:digits,{row}", [*TEN_EPOCHS, *more])
         examples = self.settings.train_examples, self.settings.test_examples
-        planned = train.plan(self.settings)
+        planned = training.plan(self.settings)
         load = planned.trained and planned.trained.load
         dataset = data.load(self.settings.dataset, None, *examples)
         self.engine = assemble.engine(self.settings, dataset, planned.networks, load)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones, data, main, methods, train
+from cutnmix_jax import backbones, data, main, methods, training
 from cutnmix_jax.command import exit_code_of
 from cutnmix_jax.errors import UsageError, UserError, blaming, excused
 from cutnmix_jax.settings import recipe
@@ -266,8 +266,8 @@ def leaves(fields, prefix=""):
 
 
 def test_a_configuration_file_with_fields_of_other_types(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.data, "load", raises(UserError("all checks were passed")))
-    monkeypatch.setattr(train, "plan", raises(UserError("all checks were passed")))
+    monkeypatch.setattr(training.data, "load", raises(UserError("all checks were passed")))
+    monkeypatch.setattr(training, "plan", raises(UserError("all checks were passed")))
     refused = 0
     for name in leaves(recipe.quickstart("digits,dml").to_dict()):
         *path, last = name.split(".")
@@ -450,7 +450,7 @@ def test_what_comes_out_of_the_device_is_one_line(tmp_path, capsys, monkeypatch)
         "INTERNAL: an illegal memory access\nwas encountered": "JAX or the device fails",
         "RESOURCE_EXHAUSTED: out of memory": "too little memory",
     }.items():
-        monkeypatch.setattr(train, "train", raises(jax.errors.JaxRuntimeError(text)))
+        monkeypatch.setattr(training, "train", raises(jax.errors.JaxRuntimeError(text)))
         code, errors, _ = run(SMALL, tmp_path, capsys)
         assert (code, len(errors)) == (2, 1), errors
         assert said in errors[0]
@@ -458,7 +458,7 @@ def test_what_comes_out_of_the_device_is_one_line(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), ImportError("x", name="cutnmix_jax.gone"), KeyError("ours")])
 def test_a_fault_of_ours_stays_a_traceback(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "train", raises(error))
+    monkeypatch.setattr(training, "train", raises(error))
     with pytest.raises(type(error)):
         main.main([*SMALL, f"--workdir={tmp_path / 'run'}"])
 

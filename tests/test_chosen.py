@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cutnmix_jax import data, finished, metrics, train
+from cutnmix_jax import data, finished, metrics, training
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import check, command_line
 from tests.runs import TEN_EPOCHS, Made, assert_same, rows_in, steps_in, stopped_after
@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
     """A run from Python: its folder, what was returned, and the rows that were told."""
     folder, told = tmp_path_factory.mktemp("chosen") / "run", []
     settings = command_line.from_flags("configs/quickstart.py", [*TEN_EPOCHS, *EVERY_FOURTH])
-    return folder, train.train(settings, folder, on_epoch=told.append), told
+    return folder, training.train(settings, folder, on_epoch=told.append), told
 
 
 def test_evaluated_after_the_first_each_fourth_and_the_last_epoch(trained):
@@ -42,7 +42,7 @@ def test_a_caller_is_told_the_rows_and_the_results(trained, capsys):
     assert told == metrics.read_rows(folder / "metrics.jsonl")
     assert results == json.loads((folder / "results.json").read_text()) == finished.read(folder)
     settings, again = command_line.from_flags("configs/quickstart.py", [*TEN_EPOCHS, *EVERY_FOURTH]), []
-    assert train.train(settings, folder, on_epoch=again.append) == results and not again
+    assert training.train(settings, folder, on_epoch=again.append) == results and not again
     assert "chosen on the validation set" in capsys.readouterr().out
 
 
@@ -69,9 +69,9 @@ def test_what_raises_after_an_epoch_leaves_the_call_and_the_next_one_goes_on(tmp
 
     for error in errors.values():
         with pytest.raises(type(error)) as raised:
-            train.train(settings, tmp_path / "run", on_epoch=on_epoch)
+            training.train(settings, tmp_path / "run", on_epoch=on_epoch)
         assert raised.value is error
-    results = train.train(settings, tmp_path / "run", on_epoch=on_epoch)
+    results = training.train(settings, tmp_path / "run", on_epoch=on_epoch)
     assert told == list(range(1, 11))
     assert rows_in(tmp_path / "run") == rows_in(trained[0]) and results["last"] == trained[1]["last"]
 
@@ -90,7 +90,7 @@ def test_what_raises_after_an_epoch_leaves_the_call_and_the_next_one_goes_on(tmp
 def test_settings_that_a_caller_changes_are_checked(changes, said, tmp_path):
     settings = dataclasses.replace(command_line.from_flags("configs/quickstart.py", TEN_EPOCHS), **changes)
     with pytest.raises(UsageError, match=re.escape(said)):
-        train.train(settings, tmp_path / "run")
+        training.train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

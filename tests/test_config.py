@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import fields, main, methods, metrics, train
+from cutnmix_jax import fields, main, methods, metrics, training
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import check, command_line, tree
 from tests.runs import TEN_EPOCHS
@@ -149,7 +149,7 @@ def nothing_is_compiled(monkeypatch):
     def refuse(*_):
         raise AssertionError("training was reached")
 
-    monkeypatch.setattr(train, "Checkpoints", refuse)  # what is made next after all checks
+    monkeypatch.setattr(training, "Checkpoints", refuse)  # what is made next after all checks
 
 
 def run(arguments, tmp_path, capsys):
@@ -381,7 +381,7 @@ def malformed(row_name):
 @pytest.mark.parametrize("row_name", ["cutnmix", "ps_kd", "okddip"])
 def test_malformed_fields(row_name, monkeypatch):
     """All at once: each is one line that names the field."""
-    monkeypatch.setattr(train, "plan", lambda *_: pytest.fail("a network was made"))
+    monkeypatch.setattr(training, "plan", lambda *_: pytest.fail("a network was made"))
     accepted, count = [], 0
     for flag, names in malformed(row_name):
         count += 1

@@ -16,7 +16,7 @@ import pytest
 import sklearn  # noqa: F401  the import of which sets variables, and so does that of the next one
 import tensorboardX  # noqa: F401
 
-from cutnmix_jax import main, train
+from cutnmix_jax import main, training
 from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
@@ -53,7 +53,7 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
         warm = state_of_process()
-        train.train(settings_of("--config.precision=float32"), tmp_path / "run")
+        training.train(settings_of("--config.precision=float32"), tmp_path / "run")
         assert state_of_process() == warm
         assert main.main([*TINY, f"--workdir={tmp_path / 'command'}"]) == 0
         assert state_of_process() == warm
@@ -101,11 +101,11 @@ def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd)
     before = signal.getsignal(number)
     with pytest.raises(StoppedError), StopRequest() as stop:
         os.kill(os.getpid(), number)
-        train.train(settings_of(), tmp_path / "run", stop)
+        training.train(settings_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
     assert "stopping: the steps that have begun are finished and saved" in capfd.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
-    train.train(settings_of("--config.seed=96"), tmp_path / "run")
+    training.train(settings_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3
     assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
 

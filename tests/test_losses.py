@@ -49,8 +49,8 @@ def test_cross_entropy_against_numpy():
 
 
 def test_cross_entropy_of_a_mixed_label_is_the_mix_of_cross_entropies():
-    one, other = jax.nn.one_hot(2, 7), jax.nn.one_hot(5, 7)
     logits = jnp.array(STUDENT)
+    one, other = (jnp.broadcast_to(jax.nn.one_hot(label, 7), logits.shape) for label in (2, 5))
     mixed = losses.soft_cross_entropy(logits, 0.3 * one + 0.7 * other)
     apart = 0.3 * losses.soft_cross_entropy(logits, one) + 0.7 * losses.soft_cross_entropy(logits, other)
     np.testing.assert_allclose(mixed, apart, rtol=1e-5)

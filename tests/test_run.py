@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cutnmix_jax import backbones, console, data, environment, files, loop, main, methods, pictures, train
+from cutnmix_jax import backbones, console, data, environment, files, loop, main, methods, pictures, training
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import StoppedError
@@ -57,7 +57,7 @@ def saved_in(workdir, arguments):
     """The newest checkpoint of a run, read back as the program reads it."""
     settings = command_line.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
     dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
-    planned = train.plan(settings)
+    planned = training.plan(settings)
     like = assemble.engine(settings, dataset, planned.networks, planned.trained and planned.trained.load).shapes()
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     saved = checkpoints.restore(like).state
@@ -243,9 +243,9 @@ def test_wall_seconds_are_those_of_all_starts(tmp_path, capsys):
     """Two starts, each made to look as if it was given 1,000 seconds ago."""
     config = command_line.from_flags(TINY[0].removeprefix("--config="), TINY[1:])
     with pytest.raises(StoppedError):
-        train.train(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
+        training.train(config, tmp_path, AfterACall(), start=time.monotonic() - 1000)
     assert "s after the start" in capsys.readouterr().out
-    train.train(config, tmp_path, Stop(), start=time.monotonic() - 1000)
+    training.train(config, tmp_path, Stop(), start=time.monotonic() - 1000)
     assert 2000 < json.loads((tmp_path / "results.json").read_text())["wall_seconds"] < 2200
     told = re.search(
         r"compiled in ([\d.]+) s; trained the first step ([\d.]+) s after the start", capsys.readouterr().out
@@ -377,7 +377,7 @@ def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(files, "write_json", ends)
     with pytest.raises(KeyboardInterrupt):
-        train.train(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
+        training.train(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
     monkeypatch.undo()
     assert main.main(longer) == 4  # nobody can tell that it was forced
     assert "or --force to go on with the new values" in capsys.readouterr().err

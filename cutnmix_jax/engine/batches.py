@@ -92,7 +92,7 @@ def make_batch_maker(
             kind=mix.kind, prob=mix.prob, alpha=mix.alpha, box=mix.box,
         )  # fmt: skip
         shape = (len(views), count)
-        targets = augment.mixed_targets(labels, how, dataset.num_classes)
+        targets = augment.mixed_targets(jax.nn.one_hot(labels, dataset.num_classes), how)
         targets = targets.reshape(*shape, *targets.shape[1:])
         targets = jnp.broadcast_to(targets, (len(views), num_peers, *targets.shape[2:]))
         batch = Batch(((mixed - mean) / std).reshape(*shape, *mixed.shape[1:]), targets, labels, index)

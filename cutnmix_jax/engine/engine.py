@@ -22,6 +22,7 @@ from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.engine.teachers import Teachers
 from cutnmix_jax.engine.terms import mixed_accuracy, term_names
 from cutnmix_jax.method import Method
+from cutnmix_jax.objective import weighted
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views
 
@@ -156,18 +157,14 @@ class Engine:
         """
         views, stats = self._forward(params["peers"], state.batch_stats, batch.images, key)
         terms, method_state = self.method.loss(params["method"], state.method_state, views, batch, clock)
-        # A term of weight 0 is left out, not multiplied by it: an ablated term that overflows must not spread.
-        loss = jnp.zeros(())
-        for name, term in terms.items():
-            if self.settings.weights[name] != 0:
-                loss += self._weight(name, clock) * term.sum()
+        loss = weighted(terms, lambda name: self._weight(name, clock))
         return loss, (terms, views, stats, method_state)
 
     def _weight(self, name: str, clock: Clock) -> jax.Array | float:
         """The weight of a term in a step."""
         rising = self.settings.ramp_up
         weight = self.settings.weights[name]
-        return weight * optim.ramp_up(clock.epoch, rising.epochs) if name in rising.terms else weight
+        return weight * optim.ramp_up(clock.epoch, rising.epochs) if weight and name in rising.terms else weight
 
     def _forward(
         self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, key: jax.Array

@@ -1,6 +1,7 @@
 """PS-KD, progressive self-knowledge distillation (Kim et al. 2021): row `ps_kd`."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ class PSKD(Method):
     P are the probabilities that the network itself gave the image when it was last trained on it, in its augmented view
     and training mode. They are kept for every training image, [J, N, K]; an image never seen has its label alone.
     """
+
+    remembers: ClassVar[bool] = True
 
     last_share: float = fields.field(
         0.8, fields.number(0, 1), "alpha_T, the share of P in the last epoch; 0.8 in the original"

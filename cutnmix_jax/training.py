@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
 
 def train(
     settings: Settings,
-    workdir: Path,
+    workdir: str | os.PathLike[str],
     stop: StopRequest | None = None,
     force: bool = False,
     start: float | None = None,
@@ -59,7 +60,8 @@ def train(
     Args:
       settings: from `settings.command_line.from_flags`, or changed by `dataclasses.replace`; checked here.
       workdir: the run's folder; made if it is not there.
-      stop: says when to stop; never, where there is none.
+      stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
+        and raises StoppedError; no other signal is listened to.
       force: go on with a run although its fields have changed.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
       on_epoch: called with the row of each epoch that this call finishes. What it raises leaves this call, after what
@@ -73,7 +75,8 @@ def train(
     """
     try:
         start = time.monotonic() if start is None else start
-        return _train(checked(settings), workdir, stop or StopRequest(), force, start, on_epoch)
+        with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
+            return _train(checked(settings), Path(workdir), asked, force, start, on_epoch)
     except loop.CallerError as error:
         assert error.__cause__
         raise error.__cause__ from None

@@ -1,0 +1,173 @@
+"""What a method minimises, from the outputs of its networks: for a training loop of one's own, and for a run.
+
+J peers, K classes, n images, D features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax import methods
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.method import Method
+from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
+
+
+def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Array:
+    """The sum over terms of weight times the sum over peers (Eq. 8).
+
+    A term of weight 0 is left out, not multiplied by it: an ablated term that overflows must not spread.
+
+    Args:
+      terms: a name -> [J], or a scalar.
+      weight: of a name; a Python number where it is 0.
+    """
+    loss = jnp.zeros(())
+    for name, term in terms.items():
+        factor = weight(name)
+        if isinstance(factor, jax.Array) or factor != 0:
+            loss += factor * term.sum()
+    return loss
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # so that it can be compiled: by what it is, not by its weights
+class Objective:
+    """The loss of a row of the tables for J networks, made by `make`.
+
+    Attributes:
+      method: with its options.
+      weights: the name of a term -> its weight.
+      spec: K, and D of each network.
+    """
+
+    method: Method
+    weights: Mapping[str, float]
+    spec: Spec
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """The method's own parameters, as those of the peer teacher, which want an optimizer too; and its state."""
+        return self.method.init(key, self.spec)
+
+    def __call__(
+        self,
+        params: Tree,
+        state: Tree,
+        outputs: Sequence[Any],
+        targets: jax.Array,
+        *,
+        indices: jax.Array | None = None,
+        teachers: Mapping[str, Views] | None = None,
+        epoch: jax.Array | int | None = None,
+        epochs: int | None = None,
+    ) -> tuple[jax.Array, tuple[Terms, Tree]]:
+        """The loss of a batch, whose gradient goes wherever the method lets it.
+
+        Args:
+          params: from `init`, or trained since.
+          state: from `init`, or what the last call returned.
+          outputs: `Outputs` of each of J networks, logits [n, K] and features [n, D]. For a method with several views
+            a sequence of such, one for each view.
+          targets: [n, K] for all networks alike, or [J, n, K]; with several views also [views, J, n, K].
+          indices: [n] int32, the rows of the training set that the images are,
+          epoch: 0-based, and
+          epochs: of the whole training: these three where the method remembers images.
+          teachers: the name of a teacher -> for each view its J `Outputs`, where the method has any.
+
+        Returns:
+          The loss, a scalar: each term times its weight, summed over peers (Eq. 8); and the terms, a name -> [J] or a
+          scalar, with the method's next state.
+
+        Raises:
+          ValueError: arrays of other shapes, or something that this method wants is missing.
+        """
+        views = _views(self.method, outputs)
+        n = _check_outputs(views, self.spec)
+        if missing := set(self.method.teachers) - set(teachers or {}):
+            raise ValueError(f"teachers: no outputs of the {sorted(missing)[0]!r} one, which this method learns from")
+        if self.method.remembers and (indices is None or epoch is None or epochs is None):
+            raise ValueError("indices, epoch or epochs are missing: this method remembers what it saw of an image")
+        if indices is not None and indices.shape != (n,):
+            raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
+        clock = Clock(jnp.int32(0), jnp.asarray(epoch or 0), jnp.asarray(epochs or 1), jnp.float32(0))
+        batch = Batch(
+            images=jnp.zeros(()),  # no method looks at them
+            targets=_targets(targets, views, n, self.spec.num_classes),
+            labels=jnp.zeros(n, jnp.int32),  # likewise
+            indices=jnp.zeros(n, jnp.int32) if indices is None else indices,
+            teachers=teachers or {},
+        )
+        terms, state = self.method.loss(params, state, views, batch, clock)
+        return weighted(terms, self.weights.__getitem__), (terms, state)
+
+
+def make(
+    row: str, num_classes: int, feature_sizes: Sequence[int], *, num_train: int = 0, weights: Mapping[str, float] = {},
+    **options: Any,
+) -> Objective:  # fmt: skip
+    """The objective of a row of the tables, as `cutnmix` or `dml`.
+
+    Args:
+      row: its name.
+      num_classes: K.
+      feature_sizes: D of each of J networks.
+      num_train: images in the training set, for a method that remembers something of each.
+      weights: of terms, instead of the row's own.
+      **options: of the method, instead of the row's own, as `temperature=1.0`.
+
+    Raises:
+      ValueError: there is no such row, option or term.
+    """
+    try:
+        found = methods.row(row)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    known = {field.name: field for field in dataclasses.fields(found.method)}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{row} has no option {name!r}; it has {', '.join(known) or 'none'}")
+        if wrong := known[name].metadata["check"](value):
+            raise ValueError(f"{name}={value!r}: {wrong}")
+    if unknown := sorted(set(weights) - set(found.weights)):
+        raise ValueError(f"{row} has no term {unknown[0]!r}; it has {', '.join(found.weights)}")
+    method = dataclasses.replace(found.method, **options)
+    if found.share_trunk:
+        raise ValueError(f"{row} is of branches that share a trunk; train it with `train`")
+    if method.remembers and not num_train:
+        raise ValueError(f"num_train is missing: {row} remembers what it saw of each image")
+    return Objective(method, {**found.weights, **weights}, Spec(num_classes, tuple(feature_sizes), num_train))
+
+
+def _views(method: Method, outputs: Sequence[Any]) -> Views:
+    """The outputs as one tuple for each view."""
+    count = len(method.views)
+    views = (outputs,) if count == 1 else tuple(outputs)
+    if len(views) != count or not all(isinstance(out, Outputs) for view in views for out in view):
+        wanted = "`Outputs` of each network" if count == 1 else f"{count} views, each with `Outputs` of each network"
+        raise ValueError(f"outputs must be {wanted}")
+    return tuple(tuple(view) for view in views)
+
+
+def _check_outputs(views: Views, spec: Spec) -> int:
+    """Raises ValueError unless every network's arrays have the shapes of the objective; returns n."""
+    n = views[0][0].logits.shape[0] if views[0] and views[0][0].logits.ndim else 0
+    for view in views:
+        if len(view) != len(spec.feature_sizes):
+            raise ValueError(f"outputs are of {len(view)} networks, not of {len(spec.feature_sizes)}")
+        for j, (out, size) in enumerate(zip(view, spec.feature_sizes, strict=True)):
+            for name, array, width in (("logits", out.logits, spec.num_classes), ("features", out.features, size)):
+                if array.shape != (n, width):
+                    raise ValueError(f"{name} of network {j} are {list(array.shape)}, not {[n, width]}")
+    return n
+
+
+def _targets(targets: jax.Array, views: Views, n: int, num_classes: int) -> jax.Array:
+    """Targets with all axes: [views, J, n, K]."""
+    whole = (len(views), len(views[0]), n, num_classes)
+    allowed = [whole[2:], whole[1:], whole]
+    if targets.shape not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in allowed)
+        raise ValueError(f"targets are {list(targets.shape)}, not {shapes}")
+    return jnp.broadcast_to(targets, whole)

@@ -1,0 +1,306 @@
+"""What other programs may use: the public names, mixing and the objective for arrays, and a loop of somebody's own."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cutnmix_jax
+from cutnmix_jax import method, methods
+from cutnmix_jax.augment import BOX_READINGS
+from cutnmix_jax.backbones import nnx_adapter
+from cutnmix_jax.engine import batches
+from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.types import Outputs
+from docs import own_loop
+from tests.runs import Made
+from tests.test_run import TINY
+
+ROOT = Path(__file__).parent.parent
+KEY = jax.random.key(3)
+J, N, H, W, K, D = 2, 6, 8, 12, 3, 5
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.normal(size=(J, N, H, W, 3)), jnp.float32)
+TARGETS = jax.nn.one_hot(jnp.asarray(RNG.integers(0, K, N)), K)
+
+
+def test_every_public_name_is_there():
+    for name in cutnmix_jax.__all__:
+        assert getattr(cutnmix_jax, name) is not None and name in dir(cutnmix_jax)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        cutnmix_jax.nothing  # noqa: B018
+
+
+def test_importing_it_is_quick_and_leaves_jax_alone():
+    code = """
+import os, sys, time
+variables, begun = dict(os.environ), time.perf_counter()
+import cutnmix_jax
+took = time.perf_counter() - begun
+print(took < 0.3, "jax" in sys.modules, "numpy" in sys.modules, variables == dict(os.environ))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False", "True"]
+
+
+# Mixing.
+
+
+def pasted(image, partner, box):
+    """A box of another image in an image, in numpy; what leaves the image comes in at the other side."""
+    top, left, height, width = map(int, box)
+    mixed = np.array(image)
+    for row in range(top, top + height):
+        for column in range(left, left + width):
+            mixed[row % H, column % W] = partner[row % H, column % W]
+    return mixed
+
+
+@pytest.mark.parametrize("box", BOX_READINGS)
+def test_cutnmix_pastes_a_box_for_each_peer(box):
+    mixed = cutnmix_jax.cutnmix(KEY, IMAGES, TARGETS, box=box)
+    images, targets, how = np.asarray(mixed.images), np.asarray(mixed.targets), mixed.how
+    own = np.asarray(TARGETS)
+    for j in range(J):
+        share = float(how.amount[j])
+        for i, k in enumerate(np.asarray(how.partner)):
+            np.testing.assert_array_equal(images[j, i], pasted(IMAGES[j, i], IMAGES[j, k], how.boxes[j]))
+            np.testing.assert_allclose(targets[j, i], share * own[k] + (1 - share) * own[i], atol=1e-6)
+    if box not in ("raw", "own"):
+        assert how.amount[0] == how.amount[1] == how.boxes[0, 2] * how.boxes[0, 3] / (H * W)
+
+
+def test_cutmix_has_one_box_for_all():
+    mixed = cutnmix_jax.cutmix(KEY, IMAGES, TARGETS)
+    np.testing.assert_array_equal(mixed.how.boxes[0], mixed.how.boxes[1])
+    k = int(mixed.how.partner[1])
+    np.testing.assert_array_equal(mixed.images[1, 1], pasted(IMAGES[1, 1], IMAGES[1, k], mixed.how.boxes[1]))
+
+
+def test_mixup_is_the_weighted_mean():
+    mixed = cutnmix_jax.mixup(KEY, IMAGES, TARGETS, alpha=0.4)
+    share = float(mixed.how.amount[0])
+    wanted = share * np.asarray(IMAGES)[:, np.asarray(mixed.how.partner)] + (1 - share) * np.asarray(IMAGES)
+    np.testing.assert_allclose(mixed.images, wanted, atol=1e-6)
+    assert 0 < share < 1
+
+
+@pytest.mark.parametrize("function", [cutnmix_jax.cutnmix, cutnmix_jax.cutmix, cutnmix_jax.mixup])
+def test_one_network_has_no_axis_of_peers(function):
+    alone, among = function(KEY, IMAGES[0], TARGETS), function(KEY, IMAGES[:1], TARGETS)
+    assert alone.images.shape == (N, H, W, 3) and alone.targets.shape == (N, K)
+    assert alone.how.amount.shape == () and alone.how.boxes.shape == (4,)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[0], among[:2]), alone[:2])
+    compiled = jax.jit(function)(KEY, IMAGES[0], TARGETS)
+    chex.assert_trees_all_close(compiled, alone, atol=1e-6)
+    np.testing.assert_array_equal(function(KEY, IMAGES, TARGETS, prob=0).images, IMAGES)
+
+
+def test_pixels_of_bytes_stay_bytes():
+    pixels = jnp.asarray(RNG.integers(0, 256, (J, N, H, W, 3)), jnp.uint8)
+    assert cutnmix_jax.cutnmix(KEY, pixels, TARGETS).images.dtype == jnp.uint8
+    with pytest.raises(ValueError, match="images are uint8; a mean of two wants a floating type"):
+        cutnmix_jax.mixup(KEY, pixels, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "more", "message"),
+    [
+        (IMAGES[0, 0], TARGETS, {}, r"images are \[J, n, H, W, C\] or \[n, H, W, C\], not \[8, 12, 3\]"),
+        (IMAGES, TARGETS[:4], {}, r"for each of the n = 6 images, not \[4, 3\]; jax.nn.one_hot"),
+        (IMAGES, jnp.arange(N), {}, r"targets are \[n, K\].* not \[6\]"),
+        (IMAGES, jnp.ones((N, K), int), {}, "targets are int32; distributions are of a floating type"),
+        (IMAGES, TARGETS, {"alpha": 0}, "alpha must be above 0"),
+        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha must be above 0"),
+        (IMAGES, TARGETS, {"prob": 1.5}, "prob from 0 to 1"),
+        (IMAGES, TARGETS, {"box": "round"}, "box='round': must be one of cutmix, uniform"),
+    ],
+)
+def test_wrong_arrays_are_a_value_error(images, targets, more, message):
+    with pytest.raises(ValueError, match=message):
+        cutnmix_jax.cutnmix(KEY, images, targets, **more)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: cutnmix_jax.losses.soft_cross_entropy(jnp.ones((4, 3)), jnp.ones(3)),
+        lambda: cutnmix_jax.losses.tempered_kl(jnp.ones((4, 3)), jnp.ones((1, 3)), 3.0),
+        lambda: cutnmix_jax.losses.mmd(jnp.ones((4, 3)), jnp.ones((4, 1))),
+        lambda: cutnmix_jax.losses.mmd(jnp.ones(3), jnp.ones(3)),
+    ],
+)
+def test_losses_broadcast_nothing(call):
+    with pytest.raises(ValueError, match=r"\[.*\].*\[.*\]"):
+        call()
+
+
+# The objective.
+
+
+def outputs_of(count=J, size=D, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Outputs(*(jnp.asarray(rng.normal(size=(N, w)), jnp.float32) for w in (K, size))) for _ in range(count)]
+
+
+def test_the_objective_of_the_paper_against_numpy():
+    """Eq. 8 with the peer teacher: written out in numpy's float64."""
+    objective = cutnmix_jax.objective_of("cutnmix", K, (D, D))
+    params, state = objective.init(KEY)
+    outputs = outputs_of()
+    loss, (terms, after) = jax.jit(objective)(params, state, outputs, TARGETS)
+    logits = [np.asarray(out.logits, np.float64) for out in outputs]
+    features = [np.asarray(out.features, np.float64) for out in outputs]
+    y, tau = np.asarray(TARGETS, np.float64), 3.0
+    taught = np.concatenate(features, -1) @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"])
+
+    def log_softmax(z):
+        return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+    def kl(student, target):
+        p, q = log_softmax(student / tau), log_softmax(target / tau)
+        return tau**2 * (np.exp(q) * (q - p)).sum(-1).mean()
+
+    def ce(z):
+        return -(y * log_softmax(z)).sum(-1).mean()
+
+    distance = ((features[0].mean(0) - features[1].mean(0)) ** 2).sum()
+    wanted = sum(ce(z) for z in logits) + 0.6 * (kl(*logits) + kl(*logits[::-1])) + 0.3 * 2 * distance
+    wanted += 0.1 * sum(kl(z, taught) for z in logits) + ce(taught)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert set(terms) == {"ce", "dml", "mmd", "pt", "peer_teacher_ce"} and after == state
+
+
+def test_no_gradient_flows_into_a_target():
+    objective = cutnmix_jax.objective_of("dml", K, (D, D), weights={"ce": 0.0})
+    outputs = outputs_of()
+
+    def of_peer_0(logits):
+        loss, (terms, _) = objective({}, {}, [outputs[0]._replace(logits=logits), outputs[1]], TARGETS)
+        return terms["dml"][1]
+
+    assert not np.any(jax.grad(of_peer_0)(outputs[0].logits))
+
+
+def test_options_and_weights_are_those_of_a_row():
+    plain = cutnmix_jax.objective_of("dml", K, (D, D))
+    other = cutnmix_jax.objective_of("dml", K, (D, D), temperature=1.0, weights={"dml": 2.0})
+    outputs = outputs_of()
+    loss, (terms, _) = other({}, {}, outputs, TARGETS)
+    np.testing.assert_allclose(loss, terms["ce"].sum() + 2 * terms["dml"].sum(), rtol=1e-6)
+    assert other.method.temperature == 1.0 and plain.weights["dml"] == 1.0
+
+
+def test_every_row_has_its_objective_or_a_reason():
+    made = []
+    for name, row in methods.rows_by_name().items():
+        if row.share_trunk:
+            with pytest.raises(ValueError, match="share a trunk"):
+                cutnmix_jax.objective_of(name, K, (D, D))
+            continue
+        objective = cutnmix_jax.objective_of(name, K, (D,) * row.num_peers, num_train=N)
+        params, state = objective.init(KEY)
+        outputs = outputs_of(row.num_peers)
+        views = outputs if len(row.method.views) == 1 else [outputs, outputs_of(row.num_peers, seed=1)]
+        teachers = {name: [outputs_of(row.num_peers, seed=2)] for name in row.method.teachers}
+        more = {"indices": jnp.arange(N), "epoch": 1, "epochs": 4} if row.method.remembers else {}
+        loss, (terms, _) = objective(params, state, views, TARGETS, teachers=teachers, **more)
+        assert jnp.isfinite(loss) and set(terms) <= set(objective.weights)
+        made.append(name)
+    assert len(made) > 12
+
+
+@pytest.mark.parametrize(
+    ("row", "call", "message"),
+    [
+        ("dml", lambda o: o({}, {}, outputs_of(3), TARGETS), "outputs are of 3 networks, not of 2"),
+        ("dml", lambda o: o({}, {}, outputs_of(size=4), TARGETS), r"features of network 0 are \[6, 4\], not \[6, 5\]"),
+        ("dml", lambda o: o({}, {}, outputs_of(), TARGETS[:4]), r"targets are \[4, 3\], not \[6, 3\] or \[2, 6, 3\]"),
+        ("dml", lambda o: o({}, {}, outputs_of(), TARGETS[None]), r"targets are \[1, 6, 3\]"),
+        ("dml", lambda o: o({}, {}, [out.logits for out in outputs_of()], TARGETS), "must be `Outputs` of each"),
+        ("ddgsd", lambda o: o({}, {}, outputs_of(1), TARGETS), "must be 2 views, each with"),
+        ("kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "no outputs of the 'frozen' one"),
+        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices, epoch or epochs are missing"),
+    ],
+)
+def test_a_wrong_call_is_a_value_error(row, call, message):
+    objective = cutnmix_jax.objective_of(row, K, (D,) * methods.row(row).num_peers, num_train=N)
+    with pytest.raises(ValueError, match=message):
+        call(objective)
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "message"),
+    [
+        ("dmll", {}, "no method 'dmll'; did you mean 'dml'"),
+        ("dml", {"temprature": 1}, "dml has no option 'temprature'; it has temperature"),
+        ("dml", {"temperature": 0}, "temperature=0: must be a finite number"),
+        ("dml", {"weights": {"mmd": 1}}, "dml has no term 'mmd'; it has ce, dml"),
+        ("ps_kd", {}, "num_train is missing"),
+    ],
+)
+def test_a_wrong_objective_is_a_value_error(row, more, message):
+    with pytest.raises(ValueError, match=message):
+        cutnmix_jax.objective_of(row, K, (D, D), **more)
+
+
+# A loop of somebody's own.
+
+
+def test_the_loop_in_docs_ends_at_our_numbers():
+    """An epoch from the same weights, on the same crops, with the keys that the run mixes with."""
+    made = Made("cutnmix", "--config.backbone.name=docs.own_loop:Net")
+    plain = dataclasses.replace(made.settings.mix, kind="none")
+    unmixed = batches.make_batch_maker(
+        made.engine.dataset, num_peers=2, shared_crop=False, same_images=False, mix=plain, views=(method.View(),)
+    )
+    state, feed, sums = made.engine.init().state, made.engine.feed(0), made.engine.zero_totals()
+
+    def joined(trees):
+        return {str(j): tree for j, tree in enumerate(trees)}
+
+    weights = {
+        "peers": nnx_adapter.from_plain(own_loop.params, joined(state.params["peers"])),
+        "teacher": jax.tree.map(jnp.copy, state.params["method"]),
+    }
+    statistics, momentum = own_loop.statistics, own_loop.optimizer.init(weights)
+    for t in range(made.engine.steps_per_epoch):
+        key = batches.step_keys(feed.key, t)[0]
+        index = batches.rows_at(feed.order, t, made.settings.batch_size, made.engine.steps_per_epoch)
+        batch, _ = unmixed(key, feed.data, index)
+        seen, targets = batch.images[0], jax.nn.one_hot(batch.labels, 10)
+        mix_key = jax.random.split(key)[1]
+        weights, statistics, momentum, terms = own_loop.step(weights, statistics, momentum, mix_key, seen, targets)
+        before = sums
+        state, sums = made.engine.train_steps(state, sums, feed, 1)
+        for name, term in terms.items():
+            np.testing.assert_allclose(sums.sums[name] - before.sums[name], term.mean(), rtol=1e-4, atol=1e-5)
+    ours = joined(state.params["peers"])
+    chex.assert_trees_all_close(nnx_adapter.to_plain(weights["peers"]), ours, atol=1e-5)
+    chex.assert_trees_all_close(weights["teacher"], state.params["method"], atol=1e-5)
+    started = joined(made.first.state.params["peers"])
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), ours, started))) > 1e-2
+
+
+# Runs.
+
+
+def test_a_run_from_python(tmp_path):
+    fields = dict(flag.removeprefix("--config.").split("=") for flag in TINY[1:])
+    settings = cutnmix_jax.configure("quickstart:digits,dml", fields | {"epochs": 2, "optimizer.milestones": (1,)})
+    rows = []
+    found = cutnmix_jax.train(settings, str(tmp_path / "run"), on_epoch=rows.append)
+    assert cutnmix_jax.results(tmp_path / "run") == found
+    assert cutnmix_jax.history(str(tmp_path / "run")) == rows and len(rows) == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
+    with pytest.raises(CheckpointError, match="no results of a finished run in"):
+        cutnmix_jax.results(tmp_path / "other")
+    with pytest.raises(UsageError, match="optimizer.learning_rate"):
+        cutnmix_jax.configure("quickstart", {"lr": 1})
