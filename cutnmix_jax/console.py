@@ -86,7 +86,7 @@ class Display:
         self._shown = time.monotonic()
         rate = (step - self._first) / max(self._shown - self._started, 1e-9)
         counted, speed = f"epoch {epoch + 1}/{epochs}", f"{rate * self._images_per_step:,.0f} images/s"
-        terms = _values(averages, ".3f")
+        terms = _trained(averages)
         self._terms.plain = terms
         self._progress.update(self._task, completed=step, description=counted, speed=speed)
         if not self._console.is_terminal and rate > 0:
@@ -96,7 +96,7 @@ class Display:
     def epoch_done(self, row: Mapping[str, Any], epochs: int) -> None:
         """Prints the two lines of a finished epoch."""
         tested = _values({name: 100 * value for name, value in _named(row, "test/accuracy_").items()}, ".2f")
-        trained = _values(_named(row, "train/"), ".3f")
+        trained = _trained(_named(row, "train/"))
         first = f"epoch {row['epoch']}/{epochs}"
         for images in ("validation", "test"):
             if (accuracy := row.get(f"{images}/accuracy")) is not None:
@@ -110,6 +110,12 @@ class Display:
 
 def _named(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def _trained(means: Mapping[str, float]) -> str:
+    """Losses as they are, the accuracy as all accuracies that a person reads: in %."""
+    losses = {name: value for name, value in means.items() if name != "accuracy"}
+    return _values(losses, ".3f") + (f" accuracy {100 * means['accuracy']:.2f} %" if "accuracy" in means else "")
 
 
 def _values(values: Mapping[str, float], form: str) -> str:

@@ -13,7 +13,23 @@ from typing import Any
 from cutnmix_jax.errors import nearest
 
 LARGEST = 2**31 - 1
-Check = Callable[[Any], str]  # what is wrong with a value, or nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a field may be.
+
+    Attributes:
+      wrong: says what is wrong with a value, or nothing.
+      range: what it may be, in words.
+    """
+
+    wrong: Callable[[Any], str]
+    range: str
+
+    def __call__(self, value: Any) -> str:
+        """What is wrong with a value, or nothing."""
+        return self.wrong(value)
 
 
 class Change(enum.Enum):
@@ -47,7 +63,7 @@ def whole(low: int, high: int = LARGEST) -> Check:
             return ""
         return f"must be a whole number {f'of at most {high}' if is_whole and value > high else bound}"
 
-    return check
+    return Check(check, f"a whole number {bound.replace('at least', 'of at least')}")
 
 
 def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Check:
@@ -60,16 +76,20 @@ def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Chec
             return ""
         return f"must be a finite number, {bound}"
 
-    return check
+    return Check(check, f"a number, {bound}")
 
 
-def one_of(valid: Sequence[str]) -> Check:
-    """One of some names."""
-    return lambda value: "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
+def one_of(valid: Sequence[str] | Callable[[], Sequence[str]]) -> Check:
+    """One of some names, or of those that a function returns when it is asked."""
+
+    def check(value: Any) -> str:
+        known = valid() if callable(valid) else valid
+        return "" if isinstance(value, str) and value in known else f"not known; {nearest(str(value), known)}"
+
+    return Check(check, "a name of --list" if callable(valid) else " or ".join(valid))
 
 
-def increasing_epochs(value: Any) -> str:
-    """Increasing whole numbers from 1 on, or none at all."""
+def _increasing_epochs(value: Any) -> str:
     whole_numbers = isinstance(value, tuple | list) and all(
         type(epoch) is int and 1 <= epoch <= LARGEST for epoch in value
     )
@@ -78,8 +98,7 @@ def increasing_epochs(value: Any) -> str:
     return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
 
 
-def names(value: Any) -> str:
-    """Names, or none at all."""
+def _names(value: Any) -> str:
     if isinstance(value, tuple | list) and all(isinstance(name, str) for name in value):
         return ""
     return "must be names, for instance ('kd',)"
@@ -92,18 +111,14 @@ def or_none(check: Check) -> Check:
         wrong = "" if value is None else check(value)
         return wrong and f"{wrong}, or none"
 
-    return either
+    return Check(either, f"{check.range}, or none")
 
 
-def text(value: Any) -> str:
-    """Text that is not empty; what uses it checks it further."""
-    return "" if isinstance(value, str) and value else "must be text"
-
-
-def truth(value: Any) -> str:
-    """True or false."""
-    return "" if isinstance(value, bool) else "must be true or false"
-
+increasing_epochs = Check(_increasing_epochs, "increasing epochs, as (150,180,210), or ()")
+names = Check(_names, "names, as ('kd',), or ()")
+# Not empty; what uses it checks it further.
+text = Check(lambda value: "" if isinstance(value, str) and value else "must be text", "text")
+truth = Check(lambda value: "" if isinstance(value, bool) else "must be true or false", "true or false")
 
 # Below, softmax is an argmax and the gradient of a term, tau (p - q), is nothing; above, tau^2 KL is what it tends to,
 # half the variance of the difference of the logits.

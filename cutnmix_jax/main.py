@@ -2,23 +2,34 @@
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutnmix_jax import files, signals, storage
+from cutnmix_jax import command, files, signals, storage
 from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
 from cutnmix_jax.errors import StoppedError, UsageError, excused
 from cutnmix_jax.signals import StopRequest
 
+_DESCRIPTION = "Trains peer networks together, by a row of the paper's tables."
 _EPILOG = """examples:
-  python -m cutnmix_jax.main --config=configs/quickstart.py
-  python -m cutnmix_jax.main --config=configs/resnet110.py:cifar10,dml
-  python -m cutnmix_jax.main --config=configs/resnet32.py --config.seed=96 --config.epochs=2 --workdir=runs/trial
-  python -m cutnmix_jax.main --config=configs/resnet32.py --seeds=95,96,97
+  {command} --config=quickstart                                   embedded digits, a minute and a half on two cores
+  {command} --config=resnet110:cifar10,dml
+  {command} --config=resnet32 --config.seed=96 --config.epochs=2 --workdir=runs/trial
+  {command} --config=resnet32 --seeds=95,96,97
+  {command} --list                                                networks, data sets, methods and fields
+  {command} --list=fields
 
-The same command again continues a run that was stopped. Fields: docs/fields.md.
+NAME is a configuration of --list, or the path of a Python file such as:
+  from cutnmix_jax.settings import recipe
+  def get_config(argument=None):
+      config = recipe.make("resnet32", argument)
+      config.epochs = 100
+      return config
+
+The same command again continues a run that was stopped.
 Exit codes: 0 done, 2 configuration, usage, installation or device, 3 data, 4 checkpoint, 5 diverged, 75 stopped by a
 signal and saved, 130 stopped at once by a second one."""
 
@@ -40,15 +51,26 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
 def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     if own_process:
         files.allow_many()
-    parser = CommandLine("cutnmix_jax.main", "Train peer networks together, by a row of the paper's tables.", _EPILOG)
-    parser.add_argument("--config", required=True, metavar="FILE[:DATASET,METHOD]", help="a file of configs/")
+    parser = CommandLine("python -m cutnmix_jax.main", _DESCRIPTION, _EPILOG)
+    parser.add_argument("--config", metavar="NAME[:DATASET,METHOD]", help="a configuration of --list, or a file")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
     parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
     parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
+    parser.add_argument("--list", nargs="?", const="", metavar="PART", help="show what there is, or a part of it")
+    if not arguments:
+        print(f"{_DESCRIPTION}\n\n{parser.epilog}")
+        return
     known, overrides = parser.parse_known_args(arguments)
+    if known.list is not None:
+        from cutnmix_jax.settings import listing
+
+        print(listing.listed(known.list))
+        return
+    if known.config is None:
+        raise UsageError(f"--config=NAME says what to train: {', '.join(_names())}; see `{parser.prog} --help`")
     if known.field is not None:
-        raise UsageError("--config.FIELD stands for any field of docs/fields.md, as --config.seed=96")
+        raise UsageError("--config.FIELD stands for any field of --list=fields, as --config.seed=96")
     if known.workdir == "":
         raise UsageError("--workdir is empty; leave it out or name a folder")
 
@@ -65,6 +87,30 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     seeds.run(commands, workdirs)
 
 
+def _next_steps(workdir: Path) -> str:
+    """What is worth typing after the first run."""
+    commands = {
+        "one network alone, to compare it with": "train --config=quickstart:digits,baseline",
+        "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
+        "networks, data sets, methods and fields": "train --list",
+    }
+    return "\n".join(["next", *(f"  {what}:\n    {_program()} {rest}" for what, rest in commands.items())])
+
+
+def _program() -> str:
+    """How a person calls the program here: as it is installed, or out of the clone."""
+    if shutil.which(command.PROGRAM):
+        return command.PROGRAM
+    script = Path(__file__).parents[1] / "scripts" / command.PROGRAM
+    return os.path.relpath(script) if script.is_file() else f"{sys.executable} -m cutnmix_jax"
+
+
+def _names() -> list[str]:
+    from cutnmix_jax.settings import recipe
+
+    return recipe.names()
+
+
 def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequest, start: float) -> None:
     # After the arguments are read and signals are heard, because it takes a second.
     from cutnmix_jax.settings import command_line
@@ -79,6 +125,8 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.logged_once():
             training.train(settings, workdir, stop, known.force, start)
+        if Path(known.config.partition(":")[0]).stem == "quickstart":
+            print(_next_steps(workdir))
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, settings.backbones) from error
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from cutnmix_jax import console, stack
+from cutnmix_jax import console, methods, stack
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings
@@ -37,6 +37,7 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
             "data": f"{dataset.name}, {images}, {dataset.num_classes} classes",
             "networks": _networks(engine),
             "method": f"{settings.method}: {weights}; views {settings.views}, mix {settings.mix.kind}",
+            **_terms(settings),
             "recipe": f"{steps}, learning rate {settings.optimizer.learning_rate:g}, seed {settings.seed}",
             "device": f"{_device(settings)}, {_plural(engine.steps_per_call, 'step')} per call{_idle()}",
             "run": str(workdir),
@@ -50,6 +51,11 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
             "the learning rate never decays: config.optimizer.milestones lie beyond "
             f"{_plural(settings.epochs, 'epoch')}"
         )
+
+
+def _terms(settings: Settings) -> dict[str, str]:
+    known = [f"{name}: {methods.MEANINGS[name]}" for name in settings.weights if name in methods.MEANINGS]
+    return {"terms": "; ".join(known)} if known else {}
 
 
 def _networks(engine: Engine) -> str:

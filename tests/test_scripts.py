@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.test_run import ONE_STEP, TINY
 ROOT = Path(__file__).parent.parent
 STARTERS = {
     "quickstart": "cutnmix_jax/main.py",
+    "cutnmix": "cutnmix_jax/__main__.py",
     "reproduce": "cutnmix_jax/paper/reproduce.py",
     "report": "cutnmix_jax/paper/report.py",
     "bench": "cutnmix_jax/benchmark/__main__.py",
@@ -47,9 +49,7 @@ def clone(tmp_path_factory):
     for path in (*STARTERS.values(), "pytest/__main__.py"):
         (clone / path).parent.mkdir(parents=True, exist_ok=True)
         (clone / path).write_text(TELL)
-    for folder in ("cutnmix_jax", "configs"):
-        (clone / folder).mkdir(exist_ok=True)
-        (clone / folder / "__init__.py").touch()
+    (clone / "cutnmix_jax" / "__init__.py").touch()
     shutil.copy(ROOT / "scripts" / "__init__.py", clone / "scripts")
     done = start(clone, "quickstart", clone, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
@@ -84,6 +84,52 @@ def refused(done):
     return done.stderr
 
 
+def wheel(folder, name, version, *metadata):
+    """A wheel with nothing in it."""
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        lines = ("Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata)
+        file.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.parametrize(
+    ("driver", "variables", "build", "says"),
+    [
+        ("580.65.06", {}, "cuda13", "jax[cuda13] for the NVIDIA driver (CUDA=no declines)"),
+        ("535.104.05", {}, "cuda12", "jax[cuda12] for the NVIDIA driver"),
+        ("470.57.02", {}, None, "NVIDIA driver 470.57.02 is older than 525"),
+        ("No devices were found", {}, None, "nvidia-smi names no driver; installing JAX for the CPU"),
+        ("580.65.06", {"CUDA": "no"}, None, ""),
+    ],
+)
+def test_a_gpu_gets_the_build_of_jax_for_its_driver(driver, variables, build, says, clone, tmp_path):
+    """With a stand-in for nvidia-smi, and wheels with nothing in them; the real ones are not tried."""
+    for name in ("cuda12", "cuda13"):
+        wheel(tmp_path, f"plugin_{name}", "1.0")
+    extras = [f"Provides-Extra: {n}\nRequires-Dist: plugin_{n}; extra == '{n}'" for n in ("cuda12", "cuda13")]
+    wheel(tmp_path, "jax", "0.10.1", *extras)
+    wheel(tmp_path, "jax", "0.11.5", *extras)  # a newer one, which is not the pinned one
+    executable(tmp_path / "bin" / "nvidia-smi", f"echo '{driver}'")
+    here = tmp_path / "its clone"
+    shutil.copytree(clone / "scripts", here / "scripts")
+    shutil.copytree(clone / "cutnmix_jax", here / "cutnmix_jax")
+    (here / "requirements.txt").write_text("jax==0.10.1\n")
+    environment = variables | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable, "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }  # fmt: skip
+    done = start(here, "quickstart", tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    there = {path.name.partition("-")[0] for path in here.glob(".venv/lib/*/site-packages/*.dist-info")}
+    assert {name for name in there if name.startswith("plugin_")} == ({f"plugin_{build}"} if build else set())
+    assert (here / ".venv/lib").exists() and list(here.glob(".venv/lib/*/site-packages/jax-0.10.1.dist-info"))
+    assert says in done.stdout + done.stderr
+    # Once it is there, nothing is installed or said again; where the card goes away, what is there stays.
+    assert "installing requirements.txt" not in start(here, "quickstart", tmp_path, **environment).stdout
+
+
 @pytest.mark.parametrize("name", STARTERS)
 def test_a_command_stays_in_the_folder_of_its_caller(name, clone, caller):
     found = told(start(clone, name, caller, "--workdir=mine"))
@@ -91,8 +137,9 @@ def test_a_command_stays_in_the_folder_of_its_caller(name, clone, caller):
     assert found["arguments"][-1] == "--workdir=mine"
     if name == "quickstart":
         assert found["arguments"][0] == f"--config={clone}/configs/quickstart.py"
-    ours = {part: f"{clone}/{part}/__init__.py" for part in ("cutnmix_jax", "scripts", "configs")}
-    assert found["where"] == ours | {"my_pkg": f"{caller}/my_pkg/__init__.py"}
+    ours = {part: f"{clone}/{part}/__init__.py" for part in ("cutnmix_jax", "scripts")}
+    theirs = {part: f"{caller}/{part}/__init__.py" for part in ("configs", "my_pkg")}  # which ours does not import
+    assert found["where"] == ours | theirs
     # A shell that looks for folders elsewhere, too, says which one it found.
     assert told(start(clone, name, clone.parent, CDPATH=str(clone.parent)))["folder"] == str(clone.parent)
 

@@ -107,9 +107,7 @@ class Checkpoint:
 class Settings:
     """A run; its method, with options and weights, has no default, because it follows from a row."""
 
-    dataset: str = field(
-        "cifar100", lambda value: one_of(data.names())(value), "a file of cutnmix_jax/data", Change.NEVER
-    )
+    dataset: str = field("cifar100", one_of(data.names), "a file of cutnmix_jax/data", Change.NEVER)
     data_dir: str | None = field(
         None, or_none(text), "where tfds keeps its data; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets", Change.FREE
     )

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from cutnmix_jax import backbones, data
+from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
@@ -58,7 +58,10 @@ def check(settings: Settings) -> None:
             f"{settings.method} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data"
         )
     if settings.teacher and not frozen:
-        raise UsageError(f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out")
+        raise UsageError(
+            f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out, or "
+            f"choose {' or '.join(_taught())}"
+        )
     if not frozen:  # the other ones are checked with their teacher
         method.check(setup(settings))
     if len(method.views) > 1 and settings.mix.kind == "cutnmix" and settings.mix.box == "own":
@@ -66,6 +69,10 @@ def check(settings: Settings) -> None:
             f"config.mix.box='own': {settings.method} has one label for {len(method.views)} views; choose another "
             "reading"
         )
+
+
+def _taught() -> list[str]:
+    return [name for name, row in methods.rows_by_name().items() if "frozen" in row.method.teachers]
 
 
 def setup(settings: Settings, teacher: str | None = None) -> Setup:

@@ -2,10 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
 
 from absl import flags
 
+from cutnmix_jax import methods
 from cutnmix_jax.errors import one_line
 
 
@@ -32,19 +34,49 @@ def unset(arguments: Sequence[str], optional: Sequence[str]) -> tuple[list[str],
     return none, [text for text, flag, value in pairs if not (flag in paths and value.lower() == "none")]
 
 
-def explain(error: Exception, file: str) -> str:
-    """One line for what ml_collections and absl raise, which is mostly right but long."""
+def field_like(name: str, paths: Collection[str]) -> str:
+    """The field that somebody may have meant: by its last part, by what others call it, or by its letters."""
+    last = name.rpartition(".")[2]
+    same = [path for path in paths if path.rpartition(".")[2] == last]
+    if same or _CALLED.get(last) in paths:
+        return same[0] if same else _CALLED[last]
+    lasts = [path.rpartition(".")[2] for path in paths]
+    close = difflib.get_close_matches(name, paths, n=1, cutoff=0.75)
+    close = close or [path for found in difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)
+                      for path in paths if path.rpartition(".")[2] == found]  # fmt: skip
+    return close[0] if close else ""
+
+
+def rows_with(name: str) -> list[str]:
+    """The rows of the tables that have a loss term, or whose method has an option, of that name."""
+    rows = methods.rows_by_name().items()
+    return [row for row, it in rows if name in it.weights or name in {field.name for field in fields(it.method)}]
+
+
+def explain(error: Exception, file: str, paths: Collection[str]) -> str:
+    """One line for what ml_collections and absl raise, which is mostly right but long.
+
+    Args:
+      error: what they raised.
+      file: what was given to `--config`.
+      paths: of all fields of that configuration.
+    """
     text = one_line(error).replace("\\n", " ").replace("\\'", "'")
     if isinstance(error, flags.UnrecognizedFlagError):
-        guess = difflib.get_close_matches(error.flagname.partition(".")[0], ["config", "workdir"], n=1)
-        return f"unknown flag --{error.flagname}" + (f"; did you mean --{guess[0]}?" if guess else "; see --help")
+        name = error.flagname
+        if name in _ELSEWHERE:
+            return f"unknown flag --{name}; {_ELSEWHERE[name]}"
+        if field := field_like(name.removeprefix("config."), paths):
+            return f"unknown flag --{name}; did you mean --config.{field}?"
+        guess = difflib.get_close_matches(name.partition(".")[0], _FLAGS, n=1)
+        return f"unknown flag --{name}; " + (f"did you mean --{guess[0]}?" if guess else _SEE)
     if isinstance(error, AttributeError | KeyError):
-        field = re.search(r"'([\w.]+)'", text)
-        named = f" {field.group(1)!r}" if field else ""
-        hint = re.search(r'Did you mean "([\w.]+)"', text)
-        return f"--config: no field{named}" + (
-            f"; did you mean {hint.group(1)!r}?" if hint else "; they stand in docs/fields.md"
-        )
+        quoted = re.search(r"'([\w.]+)'", text)
+        name = quoted.group(1) if quoted else ""
+        if rows := rows_with(name):
+            return f"--config: this row has no {name!r}; those that have it: {', '.join(rows)}"
+        meant = field_like(name, paths)
+        return f"--config: no field {name!r}; " + (f"did you mean {meant!r}?" if meant else _SEE)
     for raised, meant in _PARSERS.items():
         if raised in text:
             return f"{text.partition(': ')[0].removeprefix('flag ')}: must be {meant}"
@@ -52,6 +84,22 @@ def explain(error: Exception, file: str) -> str:
         return text.removeprefix("flag ")[:300]
     return f"--config={file}: {type(error).__name__}: {text[:300]}"
 
+
+_SEE = "--list shows all fields"
+_FLAGS = ("config", "workdir", "seeds", "force", "list", "help")
+# What other programs call a field.
+_CALLED = {
+    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "batch_size", "batch": "batch_size",
+    "max_epochs": "epochs", "num_epochs": "epochs", "n_epochs": "epochs", "tau": "loss.temperature",
+    "beta": "weights.mmd", "gamma": "weights.pt", "arch": "backbone.name", "model": "backbone.name",
+    "backbone": "backbone.name", "network": "backbone.name", "J": "num_peers", "amp": "precision", "fp16": "precision",
+    "dtype": "precision", "optim": "optimizer.name", "nesterov_momentum": "optimizer.nesterov", "ema": "average",
+}  # fmt: skip
+# What other programs have a flag for, and this one does otherwise.
+_ELSEWHERE = dict.fromkeys(("dataset", "data", "method"), "both stand in --config=NAME:DATASET,METHOD")
+_ELSEWHERE |= dict.fromkeys(("output", "out", "output_dir", "logdir", "save_dir", "save"), "did you mean --workdir?")
+_ELSEWHERE |= dict.fromkeys(("resume", "restore", "continue"), "the same command again goes on with a run")
+_ELSEWHERE |= dict.fromkeys(("gpu", "gpus", "device", "devices"), "CUDA_VISIBLE_DEVICES chooses the GPUs")
 
 # What the parsers of int, float and bool say, and what it means to someone who typed a flag.
 _PARSERS = {

@@ -11,7 +11,7 @@ QUICKSTART = "quickstart"
 
 def names() -> list[str]:
     """The configurations that the package has: one for each backbone, and `quickstart`."""
-    return [*backbones.names(), QUICKSTART]
+    return [QUICKSTART, *backbones.names()]
 
 
 def shipped(name: str, argument: str | None) -> ConfigDict:

@@ -139,6 +139,15 @@ def _placed(settings: Any) -> Tree:
     return tree
 
 
+def paths(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The paths of all fields of a tree."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from paths(value, f"{path}{name}.")
+        else:
+            yield path + name
+
+
 def optional_fields(kind: type = Settings, path: str = "") -> Iterator[str]:
     """The paths of all fields that may be None."""
     for name, hint in typing.get_type_hints(kind).items():
