@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 from cutnmix_jax import __version__
 from cutnmix_jax.command import PROGRAM, exit_code_of
@@ -51,6 +52,9 @@ def _unknown(name: str) -> None:
 
 def _run(name: str, arguments: list[str]) -> int:
     sys.argv = [f"{PROGRAM} {name}", *arguments]
+    # As `python -m` does, so that a network of one's own is found; last, so that nothing of ours is replaced.
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
     runpy.run_module(COMMANDS[name][0], run_name="__main__")
     return 0
 

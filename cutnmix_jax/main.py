@@ -101,8 +101,9 @@ def _program() -> str:
     """How a person calls the program here: as it is installed, or out of the clone."""
     if shutil.which(command.PROGRAM):
         return command.PROGRAM
-    script = Path(__file__).parents[1] / "scripts" / command.PROGRAM
-    return os.path.relpath(script) if script.is_file() else f"{sys.executable} -m cutnmix_jax"
+    places = (Path(sys.executable).parent, Path(__file__).parents[1] / "scripts")
+    found = [os.path.relpath(place / command.PROGRAM) for place in places if (place / command.PROGRAM).is_file()]
+    return found[0] if found else f"{sys.executable} -m cutnmix_jax"
 
 
 def _names() -> list[str]:
