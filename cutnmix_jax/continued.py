@@ -1,5 +1,6 @@
 """Whether a run goes on with the fields that it was begun with, and what its folder says of it."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,31 @@ from cutnmix_jax.fields import Change
 from cutnmix_jax.finished import CONFIG, RESULTS
 from cutnmix_jax.settings import Settings, tree
 
-FORCED = "forced.json"
+FORCED, EXTENDED = "forced.json", "extended.json"
 
 
-def check_file(workdir: Path, settings: Settings, *, begun: bool, force: bool) -> bool:
+class Allowed(enum.Enum):
+    """Which fields of a run may have changed when it goes on, besides those that change no numbers."""
+
+    NONE = "none"
+    EPOCHS = "more epochs, which end as if the run had had them from the start"
+    ANY = "any that can change within a run"
+
+
+def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allowed) -> bool:
     """Compares the fields of a run with those of the `config.json` in its folder.
 
     Args:
       workdir: the folder, with a `config.json`.
       settings: of the run.
       begun: whether something was saved there.
-      force: go on although fields have changed.
+      allowed: which fields may have changed.
 
     Returns:
-      Whether it goes on with other fields, by force.
+      Whether it goes on with other fields.
 
     Raises:
-      UsageError: other fields, and no force, or one that cannot change within a run.
+      UsageError: other fields, that may not have changed.
       CheckpointError: the file cannot be read.
     """
     path, new = workdir / CONFIG, tree.of_settings(settings)
@@ -47,20 +56,22 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, force: bool) -
         )
     what = f"{workdir} holds a run with other fields {_first(changed)}"
     _check_fixed(changed, what)
-    if not force:
-        raise UsageError(f"{what}; choose another --workdir, or --force to go on with the new values")
-    console.warn(f"{what}; going on with the new values, as forced")
+    _check_allowed(changed, settings, allowed, what)
+    if allowed is Allowed.EPOCHS:
+        print(f"extended from {changed[0].before} to {changed[0].after} epochs", flush=True)
+    else:
+        console.warn(f"{what}; going on with the new values, as forced")
     return True
 
 
-def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, force: bool) -> bool:
+def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, allowed: Allowed) -> bool:
     """Compares the fields of a run with those that its checkpoint was trained with, whatever `config.json` says.
 
     Args:
       workdir: the folder.
       saved: the fields that stand in the checkpoint.
       settings: of the run.
-      force: go on although fields have changed.
+      allowed: which fields may have changed.
 
     Returns:
       Whether it goes on with other fields.
@@ -72,28 +83,30 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, 
     changed = tree.changes(dict(saved), tree.of_settings(settings))
     what = f"what is saved in {workdir} was trained with other fields than its {CONFIG} says {_first(changed)}"
     _check_fixed(changed, what)
-    if (
-        changed
-        and not force
-        and not any(change.get("changed") == list(map(str, changed)) for change in forced(workdir))
-    ):
+    before = [change for name in (FORCED, EXTENDED) for change in recorded(workdir, name)]
+    known = any(change.get("changed") == list(map(str, changed)) for change in before)
+    fits = allowed is Allowed.ANY or (allowed is Allowed.EPOCHS and not _why_none(changed, settings))
+    if changed and not fits and not known:
         raise CheckpointError(
             f"{what}; restore config.json, choose another --workdir, or --force to go on with the new values"
         )
     return bool(changed)
 
 
-def claim(workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any], why_not: str = "") -> None:
+def claim(
+    workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any], allowed: Allowed, why_not: str = ""
+) -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
-    Results that are there are of something else, and put aside. Where the checkpoint has other fields, `forced.json`
-    gets a line that stays with the run.
+    Results that are there are of something else, and put aside. Where the checkpoint has other fields, `forced.json`,
+    or `extended.json` where only more epochs were allowed, gets a line that stays with the run.
 
     Args:
       workdir: the folder.
       settings: of the run.
       step: at which it goes on.
       saved: the fields that stand in the checkpoint of that step; empty where there is none.
+      allowed: which fields may have changed.
       why_not: why results that are there are not its own, from `finished.look`.
     """
     path, results = workdir / CONFIG, workdir / RESULTS
@@ -106,19 +119,27 @@ def claim(workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any]
     if read_if_any(path) != new:
         files.write_json(path, new)
     if changed := tree.changes(dict(saved), new) if saved else []:
-        before, change = forced(workdir), {"step": step, "changed": list(map(str, changed))}
+        change = {"step": step, "changed": list(map(str, changed))}
+        extended = allowed is Allowed.EPOCHS or recorded(workdir, EXTENDED)[-1:] == [change]
+        name = EXTENDED if extended else FORCED
+        before = recorded(workdir, name)
         if before[-1:] != [change]:
-            files.write_json(workdir / FORCED, {"changes": [*before, change]})
+            files.write_json(workdir / name, {"changes": [*before, change]})
 
 
-def forced(workdir: Path) -> list[dict[str, Any]]:
-    """The changes of fields that the run was made to go on with, oldest first: at which `step`, and what `changed`."""
-    path = workdir / FORCED
+def recorded(workdir: Path, name: str) -> list[dict[str, Any]]:
+    """The changes of fields that the run went on with, oldest first: at which `step`, and what `changed`.
+
+    Args:
+      workdir: the folder.
+      name: `FORCED` or `EXTENDED`.
+    """
+    path = workdir / name
     if not files.kind(path):
         return []
     changes = read_if_any(path).get("changes")
     if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
-        return [{"changed": [f"{FORCED} cannot be read"]}]
+        return [{"changed": [f"{name} cannot be read"]}]
     return changes
 
 
@@ -148,3 +169,24 @@ def _first(changed: Sequence[tree.Difference]) -> str:
 def _check_fixed(changed: Sequence[tree.Difference], what: str) -> None:
     if fixed := [one.path for one in changed if one.change is Change.NEVER]:
         raise UsageError(f"{what}, and config.{fixed[0]} cannot change within a run; choose another --workdir")
+
+
+def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
+    """Why changed fields are more than the number of epochs, or change the steps before; empty where they do not."""
+    if [one.path for one in changed] != ["epochs"]:
+        return "it changes config.epochs alone"
+    if not isinstance(changed[0].before, int) or changed[0].before > settings.epochs:
+        return "it takes more epochs, not fewer"
+    if settings.optimizer.schedule != "stepwise" or settings.loss.remembers:
+        what = settings.method if settings.loss.remembers else f"schedule={settings.optimizer.schedule}"
+        return f"with {what} the earlier epochs depend on how many there are"
+    return ""
+
+
+def _check_allowed(changed: Sequence[tree.Difference], settings: Settings, allowed: Allowed, what: str) -> None:
+    why = _why_none(changed, settings)
+    if allowed is Allowed.EPOCHS and why:
+        raise UsageError(f"{what}; --extend is refused: {why}; choose another --workdir")
+    if allowed is Allowed.NONE:
+        how = "--force to go on with the new values" if why else "--extend to train on to the new number of epochs"
+        raise UsageError(f"{what}; choose another --workdir, or {how}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
-from cutnmix_jax.continued import FORCED, cannot_read, read_if_any
+from cutnmix_jax.continued import EXTENDED, FORCED, Allowed, cannot_read, read_if_any
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
 from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
 from cutnmix_jax.settings import Settings, tree
@@ -18,8 +18,8 @@ SAMPLES, CURVES = "samples.png", "curves.png"
 
 _FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
 # Written once the folder is known to be a run's.
-_WRITTEN = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
-_READ = (CONFIG, RESULTS, FORCED, ENVIRONMENT, metrics.ROWS)
+_WRITTEN = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
+_READ = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS)
 _FILES = (lock.LOCK, lock.OWNER, *_WRITTEN)
 # What may lie in a new folder without a word: a table's log, what was put aside, and what others put anywhere.
 _BESIDE = ("log.txt", "*-before-*", ".*", "lost+found", "*.out", "*.err", "*.log")
@@ -29,24 +29,24 @@ class Opened(NamedTuple):
     """A folder that nobody else can start in.
 
     Attributes:
-      force: whether a run in it may go on although its fields have changed.
-      forced: whether its `config.json` has other fields.
+      allowed: which fields of a run in it may have changed.
+      changed: whether its `config.json` has other fields.
       check: raises CheckpointError where it was moved, removed or replaced.
     """
 
-    force: bool
-    forced: bool
+    allowed: Allowed
+    changed: bool
     check: Callable[[], None]
 
 
 @contextmanager
-def opened(workdir: Path, settings: Settings, force: bool) -> Iterator[Opened]:
+def opened(workdir: Path, settings: Settings, allowed: Allowed) -> Iterator[Opened]:
     """Makes the folder, keeps others out of it and checks that it belongs to this run.
 
     Args:
       workdir: the folder.
       settings: of the run.
-      force: go on although fields have changed; some can never change.
+      allowed: which fields may have changed; some can never change.
 
     Yields:
       The folder.
@@ -70,17 +70,17 @@ def opened(workdir: Path, settings: Settings, force: bool) -> Iterator[Opened]:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
     with lock.held(workdir) as check:
-        is_new, forced = not files.kind(workdir / CONFIG), False
+        is_new, changed = not files.kind(workdir / CONFIG), False
         if is_new:
             _check_new(workdir)
         else:
-            forced = continued.check_file(workdir, settings, begun=_begun(workdir), force=force)
+            changed = continued.check_file(workdir, settings, begun=_begun(workdir), allowed=allowed)
         try:
             for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
-        yield Opened(force, forced, check)
+        yield Opened(allowed, changed, check)
 
 
 def check_images(workdir: Path, sha256: str) -> None:

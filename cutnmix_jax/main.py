@@ -58,6 +58,7 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
     parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
     parser.add_argument("--list", nargs="?", const="", metavar="PART", help="show what there is, or a part of it")
+    parser.add_argument("--extend", action="store_true", help="train a run on to more epochs, as --config.epochs says")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
         return
@@ -125,7 +126,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     try:
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.logged_once():
-            training.train(settings, workdir, stop, known.force, start)
+            training.train(settings, workdir, stop, known.force, start, extend=known.extend)
         if Path(known.config.partition(":")[0]).stem == "quickstart":
             print(_next_steps(workdir))
     except jax.errors.JaxRuntimeError as error:
@@ -146,7 +147,7 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
         default = command_line.from_flags(known.config, fields).default_workdir
         workdirs[seed] = folder_of(known.workdir, "--workdir") / default.name if known.workdir else default
         commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
-        commands[seed] += ["--force"] * known.force
+        commands[seed] += ["--force"] * known.force + ["--extend"] * known.extend
     return commands, workdirs
 
 

@@ -27,6 +27,7 @@ from cutnmix_jax import (
 )
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.checkpoint_reader import Restored
+from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
@@ -54,6 +55,7 @@ def train(
     force: bool = False,
     start: float | None = None,
     on_epoch: loop.OnEpoch = loop.nothing,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
@@ -66,6 +68,7 @@ def train(
       start: `time.monotonic()` when the command was given; now, where nothing is said.
       on_epoch: called with the row of each epoch that this call finishes. What it raises leaves this call, after what
         was trained is saved; another call goes on from there.
+      extend: go on with a run that has fewer epochs, finished or not, to end as if it had had these from the start.
 
     Returns:
       What `results.json` says, see the README.
@@ -76,21 +79,22 @@ def train(
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
-            return _train(checked(settings), Path(workdir), asked, force, start, on_epoch)
+            allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
+            return _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch)
     except loop.CallerError as error:
         assert error.__cause__
         raise error.__cause__ from None
 
 
 def _train(
-    settings: Settings, workdir: Path, stop: StopRequest, force: bool, start: float, on_epoch: loop.OnEpoch
+    settings: Settings, workdir: Path, stop: StopRequest, allowed: Allowed, start: float, on_epoch: loop.OnEpoch
 ) -> dict[str, Any]:
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(settings)
     dataset = None if os.path.exists(workdir) else _load(settings, planned)  # noqa: PTH110 - it takes any name
-    with storage.hushed(), folder.opened(workdir, settings, force) as opened:
+    with storage.hushed(), folder.opened(workdir, settings, allowed) as opened:
         results, why_not = finished.look(workdir)
-        if results and not opened.forced:
+        if results and not opened.changed:
             if planned.trained and "teacher_sha256" in results:
                 teacher.check(planned.trained, results["teacher_sha256"])
             console.table(results)
@@ -152,7 +156,7 @@ def go_on(
             print(f"continued from step {int(restored.state.state.step)}", flush=True)
         saved, compiling = (restored.state, 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
-        continued.claim(workdir, settings, begun, restored.config if restored else {}, why_not)
+        continued.claim(workdir, settings, begun, restored.config if restored else {}, opened.allowed, why_not)
         with _expendable(folder.ENVIRONMENT, OSError):
             folder.note_environment(workdir, made_with, begun)
 
@@ -177,8 +181,9 @@ def go_on(
     )
     if trained:
         results["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
-    if changes := continued.forced(workdir):
-        results["forced"] = changes
+    for name in (continued.FORCED, continued.EXTENDED):
+        if changes := continued.recorded(workdir, name):
+            results[Path(name).stem] = changes
     opened.check()
     files.write_json(workdir / finished.RESULTS, results)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
@@ -195,11 +200,11 @@ def _check_saved(
     workdir: Path, engine: Engine, trained: Trained | None, restored: Restored, opened: folder.Opened
 ) -> None:
     """Raises UserError unless what was saved can go on with the fields and the teacher of this start."""
-    changed = continued.check_saved(workdir, restored.config, engine.settings, force=opened.force)
+    changed = continued.check_saved(workdir, restored.config, engine.settings, opened.allowed)
     if trained:
         teacher.check(trained, teacher.digest(restored.state.state.teachers["frozen"]))
     begun, total = int(restored.state.state.step), engine.total_steps
-    if opened.force and changed and begun >= total:
+    if opened.allowed is not Allowed.NONE and changed and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
 
 

@@ -47,8 +47,9 @@ AFTER = 2.0  # seconds that a process may live after its last line
 
 BASES = ("new", "half", "stopped", "finished")
 FILES = (
-    "config.json", "environment.json", "results.json", "metrics.jsonl", "forced.json", "samples.png", "curves.png",
-    ".lock", ".owner.json", "config.json.tmp", "environment.json.tmp", "results.json.tmp", "metrics.jsonl.tmp",
+    "config.json", "environment.json", "results.json", "metrics.jsonl", "forced.json", "extended.json", "samples.png",
+    "curves.png", ".lock", ".owner.json", "config.json.tmp", "environment.json.tmp", "results.json.tmp",
+    "metrics.jsonl.tmp",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "checkpoints-damaged", "tensorboard", "checkpoints/24", "checkpoints/20", "checkpoints/16")
 INSIDE = (

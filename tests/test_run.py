@@ -275,6 +275,8 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     shutil.copytree(finished[0], workdir)
     command = [*TINY, f"--workdir={workdir}"]
     assert main.main([*command, "--config.epochs=5"]) == 2
+    assert "--extend to train on to the new number of epochs" in capsys.readouterr().err
+    assert main.main([*command, "--config.epochs=2"]) == 2
     assert "--force to go on with the new values" in capsys.readouterr().err
     assert main.main([*command, "--config.epochs=5", "--config.optimizer.learning_rate=0.01", "--force"]) == 0
     said = capsys.readouterr()
@@ -353,6 +355,52 @@ def test_an_edited_configuration_by_force_is_kept_as_a_change(finished, tmp_path
     capsys.readouterr()
     assert main.main([*TINY, "--config.optimizer.learning_rate=0.2", f"--workdir={workdir}"]) == 4
     assert "config.optimizer.learning_rate: 0.1 -> 0.2" in capsys.readouterr().err
+
+
+def test_an_extended_run_ends_as_one_that_had_its_epochs_from_the_start(finished, tmp_path, capsys):
+    """Finished, extended, killed on the way, and continued without the flag."""
+    workdir = copy_of(finished[0], tmp_path)
+    longer = [*TINY, "--config.epochs=5", f"--workdir={workdir}"]
+    script = f"from tests import test_run; test_run.killed({[*longer, '--extend']!r})"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    assert main.main(longer) == 0
+    assert main.main([*TINY, "--config.epochs=5", f"--workdir={tmp_path / 'whole'}"]) == 0
+    results, whole = (json.loads((place / "results.json").read_text()) for place in (workdir, tmp_path / "whole"))
+    assert results["weights_sha256"] == whole["weights_sha256"] and results["best"] == whole["best"]
+    timeless = [{name: value for name, value in row.items() if "second" not in name} for row in rows_of(workdir)]
+    assert timeless == [{n: v for n, v in row.items() if "second" not in n} for row in rows_of(tmp_path / "whole")]
+    assert results["extended"] == [{"step": 12, "changed": ["config.epochs: 3 -> 5"]}] and "forced" not in results
+    # Again, and then there is nothing to do.
+    capsys.readouterr()
+    assert main.main([*TINY, "--config.epochs=6", f"--workdir={workdir}", "--extend"]) == 0
+    assert "extended from 5 to 6 epochs" in capsys.readouterr().out
+    assert main.main([*TINY, "--config.epochs=6", f"--workdir={workdir}", "--extend"]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert [change["step"] for change in json.loads((workdir / "results.json").read_text())["extended"]] == [12, 20]
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "why"),
+    [
+        ("cutnmix", ["epochs=2"], "it takes more epochs, not fewer"),
+        ("cutnmix", ["epochs=5", "optimizer.learning_rate=0.1"], "it changes config.epochs alone"),
+        ("cutnmix", ["optimizer.learning_rate=0.1"], "it changes config.epochs alone"),
+        ("cutnmix", ["epochs=5", "optimizer.schedule=cosine"], "it changes config.epochs alone"),
+        ("ps_kd", ["epochs=5"], "with ps_kd the earlier epochs depend on how many there are"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_line(row, fields, why, finished, tmp_path, capsys):
+    if row == "cutnmix":
+        workdir = copy_of(finished[0], tmp_path)
+    else:
+        workdir = tmp_path / row
+        assert main.main([f"{TINY[0]}:digits,{row}", *TINY[1:], f"--workdir={workdir}"]) == 0
+    before = files_in(workdir)
+    capsys.readouterr()
+    flags = [f"--config.{field}" for field in fields]
+    assert main.main([f"{TINY[0]}:digits,{row}", *TINY[1:], *flags, "--extend", f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert f"--extend is refused: {why}" in error and error.count("\n") == 1 and files_in(workdir) == before
 
 
 def test_a_forced_run_that_was_killed_goes_on_without_force(finished, tmp_path):
@@ -759,8 +807,10 @@ def test_a_config_json_that_is_not_this_runs_is_left_alone(text, tmp_path, capsy
     assert (tmp_path / "config.json").read_bytes() == text.encode("latin-1")
 
 
-OF_A_RUN = ("checkpoints", "checkpoints-damaged", "tensorboard", "config.json", "results.json", "forced.json",
-            "environment.json", "metrics.jsonl", "samples.png", "curves.png", ".lock", ".owner.json")  # fmt: skip
+OF_A_RUN = (
+    "checkpoints", "checkpoints-damaged", "tensorboard", "config.json", "results.json", "forced.json", "extended.json",
+    "environment.json", "metrics.jsonl", "samples.png", "curves.png", ".lock", ".owner.json",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["another", "a link", "a link to nothing", "a pipe"])

@@ -86,7 +86,7 @@ def explain(error: Exception, file: str, paths: Collection[str]) -> str:
 
 
 _SEE = "--list shows all fields"
-_FLAGS = ("config", "workdir", "seeds", "force", "list", "help")
+_FLAGS = ("config", "workdir", "seeds", "force", "extend", "list", "help")
 # What other programs call a field.
 _CALLED = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "batch_size", "batch": "batch_size",
