@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import fields, main, methods, metrics, training
+from cutnmix_jax import backbones, data, fields, main, methods, metrics, training
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import check, command_line, tree
+from cutnmix_jax.settings import check, command_line, listing, recipe, tree
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -23,7 +24,7 @@ def row(name):
 
 
 WRONG = [
-    ([], "--config"),
+    (["--workdir=x"], "--config=NAME says what to train: quickstart, densenet40_12"),
     (["--config=configs/resnet11.py"], "did you mean 'configs/resnet110.py'"),
     (["--config=nowhere/at_all.py"], "no file nowhere/at_all.py"),
     (["--config="], "no configuration ''; there are: densenet40_12, quickstart"),
@@ -333,6 +334,75 @@ def test_a_file_may_leave_fields_out(tmp_path):
 def test_the_list_of_fields_is_up_to_date():
     listing = subprocess.run([sys.executable, "-m", "cutnmix_jax.settings"], capture_output=True, text=True, check=True)
     assert listing.stdout == Path("docs/fields.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--epochs=3", "unknown flag --epochs; did you mean --config.epochs?"),
+        ("--lr=0.1", "unknown flag --lr; did you mean --config.optimizer.learning_rate?"),
+        ("--config.lr=0.1", "no field 'lr'; did you mean 'optimizer.learning_rate'?"),
+        ("--config.momentum=0.5", "no field 'momentum'; did you mean 'optimizer.momentum'?"),
+        ("--config.epohcs=3", "no field 'epohcs'; did you mean 'epochs'?"),
+        ("--config.tau=1", "no field 'tau'; did you mean 'loss.temperature'?"),
+        ("--method=dml", "unknown flag --method; both stand in --config=NAME:DATASET,METHOD"),
+        ("--output_dir=x", "unknown flag --output_dir; did you mean --workdir?"),
+        ("--resume", "unknown flag --resume; the same command again goes on with a run"),
+        ("--gpus=2", "unknown flag --gpus; CUDA_VISIBLE_DEVICES chooses the GPUs"),
+        ("--config.zzzz=3", "no field 'zzzz'; --list shows all fields"),
+        ("--config.weights.ensemble_ce=1", "this row has no 'ensemble_ce'; those that have it: one"),
+        ("--config.loss.last_share=1", "this row has no 'last_share'; those that have it: ps_kd"),
+        ("--config.teacher=/tmp", "cutnmix has no trained teacher; leave it out, or choose kd or tf_kd_self"),
+    ],
+)
+def test_what_somebody_may_have_meant(given, said, capsys):
+    assert main.main(["--config=quickstart", given]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1, error
+
+
+def test_a_configuration_by_its_name_is_that_of_its_file():
+    for name in recipe.names():
+        if (file := Path("configs", f"{name}.py")).exists():
+            for argument in ("", ":,dml", ":cifar10,baseline"):
+                named, read = (command_line.from_flags(f"{one}{argument}", []) for one in (name, file))
+                assert named == read
+    assert {path.stem for path in Path("configs").glob("*.py")} <= set(recipe.names())
+
+
+def test_the_list_has_all_there_is(capsys):
+    assert main.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    named = [*recipe.names(), *backbones.names(), *data.names(), *methods.rows_by_name()]
+    named += [one.path for one in listing.of_run()]
+    assert [name for name in named if not re.search(rf"(?m)(^  |, ){re.escape(name)}\b", shown)] == []
+    assert all(len(line) <= 118 for line in shown.splitlines())
+    for one in listing.of_run():
+        assert one.range and one.reason, one.path
+    for part in listing.PARTS:
+        assert main.main([f"--list={part}"]) == 0
+        assert capsys.readouterr().out.strip() in shown
+    assert main.main(["--list=nothing"]) == 2
+    assert "there are configurations, networks, datasets, methods, fields" in capsys.readouterr().err
+
+
+def test_a_range_says_what_its_check_takes():
+    """Of each field the default is in its range, and the bounds that the words name are those of the check."""
+    assert (
+        fields.whole(3, 9).range == "a whole number from 3 to 9"
+        and not fields.whole(3, 9)(9)
+        and fields.whole(3, 9)(10)
+    )
+    assert fields.whole(1).range == "a whole number of at least 1" and fields.whole(1)(0)
+    assert fields.number(0, 1).range == "a number, at least 0, at most 1" and fields.number(0, 1)(1.1)
+    assert fields.or_none(fields.text).range == "text, or none" and not fields.or_none(fields.text)(None)
+    assert fields.one_of(("a", "b")).range == "a or b" and fields.one_of(("a", "b"))("c")
+
+
+def test_no_arguments_are_answered_by_examples(capsys):
+    assert main.main([]) == 0
+    shown = capsys.readouterr().out
+    assert "--config=quickstart" in shown and "--list" in shown and len(shown.splitlines()) < 25
 
 
 def test_help_is_not_an_error(capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +288,28 @@ def test_the_loop_in_docs_ends_at_our_numbers():
     chex.assert_trees_all_close(weights["teacher"], state.params["method"], atol=1e-5)
     started = joined(made.first.state.params["peers"])
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), ours, started))) > 1e-2
+
+
+# The page.
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_docs_show_runs(number, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3 and "wandb" in blocks[2]  # which is not installed here
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(blocks[number], "docs/library.md", "exec"), names)
+    if number == 0:
+        assert names["mixed"].images.shape == (2, 8, 32, 32, 3) and np.isfinite(names["loss"])
+    else:
+        assert names["results"] == cutnmix_jax.results("runs/mine")
+
+
+def test_docs_name_everything():
+    page = (ROOT / "docs" / "library.md").read_text()
+    for name in set(cutnmix_jax.__all__) - {"Settings", "Objective", "Mixed"}:
+        assert f"`{name}" in page, name
 
 
 # Runs.
