@@ -21,6 +21,7 @@ from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
+from tests.runs import few
 from tests.test_run import ROOT, TINY, rows_of
 
 
@@ -95,7 +96,7 @@ print(xla_bridge._backends)
     assert done.stdout.splitlines() == ["[]", "{}"], done.stdout
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", few(SIGNALS, (signal.SIGINT, signal.SIGHUP)))
 def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd):
     """Sent while it compiles: here it ends no process, but the run stops as soon as it can, and begins later."""
     before = signal.getsignal(number)

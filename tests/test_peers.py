@@ -11,6 +11,7 @@ from cutnmix_jax.engine import peers
 from cutnmix_jax.settings import MAPPINGS
 from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Spec
+from tests.runs import few
 
 IMAGES = jax.random.normal(jax.random.key(7), (2, 8, 32, 32, 3))
 KEY = jax.random.key(1)
@@ -28,7 +29,7 @@ def loss_and_gradient(joined, params, stats, images):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("name", ["tests.tiny:Tiny", "resnet8"])
+@pytest.mark.parametrize("name", few(["tests.tiny:Tiny", "resnet8"], ("tests.tiny:Tiny",)))
 def test_unroll_equals_vmap_equals_separate_networks(name):
     pair = networks(name, name)
     unrolled, vmapped = peers.make(pair, "unroll"), peers.make(pair, "vmap")
@@ -82,7 +83,7 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", few(SPLIT, ("resnet8", "vgg16")))
 def test_trunk_and_tail_are_the_whole_network(name):
     [network] = networks(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -132,7 +133,7 @@ BRANCHED = {
 }
 
 
-@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("name", few(BRANCHED, ("resnet32", "vgg16")))
 def test_sizes_of_branched_networks(name):
     for branches, (one, okddip) in BRANCHED[name].items():
         network = backbones.load(name, 100)

@@ -623,7 +623,10 @@ def test_a_teacher_s_weights_are_those_of_its_last_epoch(finished, tmp_path, cap
     assert "it can teach students of its kind alone" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8), (signal.SIGTERM, 11)])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGINT, 6), pytest.param(signal.SIGTERM, 8, marks=pytest.mark.slow), (signal.SIGTERM, 11)],
+)
 def test_a_signal_saves_the_step_and_exits_75(finished, tmp_path, number, step):
     # In the process itself, so that the signal comes for certain in the middle, at the end of an epoch, or in the last.
     undo = at_step(step, lambda: os.kill(os.getpid(), number))
@@ -1010,7 +1013,7 @@ def test_more_peers_and_unlike_peers(tmp_path):
     )
 
 
-SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12", "resnet18")
+SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12", "resnet18", "resnet8")  # resnet8: the quickstart's
 
 
 @pytest.mark.parametrize(

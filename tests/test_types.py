@@ -152,7 +152,14 @@ CASES = [case for case in CASES if not (ROWS[case[0]].share_trunk and case[1].en
 CASES += [("cutnmix", name, "vmap") for name in NETWORKS]
 
 
-@pytest.mark.parametrize(("row", "name", "mapping"), CASES)
+def is_slow(row, name, mapping):
+    """All rows with one network, and all networks with two rows, are enough but for --all."""
+    return mapping == "unroll" and name != "tests.test_types:Mixed" and row not in ("cutnmix", "pcl")
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "mapping"), [pytest.param(*case, marks=[pytest.mark.slow] * is_slow(*case)) for case in CASES]
+)
 def test_a_step_keeps_all_types(row, name, mapping):
     network = backbones.load(name, K)
     state = kept(build(row, backbone=network, features=6, mapping=mapping))
@@ -228,7 +235,7 @@ def test_on_a_gpu_it_is_trained_in_a_loop(tmp_path, monkeypatch):
     assert [row["step"] for row in rows_of(tmp_path)] == [4, 8]
 
 
-SLOW = ("resnet110", "wrn20_8", "vgg19", "densenet40_12")
+SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "resnet18", "densenet40_12")
 
 
 @pytest.mark.parametrize(
