@@ -1,6 +1,7 @@
 """What a finished run came to, and whether the results in its folder are those of what lies beside them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +120,6 @@ def are_sound(rows: Sequence[Row]) -> bool:
     tested = {frozenset(name for name in row if name.startswith(_TESTED)) for row in rows}
     if len(tested - {frozenset()}) > 1:  # an epoch may not be evaluated
         return False
-    if not all(type(value) in (int, float) and math.isfinite(value) for _, value in values):
+    if not all(type(value) in (int, float) and abs(value) <= sys.float_info.max for _, value in values):
         return False
     return all(0 <= value <= 1 for name, value in values if name.startswith(_TESTED))

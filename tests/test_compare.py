@@ -209,8 +209,8 @@ def groups_of(tmp_path, values, **changes):
     [
         ([(0.8, 0.9), (0.7, 0.7)], [0], "has a star"),
         ([(0.8, 0.8), (0.8, 0.8), (0.7, 0.7)], [0, 1], "has a star"),
-        ([(0.8, 0.9), (0.95,)], [], "n = 1 in 2, and how far"),
-        ([(0.8,), (0.95,)], [], "n = 1 in 1, 2, and how far"),
+        ([(0.8, 0.9), (0.95,)], [], "n = 1 in group 2, and how far"),
+        ([(0.8,), (0.95,)], [], "n = 1 in group 1, 2, and how far"),
         ([(0.8, 0.9)], [], "no two groups"),
         ([(0.8, 0.8), (0.8, 0.8)], [], "all means are alike"),
     ],
@@ -257,6 +257,7 @@ UNFINISHED = [
     (lambda at: damage_config(at, weights={"ce": "x"}), "its config.json is of no run of this version: config.weights"),
     (lambda at: (at / "config.json").write_text("\x00"), "its config.json cannot be read: "),
     (lambda at: change_row(at, 0, test__accuracy=7), "metrics.jsonl does not have the rows of 4 epochs"),
+    (lambda at: change_row(at, 0, test__accuracy=10**400), "metrics.jsonl does not have the rows of 4 epochs"),
     (lambda at: change_row(at, 0, epoch=5), "metrics.jsonl does not have the rows of 4 epochs"),
     (lambda at: damage_config(at, epochs=1), "metrics.jsonl does not have the rows of 1 epochs"),
 ]

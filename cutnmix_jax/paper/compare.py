@@ -28,7 +28,7 @@ def best_ones(groups: Sequence[Group]) -> tuple[list[int], str]:
     if len(counted) < 2:
         why = "there are no two groups with finished runs"
     elif single := [str(number + 1) for number, last in counted.items() if len(last) == 1]:
-        why = f"n = 1 in {', '.join(single)}, and how far another seed would be from it nobody knows"
+        why = f"n = 1 in group {', '.join(single)}, and how far another seed would be from it nobody knows"
     elif len(images) > 1:
         why = "the groups are not tested on the same images"
     best = [number for number, place in grids.places(counted).items() if place == 0]
@@ -45,7 +45,9 @@ def notes(groups: Sequence[Group], follow: Sequence[str], marks: str) -> Iterato
     yield marks
     results = [run.results for group in groups for run in group.finished if run.results]
     if results:
-        chosen = " or ".join(sorted({str(one.get("best_by", "test")) for one in results} & {"test", "validation"}))
+        chosen = " or ".join(
+            sorted({"validation" if one.get("best_by") == "validation" else "test" for one in results})
+        )
         yield f"The best epoch is chosen on the {chosen} set{', and so is too good' if 'test' in chosen else ''}."
     if follow:
         yield f"What follows from the methods differs, too: {', '.join(map(printable, follow))}."

@@ -110,7 +110,8 @@ def last_tested(rows: Sequence[metrics.Row], head: str) -> str:
       head: the accuracy that is shown, as `methods.row` has it.
     """
     name = f"test/{head}"
-    known = [(epoch, row[name]) for epoch, row in enumerate(rows, start=1) if isinstance(row.get(name), int | float)]
+    values = [(epoch, row.get(name)) for epoch, row in enumerate(rows, start=1)]
+    known = [(epoch, value) for epoch, value in values if isinstance(value, int | float) and 0 <= value <= 1]
     return f"; test accuracy {100 * known[-1][1]:.2f} % after epoch {known[-1][0]}" if known else ""
 
 
