@@ -99,7 +99,7 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     if results["config_sha256"] != metrics.config_sha256(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
     rows = metrics.read_rows(folder / metrics.ROWS)
-    if len(rows) != results["epochs"] or not are_sound(rows) or "test/accuracy" not in rows[-1]:
+    if len(rows) != results["epochs"] or not are_whole(rows):
         return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
     if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.ranked(rows)[0]):
         return f"{RESULTS} has other accuracies than {metrics.ROWS}"
@@ -110,6 +110,11 @@ def _other(results: dict[str, Any], folder: Path) -> str:
         if record["rows"] != rows:
             return f"{metrics.ROWS} has other rows than the newest checkpoint"
     return ""
+
+
+def are_whole(rows: Sequence[Row]) -> bool:
+    """Whether rows are sound and end as those of a finished run do, with an epoch that was evaluated."""
+    return are_sound(rows) and "test/accuracy" in rows[-1]
 
 
 def are_sound(rows: Sequence[Row]) -> bool:

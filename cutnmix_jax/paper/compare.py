@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cutnmix_jax import files
+from cutnmix_jax import files, metrics
 from cutnmix_jax.paper import figures, grids, options, progress
 from cutnmix_jax.paper.labels import NAMES, differing, label, printable, value
 from cutnmix_jax.paper.runs import Gathered, Group, Run
@@ -45,14 +45,12 @@ def notes(groups: Sequence[Group], follow: Sequence[str], marks: str) -> Iterato
     yield marks
     results = [run.results for group in groups for run in group.finished if run.results]
     if results:
-        chosen = " or ".join(
-            sorted({"validation" if one.get("best_by") == "validation" else "test" for one in results})
-        )
+        chosen = " or ".join(sorted({metrics.chosen_by(run.rows) for group in groups for run in group.finished}))
         yield f"The best epoch is chosen on the {chosen} set{', and so is too good' if 'test' in chosen else ''}."
     if follow:
         yield f"What follows from the methods differs, too: {', '.join(map(printable, follow))}."
     if results:
-        yield grids.circumstances(results).capitalize()
+        yield grids.circumstances(results)
 
 
 def numbers(group: Group, is_best: bool) -> list[str]:
@@ -92,7 +90,7 @@ def show(gathered: Gathered) -> None:
     columns = _columns(paths)
     wide = _table(columns, [[value(group, path) for path in columns] for group in groups], rows)
     if console.measure(wide, options=console.options.update(max_width=10_000)).maximum > console.width:
-        for number, group in enumerate(groups, 1):
+        for number, group in enumerate(groups if paths else (), 1):
             console.print(Text(f"{number}  {label(group, paths)}"))
         wide = _table([], [[] for _ in groups], rows)
     console.print(wide)
