@@ -339,6 +339,9 @@ NAMES = [
 ]  # fmt: skip
 
 
+DRAWN = ("$x$", "$", "_x_", "été 数", "a\udcffb", "a\nb")  # what is text of its own to Matplotlib
+
+
 @pytest.mark.parametrize(("name", "columns"), [*((name, 200) for name in NAMES), ("[red]x[/red]", 80), ("a\nb", 80)])
 def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
     """As folders, and as the name of a network."""
@@ -351,6 +354,8 @@ def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
     going_on(base / "c", 1, seed=97)
     (base / "d").mkdir()
     (base / "d" / "results.json").write_text("")
+    if name not in DRAWN:  # which takes longest
+        monkeypatch.setattr(figures, "compared", lambda path, *_: path.write_bytes(b"x" * 10_001))
     assert called(monkeypatch, base, f"--out={tmp_path / 'out'}", columns=columns) == 0
     out, error = capsys.readouterr()
     assert error == "" and "\x1b" not in out
@@ -421,30 +426,18 @@ def test_eight_curves_are_told_apart(tmp_path, monkeypatch):
     assert figure.get_suptitle().endswith("one standard deviation shaded; no shade: a single seed")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Two real runs of somebody's own network."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (95, 96):
-        settings = command_line.from_flags(
-            "quickstart:digits,dml", [*TINY[1:6], "--config.epochs=1", f"--config.seed={seed}"]
-        )
-        train.train(settings, folder / f"seed{seed}")
-    return folder
-
-
-def test_real_runs_of_ones_own_network(tiny, monkeypatch, capsys):
-    save(tiny / "other", 0.2)
-    assert called(monkeypatch, tiny) == 0
+def test_real_runs_of_ones_own_network(tmp_path, monkeypatch, capsys):
+    settings = command_line.from_flags("quickstart:digits,dml", [*TINY[1:6], "--config.epochs=1"])
+    told = [train.train(settings, tmp_path / "seed95")["last"]["accuracy"], 0.25]
+    config = json.loads((tmp_path / "seed95" / "config.json").read_text())
+    write_finished(tmp_path / "seed96", config | {"seed": 96}, rows_of(0.25, 1))
+    save(tmp_path / "other", 0.2)
+    capsys.readouterr()
+    assert called(monkeypatch, tmp_path) == 0
     out = capsys.readouterr().out.splitlines()
-    told = [json.loads((tiny / f"seed{seed}" / "results.json").read_text())["last"]["accuracy"] for seed in (95, 96)]
     lines = {cells[1]: cells for line in out if line[:1] == "│" and (cells := cells_in(line))}
-    n, last = (lines["tests.tiny:Tiny"][out_of(out, name)] for name in ("n", "last epoch"))
+    n, last = (lines["tests.tiny:Tiny"][cells_in(out[2]).index(name)] for name in ("n", "last epoch"))
     assert (n, last) == ("2", f"{100 * statistics.fmean(told):.2f} ± {100 * statistics.stdev(told):.2f}")
-
-
-def out_of(out, name):
-    return cells_in(out[2]).index(name)
 
 
 def test_as_a_command(tmp_path):
@@ -501,21 +494,14 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
     choice = Choice("fig1", mini=True, backbones=("tests.tiny:Tiny",), seeds=(95,), epochs=2, runs=tmp_path)
     cell = cells_of(choice)[0]
     assert cell.workdir == tmp_path / "digits" / "tests.tiny.Tiny" / "dml" / "seed95"
-    small = (
-        "--config.train_examples=64",
-        "--config.test_examples=30",
-        "--config.batch_size=16",
-        "--config.eval_batch_size=16",
-    )
     flags = [argument for argument in cell.arguments[1:] if not argument.startswith("--workdir")]
-    results = train.train(command_line.from_flags(cell.arguments[0].removeprefix("--config="), [*flags, *small]),
-                          cell.workdir)  # fmt: skip
-    assert results["backbone"] == "tests.tiny.Tiny" and len(launch.other_fields(cell)) == 3
-    monkeypatch.setattr(launch, "other_fields", lambda cell: [])
+    config = tree.of_settings(command_line.from_flags(cell.arguments[0].removeprefix("--config="), flags))
+    write_finished(cell.workdir, config, rows_of(0.875, 2))
+    assert config["backbone"] == {"name": "tests.tiny:Tiny"} and launch.results_of(cell)
     assert called(monkeypatch, *arguments, "--epochs=2", f"--out={tmp_path / 'out'}") == 0
     text = (tmp_path / "out" / "fig1_mini.md").read_text()
     assert "| method | tests.tiny:Tiny | ResNet-8 |" in text
-    assert f"| DML | {100 * results['last']['accuracy']:.2f}" in text
+    assert "| DML | 87.50 | — |" in text
     with (tmp_path / "out" / "fig1_mini.csv").open() as file:
         assert next(csv.DictReader(file))["backbone"] == "tests.tiny:Tiny"
 
