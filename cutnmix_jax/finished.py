@@ -1,6 +1,7 @@
 """What a finished run came to, and whether the results in its folder are those of what lies beside them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,8 +99,7 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     if results["config_sha256"] != metrics.config_sha256(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
     rows = metrics.read_rows(folder / metrics.ROWS)
-    numbered = [row.get("epoch") for row in rows] == list(range(1, len(rows) + 1))
-    if len(rows) != results["epochs"] or not numbered or not _are_numbers(rows):
+    if len(rows) != results["epochs"] or not are_whole(rows):
         return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
     if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.ranked(rows)[0]):
         return f"{RESULTS} has other accuracies than {metrics.ROWS}"
@@ -112,12 +112,19 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     return ""
 
 
-def _are_numbers(rows: Sequence[Row]) -> bool:
-    """Whether all values are finite numbers, and the accuracies fractions, of the same networks in each row."""
+def are_whole(rows: Sequence[Row]) -> bool:
+    """Whether rows are sound and end as those of a finished run do, with an epoch that was evaluated."""
+    return are_sound(rows) and "test/accuracy" in rows[-1]
+
+
+def are_sound(rows: Sequence[Row]) -> bool:
+    """Whether rows are of epochs 1, 2, ... and finite numbers, the accuracies fractions of the same networks in all."""
+    if [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)):
+        return False
     values = [(name, value) for row in rows for name, value in row.items()]
     tested = {frozenset(name for name in row if name.startswith(_TESTED)) for row in rows}
-    if len(tested - {frozenset()}) > 1 or "test/accuracy" not in rows[-1]:  # an epoch may not be evaluated
+    if len(tested - {frozenset()}) > 1:  # an epoch may not be evaluated
         return False
-    if not all(type(value) in (int, float) and math.isfinite(value) for _, value in values):
+    if not all(type(value) in (int, float) and abs(value) <= sys.float_info.max for _, value in values):
         return False
     return all(0 <= value <= 1 for name, value in values if name.startswith(_TESTED))

@@ -140,5 +140,5 @@ def test_rows_without_an_accuracy_where_one_belongs_are_not_of_a_finished_run(tr
     _, _, told = trained
     untested = {name: value for name, value in told[-1].items() if not name.startswith("test/")}
     for broken in ([*told[:-1], untested], [{**told[0], "test/x": 1.0}, *told[1:]]):
-        assert not finished._are_numbers(broken)
-    assert finished._are_numbers(told)
+        assert not finished.are_whole(broken)
+    assert finished.are_whole(told)

@@ -264,10 +264,10 @@ def test_a_shorter_run_does_not_count(tmp_path):
     short = choice._replace(epochs=2)
     [cell], [short_cell] = cells_of(choice), cells_of(short)
     save(short_cell, 0.9, epochs=2)
-    assert (reproduce.epochs_done(cell), cell.epochs) == (2, 240)
+    assert (launch.epochs_done(cell), cell.epochs) == (2, 240)
     report.write(choice, tmp_path)
     assert "1 of 1 cells have no finished run" in (tmp_path / "table2.md").read_text()
-    assert (reproduce.epochs_done(short_cell), short_cell.epochs) == (2, 2)
+    assert (launch.epochs_done(short_cell), short_cell.epochs) == (2, 2)
 
 
 def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):

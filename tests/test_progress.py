@@ -75,10 +75,10 @@ def test_a_run_whose_files_tell_nothing(tmp_path):
     """The run itself will say what is wrong with them; who watches must not fail for it."""
     cell = cell_in(tmp_path)
     write(cell, [{"epoch": 1}], log="\x00\xff")
-    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs"
+    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs; time left not known"
     (cell.workdir / "log.txt").unlink()
     (cell.workdir / "log.txt").mkdir()
-    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs"
+    assert progress.standing(Started(cell, 0.0, 0)) == "1 of 8 epochs; time left not known"
 
 
 def test_the_headline_of_a_row_is_shown(tmp_path):

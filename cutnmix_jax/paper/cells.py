@@ -131,7 +131,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
     variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", [name for name in backbones if not networks.is_own(name)], networks.names())
+    _check_names("backbones", [name for name in backbones if not _is_own(name)], networks.names())
     _check_names("methods", variants, known)
     if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)
@@ -145,10 +145,17 @@ def cells_of(choice: Choice) -> list[Cell]:
     ]
 
 
+def _is_own(name: str) -> bool:
+    """Whether a name is one of a network of somebody's own; as that it is also the name of a folder."""
+    module, _, attribute = name.partition(":")
+    return networks.is_own(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
+
+
 def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
-            raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}")
+            own = "; or your own, as my_pkg.nets:make" if flag == "backbones" else ""
+            raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}{own}")
 
 
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:

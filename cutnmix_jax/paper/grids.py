@@ -1,14 +1,15 @@
 """What the finished runs of a table came to, cell by cell, and what is said of it beside the numbers."""
 
 import statistics
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from cutnmix_jax import metrics
 from cutnmix_jax.paper import launch
 from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number
 
 MISSING = "—"
+Name = TypeVar("Name")
 
 
 class Found(NamedTuple):
@@ -21,6 +22,7 @@ class Found(NamedTuple):
       best: of the best epoch of each.
       paper: mean and deviation in the paper, if it has them.
       results: the `results.json` of each seed.
+      begun: epochs that each seed has which is not finished and is begun.
     """
 
     cell: Cell
@@ -29,6 +31,7 @@ class Found(NamedTuple):
     best: tuple[float, ...]
     paper: tuple[float, float] | None
     results: tuple[dict[str, Any], ...]
+    begun: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -54,17 +57,45 @@ def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
         cell=cells[0],
         seeds=tuple(cell.seed for cell, _ in pairs),
         last=tuple(100 * results["last"][head] for _, results in pairs),
-        best=tuple(100 * _best(cell, results, head) for cell, results in pairs),
+        best=tuple(
+            100 * best(results, metrics.read_rows(cell.workdir / metrics.ROWS), head) for cell, results in pairs
+        ),
         paper=None if choice.mini else paper_number(choice, cells[0]),
         results=tuple(results for _, results in pairs),
+        begun=tuple(done for cell in cells if (done := _begun(cell))),
     )
 
 
-def _best(cell: Cell, results: dict[str, Any], head: str) -> float:
-    """Of all epochs; the best one in `results.json` is that of the peers' mean, and another head's is another."""
-    if head == "accuracy":
-        return results["best"][head]
-    return metrics.ranked(metrics.read_rows(cell.workdir / metrics.ROWS), head)[0][f"test/{head}"]
+def best(results: Mapping[str, Any], rows: Sequence[metrics.Row], head: str) -> float:
+    """The accuracy of a head in its best epoch; that in `results.json` is of the peers' mean, another head has another.
+
+    Args:
+      results: of a finished run.
+      rows: of the same.
+      head: as `methods.row` has it, and the results too.
+
+    Returns:
+      A fraction.
+    """
+    return results["best"][head] if head == "accuracy" else metrics.ranked(rows, head)[0][f"test/{head}"]
+
+
+def _begun(cell: Cell) -> int:
+    """The epochs of a run that is begun and not finished, 0 for any other, and for one with other fields."""
+    done = launch.epochs_done(cell)
+    return done if 0 < done < cell.epochs and not launch.other_fields(cell) else 0
+
+
+def accuracy(found: Found) -> str:
+    """The last epoch of a cell, or how far its runs are, as `12/240 epochs`, where none is finished."""
+    if found.last or not found.begun:
+        return spread(found.last)
+    return so_far([(done, found.cell.epochs) for done in found.begun])
+
+
+def so_far(runs: Iterable[tuple[int, int]]) -> str:
+    """How far runs are of which none is finished: the epochs that each has, and is to have."""
+    return ", ".join(f"{done}/{epochs}" for done, epochs in runs) + " epochs"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -87,14 +118,18 @@ def rank(grid: Grid, key: Key) -> int | None:
 
     Only cells of two seeds or more are compared: how far another seed would have moved a single run nobody knows.
     """
-    means = {
-        variant: round(found.mean, 2)
-        for (*where, variant), found in grid.items()
-        if tuple(where) == key[:2] and len(found.last) > 1
-    }
-    order = sorted(set(means.values()), reverse=True)
-    place = order.index(means[key[2]]) if key[2] in means else len(order)
-    return place if place < 2 <= len(order) else None
+    return places({other: found.last for other, found in grid.items() if other[:2] == key[:2]}).get(key)
+
+
+def places(values: Mapping[Name, Sequence[float]]) -> dict[Name, int]:
+    """Whose mean is the best one, 0, and whose the second best, 1, as they are shown; those of one value have no place.
+
+    Args:
+      values: a name -> accuracies in %.
+    """
+    means = {name: round(statistics.fmean(those), 2) for name, those in values.items() if len(those) > 1}
+    order = sorted(set(means.values()), reverse=True)[:2]
+    return {name: order.index(mean) for name, mean in means.items() if mean in order} if len(order) > 1 else {}
 
 
 def missing(grid: Grid) -> str:
@@ -119,16 +154,22 @@ def notes(choice: Choice, grid: Grid) -> list[str]:
     if any(found.paper for found in grid.values()):
         notes.append("Below each number the paper's own, and ours minus it.")
     if lacking := missing(grid):
-        notes.append(f"{lacking} ({MISSING}).")
+        going_on = ", or the epochs that its runs have so far" if any(found.begun for found in grid.values()) else ""
+        notes.append(f"{lacking} ({MISSING}{going_on}).")
     if results:
-        kinds = {
-            "epochs": sorted({str(one["epochs"]) for one in results}),
-            "training images": sorted({str(one["train_examples"]) for one in results}),
-            "device": sorted({one["device"] for one in results}),
-            "jax": sorted({one["versions"]["jax"] for one in results}),
-        }
-        notes.append("; ".join(f"{name} {' or '.join(map(_plain, values))}" for name, values in kinds.items()) + ".")
+        notes.append(circumstances(results))
     return notes
+
+
+def circumstances(results: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on what runs were trained with; there is at least one."""
+    kinds = {
+        "epochs": sorted({str(one["epochs"]) for one in results}),
+        "training images": sorted({str(one["train_examples"]) for one in results}),
+        "device": sorted({one["device"] for one in results}),
+        "jax": sorted({one["versions"].get("jax", "not known") for one in results}),
+    }
+    return "; ".join(f"{name} {' or '.join(map(_plain, values))}" for name, values in kinds.items()) + "."
 
 
 def _plain(text: str) -> str:

@@ -89,6 +89,13 @@ def _asked(arguments: tuple[str, ...]) -> dict[str, Any]:
     return tree.of_settings(command_line.from_flags(file.removeprefix("--config="), overrides))
 
 
+def epochs_done(cell: Cell) -> int:
+    """How many; all of them only where the results are there too."""
+    if results_of(cell):
+        return cell.epochs
+    return min(len(progress.rows_of(cell)), cell.epochs - 1)
+
+
 def left_out(cells: Sequence[Cell]) -> str:
     """A line about results that are in the place of cells and are not theirs; empty where there are none."""
     with_results = (cell for cell in cells if any(finished.look(cell.workdir)))

@@ -14,6 +14,11 @@ from cutnmix_jax.paper.cells import TABLES, Choice
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which cells."""
     parser.add_argument("table", choices=tuple(TABLES))
+    add_choices(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The same without the table."""
     parser.add_argument("--datasets", metavar="A,B")
     parser.add_argument("--backbones", metavar="A,B")
     parser.add_argument("--methods", metavar="A,B", help="rows of docs/methods.md, or ablations; all: every row")

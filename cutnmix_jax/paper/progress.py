@@ -19,6 +19,7 @@ from cutnmix_jax.paper.cells import Cell, headline
 LOG = "log.txt"
 PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
 REFRESH_SECONDS = 1.0
+NOT_KNOWN = "time left not known"
 TAIL_BYTES = 4096  # of a log, enough for its last lines
 
 # What a run prints between its epochs, from `console.Display.update`.
@@ -90,17 +91,28 @@ def standing(run: Started) -> str:
     """Where a run is: its epoch and step, its accuracy after the last whole epoch, and the time left, where known."""
     rows = rows_of(run.cell)
     lines = last_lines(run.cell.workdir / LOG, run.logged)
-    name = f"test/{headline(run.cell.row)}"
-    known = [(epoch, row[name]) for epoch, row in enumerate(rows, start=1) if isinstance(row.get(name), int | float)]
-    tested = f"; test accuracy {100 * known[-1][1]:.2f} % after epoch {known[-1][0]}" if known else ""
+    tested = last_tested(rows, headline(run.cell.row))
     shown = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
     if shown and int(shown[1]) > len(rows):
         return f"epoch {shown[1]} of {run.cell.epochs}, {shown[2]}{tested}; about {shown[3]} left"
     if not rows:
         return lines[-1][:100] if lines else "starting"
     seconds = seconds_per_epoch(rows)
-    about = f"; about {clock(seconds * (run.cell.epochs - len(rows)))} left" if seconds is not None else ""
-    return f"{len(rows)} of {run.cell.epochs} epochs{tested}{about}"
+    left = f"about {clock(seconds * (run.cell.epochs - len(rows)))} left" if seconds is not None else NOT_KNOWN
+    return f"{len(rows)} of {run.cell.epochs} epochs{tested}; {left}"
+
+
+def last_tested(rows: Sequence[metrics.Row], head: str) -> str:
+    """The last accuracy that is known and its epoch, after a semicolon; empty where none is known.
+
+    Args:
+      rows: of a run.
+      head: the accuracy that is shown, as `methods.row` has it.
+    """
+    name = f"test/{head}"
+    values = [(epoch, row.get(name)) for epoch, row in enumerate(rows, start=1)]
+    known = [(epoch, value) for epoch, value in values if isinstance(value, int | float) and 0 <= value <= 1]
+    return f"; test accuracy {100 * known[-1][1]:.2f} % after epoch {known[-1][0]}" if known else ""
 
 
 def size(log: Path) -> int:

@@ -1,5 +1,6 @@
-"""Writes a table from the folders of its runs: Markdown, CSV, LaTeX and pictures."""
+"""Writes a table from the folders of its runs, as Markdown, CSV, LaTeX and pictures; or compares any runs."""
 
+import argparse
 import csv
 import io
 import statistics
@@ -8,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import files
+from cutnmix_jax import command, files
 from cutnmix_jax.command import CommandLine
-from cutnmix_jax.paper import figures, grids, launch, options
+from cutnmix_jax.errors import UsageError, nearest
+from cutnmix_jax.paper import compare, figures, grids, labels, launch, options, runs
 from cutnmix_jax.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
 from cutnmix_jax.paper.grids import Grid
 
@@ -22,8 +24,12 @@ _LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
 EXAMPLES = """  {command} table1                        from runs/, into runs/tables/
   {command} table1 --preset=mini
   {command} fig1 --runs=DIR --out=DIR
+  {command} runs/digits/resnet8            compares all runs below a folder
+  {command} runs/one runs/two --out=DIR    likewise, with comparison.csv, .md and .png in DIR
 
-Whatever runs are there: missing cells stay empty."""
+Of a table whatever runs are there: cells without a finished one stay empty, or say how far it is. Of other runs those
+that differ in nothing but the seed are a group, with mean and deviation; runs that are not finished are in no mean. A
+folder with the name of a table is ./NAME."""
 
 
 def write(choice: Choice, folder: Path) -> None:
@@ -69,7 +75,7 @@ def markdown(choice: Choice, grid: Grid) -> str:
 
 def _markdown_cell(grid: Grid, key: Key, which: str) -> str:
     found = grid[key]
-    text = grids.spread(getattr(found, which))
+    text = grids.accuracy(found) if which == "last" else grids.spread(found.best)
     if which == "best":
         return text + grids.fewer(grid, found)
     if (place := grids.rank(grid, key)) is not None:
@@ -86,7 +92,7 @@ def rows_of_csv(grid: Grid) -> list[list[Any]]:
     """A header and a line per cell; what is missing is empty."""
     lines: list[list[Any]] = [
         ["dataset", "backbone", "method", "n", "seeds", "last_mean", "last_std", "best_mean", "best_std",
-         "paper_mean", "paper_std", "difference", "epochs", "seconds_mean"]
+         "paper_mean", "paper_std", "difference", "epochs", "seconds_mean", "epochs_so_far"]
     ]  # fmt: skip
     for (dataset, backbone, variant), found in grid.items():
         paper = list(found.paper) if found.paper else ["", ""]
@@ -95,7 +101,7 @@ def rows_of_csv(grid: Grid) -> list[list[Any]]:
         seconds = round(statistics.fmean(one["seconds"] for one in found.results), 1) if found.results else ""
         lines.append(
             [dataset, backbone, variant, len(found.last), " ".join(map(str, found.seeds)), *_pair(found.last),
-             *_pair(found.best), *paper, difference, epochs, seconds]
+             *_pair(found.best), *paper, difference, epochs, seconds, " ".join(map(str, found.begun))]
         )  # fmt: skip
     return lines
 
@@ -125,7 +131,7 @@ def latex(choice: Choice, grid: Grid) -> str:
 def _latex_cell(grid: Grid, key: Key) -> str:
     found = grid[key]
     if not found.last:
-        return "---"
+        return grids.accuracy(found) if found.begun else "---"
     text = grids.spread(found.last).replace(" ± ", " \\pm ")
     if (place := grids.rank(grid, key)) is not None:
         text = (f"\\mathbf{{{text}}}", f"\\underline{{{text}}}")[place]
@@ -137,12 +143,49 @@ def _escaped(text: str) -> str:
 
 
 def main() -> None:
-    """Writes the table that the command line names."""
-    parser = CommandLine("scripts/report", "Writes a table of the paper from its runs.", EXAMPLES)
-    options.add(parser)
-    known = parser.parse_args()
+    """Writes the table that the command line names, or compares the runs in its folders."""
+    what = "Writes a table of the paper from its runs, or compares any runs."
+    parser = CommandLine("scripts/report", what, EXAMPLES)
+    parser.add_argument("names", nargs="+", metavar="TABLE|RUN", help=f"{', '.join(TABLES)}, or folders of runs")
+    options.add_choices(parser)
+    known = parser.parse_intermixed_args()
+    known.table, *more = known.names
+    if known.table not in TABLES:
+        _compare(known, parser)
+        return
+    if more:
+        raise UsageError(f"{known.table} is a table, and stands alone; a folder of that name is ./{known.table}")
     choice = options.choice_of(known)
     write(choice, options.folder_of(known, choice))
+
+
+def _compare(known: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    for name, given in vars(known).items():
+        if name not in ("names", "table", "out") and given != parser.get_default(name):
+            raise UsageError(
+                f"--{name} chooses cells of a table, and has no meaning with folders of runs; leave it out"
+            )
+    if known.out == "":
+        raise UsageError("--out= names no folder; name one, or leave it out")
+    folders = [command.folder_of(name, "RUN") for name in known.names]
+    for folder in folders:
+        _check_folder(folder)
+    gathered = runs.gather(folders)
+    if not gathered.groups:
+        raise UsageError(f"no run to compare: {'; '.join(compare.left_out(gathered)[:3])}; give folders of runs")
+    compare.show(gathered)
+    if known.out:
+        compare.write(gathered, command.folder_of(known.out, "--out"))
+
+
+def _check_folder(folder: Path) -> None:
+    name = labels.printable(str(folder))
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UsageError(f"{name} is no folder; give the folder of a run, or one with runs below it")
+    tables = f", and no table of that name; {nearest(name, TABLES)}" if folder.name == str(folder) else ""
+    raise UsageError(f"there is no folder {name}{tables or '; give folders of runs, or the name of a table'}")
 
 
 if __name__ == "__main__":

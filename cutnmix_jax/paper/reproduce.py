@@ -7,7 +7,7 @@ from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.paper import devices, launch, options, report
 from cutnmix_jax.paper.cells import Cell, cells_of
-from cutnmix_jax.paper.progress import clock, rows_of, seconds_per_epoch
+from cutnmix_jax.paper.progress import NOT_KNOWN, clock, rows_of, seconds_per_epoch
 
 EXAMPLES = """  {command} table1                                    9 methods x 6 backbones x 2 data sets x 3 seeds
   {command} table2|fig1|ablations
@@ -66,7 +66,7 @@ def show(cells: list[Cell], jobs: int) -> None:
     unfinished: list[float | None] = []  # seconds that each will take, where known
     measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(rows_of(cell))) is not None]
     for number, cell in enumerate(cells, start=1):
-        done = epochs_done(cell)
+        done = launch.epochs_done(cell)
         if done == cell.epochs:
             print(f"{number:4}  {cell.name}: done")
             continue
@@ -74,7 +74,7 @@ def show(cells: list[Cell], jobs: int) -> None:
         alike = [s for other, s in near if other.row == cell.row] or [s for _, s in near]
         left = sum(alike) / len(alike) * (cell.epochs - done) if alike else None
         unfinished.append(left)
-        about = f"about {clock(left)} left" if left is not None else "time left not known"
+        about = f"about {clock(left)} left" if left is not None else NOT_KNOWN
         print(f"{number:4}  {cell.name}: {done}/{cell.epochs} epochs, {about}")
     if others := launch.left_out(cells):
         print(others)
@@ -92,13 +92,6 @@ def _time_left(unfinished: list[float | None], jobs: int) -> str:
     # No cell is shared among jobs, so the longest one is the least that all take.
     about = f"; about {clock(max(sum(known) / jobs, *known))} left with {jobs} at once"
     return about + (f", not counting {unknown} cell{'s'[unknown == 1 :]} whose like was never run" if unknown else "")
-
-
-def epochs_done(cell: Cell) -> int:
-    """How many; all of them only where the results are there too."""
-    if launch.results_of(cell):
-        return cell.epochs
-    return min(len(rows_of(cell)), cell.epochs - 1)
 
 
 if __name__ == "__main__":
