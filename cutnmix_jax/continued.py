@@ -1,6 +1,7 @@
 """Whether a run goes on with the fields that it was begun with, and what its folder says of it."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, force: bool) -
     """
     path, new = workdir / CONFIG, tree.of_settings(settings)
     try:
-        old = files.read_fields(path)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+        with reading(path):
+            old = files.read_fields(path)
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
     changed, ours = tree.changes(old, new), set(old) == set(new)
@@ -53,7 +53,7 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, force: bool) -
     return True
 
 
-def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, force: bool) -> bool:
+def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, force: bool) -> list[tree.Difference]:
     """Compares the fields of a run with those that its checkpoint was trained with, whatever `config.json` says.
 
     Args:
@@ -63,7 +63,7 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, 
       force: go on although fields have changed.
 
     Returns:
-      Whether it goes on with other fields.
+      The fields that it goes on with other values of.
 
     Raises:
       UsageError: one of them cannot change within a run.
@@ -80,10 +80,10 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, *, 
         raise CheckpointError(
             f"{what}; restore config.json, choose another --workdir, or --force to go on with the new values"
         )
-    return bool(changed)
+    return changed
 
 
-def claim(workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any], why_not: str = "") -> None:
+def claim(workdir: Path, settings: Settings, step: int, changed: Sequence[tree.Difference], why_not: str = "") -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
     Results that are there are of something else, and put aside. Where the checkpoint has other fields, `forced.json`
@@ -93,7 +93,7 @@ def claim(workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any]
       workdir: the folder.
       settings: of the run.
       step: at which it goes on.
-      saved: the fields that stand in the checkpoint of that step; empty where there is none.
+      changed: from `check_saved`, of the checkpoint of that step; empty where there is none.
       why_not: why results that are there are not its own, from `finished.look`.
     """
     path, results = workdir / CONFIG, workdir / RESULTS
@@ -105,7 +105,7 @@ def claim(workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any]
     # This file first: should a kill come between the two, a start without --force is refused.
     if read_if_any(path) != new:
         files.write_json(path, new)
-    if changed := tree.changes(dict(saved), new) if saved else []:
+    if changed:
         before, change = forced(workdir), {"step": step, "changed": list(map(str, changed))}
         if before[-1:] != [change]:
             files.write_json(workdir / FORCED, {"changes": [*before, change]})
@@ -128,17 +128,19 @@ def read_if_any(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: it cannot be read.
     """
-    try:
+    with reading(path), contextlib.suppress(FileNotFoundError, ValueError):
         return files.read_fields(path)
-    except (FileNotFoundError, ValueError):
-        return {}
+    return {}
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While entered, what cannot be read in a run's folder, `path` if nothing else is named, is a CheckpointError."""
+    try:
+        yield
     except OSError as error:
-        raise cannot_read(path, error) from error
-
-
-def cannot_read(path: Path, error: OSError) -> CheckpointError:
-    """The error to raise where something in a run's folder cannot be read."""
-    return CheckpointError(f"cannot read {path}: {error.strerror}; let it be read, or choose another --workdir")
+        what = f"cannot read {error.filename or path}: {error.strerror}"
+        raise CheckpointError(f"{what}; let it be read, or choose another --workdir") from error
 
 
 def _first(changed: Sequence[tree.Difference]) -> str:

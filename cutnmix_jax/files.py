@@ -5,6 +5,7 @@ without end; what a link leads to belongs to somebody else.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -45,10 +46,8 @@ def kind(path: Path) -> str:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    for name, is_one in (("file", stat.S_ISREG), ("folder", stat.S_ISDIR), ("a link", stat.S_ISLNK)):
-        if is_one(mode):
-            return name
-    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    names = {"-": "file", "d": "folder", "l": "a link", "p": "a pipe", "s": "a socket"}
+    return names.get(stat.filemode(mode)[0], "a device")
 
 
 def refuse_other(path: Path, wanted: str) -> None:
@@ -156,11 +155,9 @@ def put_aside(path: Path, target: Path) -> Path:
     Raises:
       OSError: it cannot be renamed.
     """
-    stem, number = f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}", 0
-    free = target.with_name(stem + target.suffix)
-    while kind(free):
-        number += 1
-        free = target.with_name(f"{stem}-{number}{target.suffix}")
+    stem = f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(1)))
+    free = next(name for one in stems if not kind(name := target.with_name(one + target.suffix)))
     path.rename(free)
     return free
 

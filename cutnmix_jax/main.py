@@ -80,7 +80,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         with device.logged_once():
             train.train(settings, workdir, stop, known.force, start)
     except jax.errors.JaxRuntimeError as error:
-        raise excused(error) or device.failure(error, settings.backbones) from error
+        raise excused(error) or device.failure(error, settings.own_backbones) from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:

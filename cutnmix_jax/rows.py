@@ -19,15 +19,16 @@ class Speed(NamedTuple):
     seconds: float = 0.0
 
 
-def of_epoch(engine: Engine, saved: Saved, epoch: int, speed: Speed) -> Row:
-    """The row of an epoch, 0-based, that was just finished."""
-    begun = time.monotonic()
+def of_epoch(engine: Engine, saved: Saved, speed: Speed) -> Row:
+    """The row of the epoch that was just finished."""
+    begun, step = time.monotonic(), int(saved.state.step)
+    epoch = step // engine.steps_per_epoch - 1
     trained = means(engine, saved.totals, engine.steps_per_epoch)
     tested = _tested(engine, saved.state) if _is_tested(engine.settings, epoch) else {}
     seconds = float(saved.seconds) + time.monotonic() - begun
     return {
         "epoch": epoch + 1,
-        "step": int(saved.state.step),
+        "step": step,
         "learning_rate": float(f"{engine.learning_rate(epoch):.7g}"),
         **{f"train/{name}": value for name, value in trained.items()},
         **tested,

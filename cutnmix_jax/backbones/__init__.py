@@ -67,6 +67,6 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
       UsageError: if there is no such backbone, its file is broken, or the user's network is not what a backbone should
         be.
     """
-    if ":" in name:
+    if foreign.is_foreign(name):
         return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)
     return adapters.linen_backbone(name, find(name)(num_classes, dtype), image_shape)

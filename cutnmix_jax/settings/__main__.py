@@ -1,14 +1,13 @@
 """Prints every field of a run with its default, whether it may change, and its reason: `docs/fields.md`."""
 
 import dataclasses
-import typing
 from collections.abc import Iterator
 from typing import Any
 
 from cutnmix_jax import methods
 from cutnmix_jax.fields import Change
 from cutnmix_jax.method import Method
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import Settings, tree
 
 _HEAD = """\
 # The fields of a run
@@ -33,20 +32,12 @@ def lines() -> Iterator[str]:
 
 def _table(kind: type, path: str) -> Iterator[str]:
     yield from ("", "| field | default | may change | what it is, and why |", "|---|---|---|---|")
-    yield from _rows(kind, path)
-
-
-def _rows(kind: type, path: str) -> Iterator[str]:
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        name, hint = path + field.name, hints[field.name]
+    for name, hint, field in tree.leaves(kind, path):
         if "check" in field.metadata:
             reason, change = field.metadata["reason"].replace("|", "\\|"), _MAY_CHANGE[field.metadata["change"]]
             yield f"| `{name}` | `{_shown(field.default)}` | {change} | {reason} |"
         elif hint is Method:
             yield f"| `{name}.name` | from the row | force | a file of cutnmix_jax/methods; its options are below |"
-        elif dataclasses.is_dataclass(hint):
-            yield from _rows(typing.cast(type, hint), f"{name}.")
         else:
             yield f"| `{name}.TERM` | from the row | force | the weight of a loss term; with 0 it is only measured |"
 

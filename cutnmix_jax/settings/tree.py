@@ -139,13 +139,20 @@ def _placed(settings: Any) -> Tree:
     return tree
 
 
-def optional_fields(kind: type = Settings, path: str = "") -> Iterator[str]:
-    """The paths of all fields that may be None."""
-    for name, hint in typing.get_type_hints(kind).items():
+def leaves(kind: type = Settings, path: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Each field in its order, with its path and its type; a method is one, and so are all weights."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and hint is not Method:
-            yield from optional_fields(typing.cast(type, hint), f"{path}{name}.")
-        elif type(None) in _kinds(hint):
-            yield path + name
+            yield from leaves(typing.cast(type, hint), f"{path}{field.name}.")
+        else:
+            yield path + field.name, hint, field
+
+
+def optional_fields() -> tuple[str, ...]:
+    """The paths of all fields that may be None."""
+    return tuple(path for path, hint, _ in leaves() if type(None) in _kinds(hint))
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
@@ -175,13 +182,6 @@ def change_of(path: str, method: str = "") -> Change:
       path: of the field, as `optimizer.learning_rate`.
       method: the name of the method's module, for its options.
     """
-    kind: Any = Settings
-    for name in path.split("."):
-        field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
-        hint = typing.get_type_hints(kind).get(name)
-        if field and "change" in field.metadata:
-            return field.metadata["change"]
-        if not dataclasses.is_dataclass(hint):
-            break
-        kind = methods.find(method) if hint is Method and method in methods.names() else hint
-    return Change.FORCED
+    options = leaves(methods.find(method), "loss.") if method in methods.names() else ()
+    changes = {known: field.metadata.get("change") for known, _, field in (*leaves(), *options)}
+    return changes.get(path) or Change.FORCED
