@@ -77,29 +77,24 @@ def read(path: Path) -> bytes:
         return file.read(MOST_BYTES)
 
 
-def parsed(text: bytes | str) -> Any:
-    """What a text of JSON says.
+def fields_of(text: bytes | str) -> dict[str, Any]:
+    """The fields of a text of JSON.
 
     Raises:
-      ValueError: it says nothing, whatever is wrong with it.
+      ValueError: it holds none, whatever is wrong with it.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a file of JSON.
-
-    Raises:
-      ValueError: it holds none.
-      CheckpointError, OSError: as `read`.
-    """
-    found = parsed(read(path))
     if not isinstance(found, dict):
         raise ValueError("it holds no fields")
     return found
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a file of JSON; raises what `read` and `fields_of` do."""
+    return fields_of(read(path))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

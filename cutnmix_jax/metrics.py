@@ -192,12 +192,9 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for line in text.splitlines():
         try:
-            row = files.parsed(line)
+            rows.append(files.fields_of(line))
         except ValueError:
             break
-        if not isinstance(row, dict):
-            break
-        rows.append(row)
     return rows
 
 

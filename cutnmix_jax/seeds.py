@@ -4,6 +4,7 @@ One run leaves most of a large GPU idle, and a second core or two of a CPU. On a
 of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
+import contextlib
 import signal
 import statistics
 import subprocess
@@ -23,10 +24,9 @@ def parse(text: str) -> list[int]:
     Raises:
       UsageError: they are no whole numbers, or one is there twice.
     """
-    try:
+    seeds: list[int] = []
+    with contextlib.suppress(ValueError):
         seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds={text}: must be different whole numbers with commas, for instance 95,96,97")
     return seeds

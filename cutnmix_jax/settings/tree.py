@@ -7,7 +7,7 @@ as its name and its options.
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -46,14 +46,28 @@ class Difference(NamedTuple):
 
 def of_settings(settings: Any) -> Tree:
     """The tree of settings; tuples are lists, as in JSON."""
+    return _of(settings, lambda value, hint: list(value) if isinstance(value, tuple) else value)
+
+
+def to_config_dict(settings: Settings) -> ConfigDict:
+    """The settings as a ConfigDict, whose fields a file and a command line may set.
+
+    It has a placeholder of its type for each None, so that it can be set.
+    """
+    return ConfigDict(
+        _of(settings, lambda value, hint: config_dict.placeholder(_kinds(hint)[0]) if value is None else value)
+    )
+
+
+def _of(settings: Any, leaf: Callable[[Any, Any], Any]) -> Tree:
+    hints = typing.get_type_hints(type(settings))
     tree: Tree = {"name": methods.name_of(settings)} if isinstance(settings, Method) else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            value = of_settings(value)
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        tree[field.name] = list(value) if isinstance(value, tuple) else value
+            tree[field.name] = _of(value, leaf)
+        else:
+            tree[field.name] = dict(value) if isinstance(value, Mapping) else leaf(value, hints[field.name])
     return tree
 
 
@@ -118,25 +132,6 @@ def _weights(tree: Any, path: str) -> dict[str, float]:
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """The types that a field may have: both of `float | None`."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def to_config_dict(settings: Settings) -> ConfigDict:
-    """The settings as a ConfigDict, whose fields a file and a command line may set."""
-    return ConfigDict(_placed(settings))
-
-
-def _placed(settings: Any) -> Tree:
-    """The tree with tuples, and with a placeholder of its type for each None, so that it can be set."""
-    hints, tree = typing.get_type_hints(type(settings)), of_settings(settings)
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            tree[field.name] = _placed(value)
-        elif isinstance(value, tuple):
-            tree[field.name] = value
-        elif value is None:
-            tree[field.name] = config_dict.placeholder(_kinds(hints[field.name])[0])
-    return tree
 
 
 def leaves(kind: type = Settings, path: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
