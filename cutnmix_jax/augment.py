@@ -30,11 +30,11 @@ def crop_flip(key: jax.Array, images: jax.Array, flip: bool) -> jax.Array:
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     offsets = jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1)
     crop = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
-    views = crop(padded, offsets)
+    cropped = crop(padded, offsets)
     if not flip:
-        return views
+        return cropped
     mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
-    return jnp.where(mirrored, views[:, :, ::-1], views)
+    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
 def draw_ratio(key: jax.Array, alpha: float) -> jax.Array:
@@ -116,22 +116,20 @@ def cutnmix_boxes(
     ratio = draw_ratio(ratio_key, alpha)
     if reading in ("raw", "own"):
         boxes = jax.vmap(lambda peer_key: cutmix_box(peer_key, ratio, size))(jax.random.split(box_key, num_peers))
-        return boxes, jnp.broadcast_to(ratio, (num_peers,)) if reading == "raw" else area(boxes, size)
-    if reading == "cutmix":
-        box, reach = cutmix_box(box_key, ratio, size), _reach(ratio, size)
-        if num_peers == 1:
-            return box[None], area(box[None], size)
-        peer_keys = jax.random.split(place_key, num_peers)
-        boxes = jax.vmap(lambda peer_key: _alike(peer_key, box, reach, size))(peer_keys)
-        return boxes, area(boxes, size)
-    if reading == "uniform":
-        shape = cutmix_box(box_key, ratio, size)[2:]
+    elif reading == "cutmix":
+        boxes, reach = cutmix_box(box_key, ratio, size)[None], _reach(ratio, size)
+        if num_peers > 1:
+            peer_keys, box = jax.random.split(place_key, num_peers), boxes[0]
+            boxes = jax.vmap(lambda peer_key: _alike(peer_key, box, reach, size))(peer_keys)
     else:
-        shape = jnp.round(jnp.asarray(size) * jnp.sqrt(ratio)).astype(jnp.int32)
-    places = jnp.asarray(size) - (0 if reading == "wrap" else shape - 1)
-    corners = jax.random.randint(place_key, (num_peers, 2), 0, places)
-    boxes = jnp.concatenate([corners, jnp.broadcast_to(shape, (num_peers, 2))], axis=1)
-    return boxes, area(boxes, size)
+        if reading == "uniform":
+            shape = cutmix_box(box_key, ratio, size)[2:]
+        else:
+            shape = jnp.round(jnp.asarray(size) * jnp.sqrt(ratio)).astype(jnp.int32)
+        places = jnp.asarray(size) - (0 if reading == "wrap" else shape - 1)
+        corners = jax.random.randint(place_key, (num_peers, 2), 0, places)
+        boxes = jnp.concatenate([corners, jnp.broadcast_to(shape, (num_peers, 2))], axis=1)
+    return boxes, jnp.broadcast_to(ratio, (num_peers,)) if reading == "raw" else area(boxes, size)
 
 
 def area(boxes: jax.Array, size: Size) -> jax.Array:
@@ -177,11 +175,9 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
         amount = jnp.where(mixed, draw_ratio(box_key, alpha), 0.0)
         blended = amount * images[:, partner] + (1 - amount) * images
         return blended, Mix(partner, jnp.broadcast_to(amount, (num_peers,)), no_box)
-    if kind == "cutmix":
-        boxes, amount = cutnmix_boxes(box_key, 1, alpha, size, "cutmix")
-        boxes, amount = jnp.broadcast_to(boxes, (num_peers, 4)), jnp.broadcast_to(amount, (num_peers,))
-    else:
-        boxes, amount = cutnmix_boxes(box_key, num_peers, alpha, size, box)
+    one_box = kind == "cutmix"
+    boxes, amount = cutnmix_boxes(box_key, 1 if one_box else num_peers, alpha, size, "cutmix" if one_box else box)
+    boxes, amount = jnp.broadcast_to(boxes, (num_peers, 4)), jnp.broadcast_to(amount, (num_peers,))
     boxes, amount = jnp.where(mixed, boxes, 0), jnp.where(mixed, amount, 0.0)
     masks = jax.vmap(lambda peer_box: box_mask(peer_box, size))(boxes)[:, None, :, :, None]
     return jnp.where(masks, images[:, partner], images), Mix(partner, amount, boxes)

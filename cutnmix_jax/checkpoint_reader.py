@@ -115,24 +115,21 @@ class Reader:
             )
         return None
 
-    def read_parts(self, parts: dict[str, tuple[str, Tree]]) -> dict[str, Tree]:
-        """Reads parts of the newest state whatever else it holds.
+    def read_network(self, shapes: dict[str, Tree]) -> dict[str, Tree]:
+        """Reads peer 0 of the newest state, whatever else that holds.
 
         Args:
-          parts: a name -> where the part stands in the state, with dots, and its shapes.
-
-        Returns:
-          The name -> the part.
+          shapes: of the network, {'params': tree, 'batch_stats': tree}, or of a part of it.
 
         Raises:
-          CheckpointError: nothing was saved, or it cannot be read, or the parts are not in it.
+          CheckpointError: nothing was saved, or it cannot be read, or the network is not in it.
         """
         step = max(self.steps(), default=None)
         if step is None:
             raise CheckpointError(f"{self._folder} holds no checkpoint")
         try:
             flat, _ = self._read_flat(step, None)
-            return {name: digests.part_of(flat, prefix, like) for name, (prefix, like) in parts.items()}
+            return {name: digests.part_of(flat, digests.PEER_0[name], like) for name, like in shapes.items()}
         except Exception as error:
             raise excused(error) or CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"

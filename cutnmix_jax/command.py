@@ -72,24 +72,18 @@ def exit_code_of(command: Callable[[], None]) -> int:
       Exception: a fault of ours, with its traceback.
     """
     with unbreakable():
-        return _exit_code_of(command)
-
-
-def _exit_code_of(command: Callable[[], None]) -> int:
-    try:
-        command()
-    except StoppedError as error:  # as asked, and no error
-        print(one_line(error), file=sys.stderr)
-        return error.exit_code
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: stopped from the keyboard", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if (excuse := excused(error)) is None:
-            raise
-        print(f"error: {one_line(excuse)}", file=sys.stderr)
-        return excuse.exit_code
-    return 0
+        try:
+            command()
+        except StoppedError as error:  # as asked, and no error
+            print(one_line(error), file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("error: stopped from the keyboard", file=sys.stderr)
+            return 130
+        except Exception as error:
+            told = error if isinstance(error, UserError) else excused(error)
+            if told is None:
+                raise
+            print(f"error: {one_line(told)}", file=sys.stderr)
+            return told.exit_code
+        return 0

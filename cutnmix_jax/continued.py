@@ -1,7 +1,8 @@
 """Whether a run goes on with the fields that it was begun with, and what its folder says of it."""
 
+import contextlib
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,8 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allow
     """
     path, new = workdir / CONFIG, tree.of_settings(settings)
     try:
-        old = files.read_fields(path)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+        with reading(path):
+            old = files.read_fields(path)
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
     changed, ours = tree.changes(old, new), set(old) == set(new)
@@ -64,7 +64,7 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allow
     return True
 
 
-def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, allowed: Allowed) -> bool:
+def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, allowed: Allowed) -> list[tree.Difference]:
     """Compares the fields of a run with those that its checkpoint was trained with, whatever `config.json` says.
 
     Args:
@@ -74,7 +74,7 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
       allowed: which fields may have changed.
 
     Returns:
-      Whether it goes on with other fields.
+      The fields that it goes on with other values of.
 
     Raises:
       UsageError: one of them cannot change within a run.
@@ -90,11 +90,16 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
         raise CheckpointError(
             f"{what}; restore config.json, choose another --workdir, or --force to go on with the new values"
         )
-    return bool(changed)
+    return changed
 
 
 def claim(
-    workdir: Path, settings: Settings, step: int, saved: Mapping[str, Any], allowed: Allowed, why_not: str = ""
+    workdir: Path,
+    settings: Settings,
+    step: int,
+    changed: Sequence[tree.Difference],
+    allowed: Allowed,
+    why_not: str = "",
 ) -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
@@ -105,7 +110,7 @@ def claim(
       workdir: the folder.
       settings: of the run.
       step: at which it goes on.
-      saved: the fields that stand in the checkpoint of that step; empty where there is none.
+      changed: from `check_saved`, of the checkpoint of that step; empty where there is none.
       allowed: which fields may have changed.
       why_not: why results that are there are not its own, from `finished.look`.
     """
@@ -118,7 +123,7 @@ def claim(
     # This file first: should a kill come between the two, a start without --force is refused.
     if read_if_any(path) != new:
         files.write_json(path, new)
-    if changed := tree.changes(dict(saved), new) if saved else []:
+    if changed:
         change = {"step": step, "changed": list(map(str, changed))}
         extended = allowed is Allowed.EPOCHS or recorded(workdir, EXTENDED)[-1:] == [change]
         name = EXTENDED if extended else FORCED
@@ -149,17 +154,19 @@ def read_if_any(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: it cannot be read.
     """
-    try:
+    with reading(path), contextlib.suppress(FileNotFoundError, ValueError):
         return files.read_fields(path)
-    except (FileNotFoundError, ValueError):
-        return {}
+    return {}
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While entered, what cannot be read in a run's folder, `path` if nothing else is named, is a CheckpointError."""
+    try:
+        yield
     except OSError as error:
-        raise cannot_read(path, error) from error
-
-
-def cannot_read(path: Path, error: OSError) -> CheckpointError:
-    """The error to raise where something in a run's folder cannot be read."""
-    return CheckpointError(f"cannot read {path}: {error.strerror}; let it be read, or choose another --workdir")
+        what = f"cannot read {error.filename or path}: {error.strerror}"
+        raise CheckpointError(f"{what}; let it be read, or choose another --workdir") from error
 
 
 def _first(changed: Sequence[tree.Difference]) -> str:

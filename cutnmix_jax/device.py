@@ -114,10 +114,10 @@ def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageErr
 
     Args:
       error: what JAX raised.
-      names: of the networks.
+      names: of the networks of a user's own.
     """
     left = "what was saved stays, and the same command goes on from there"
-    own = " and ".join(sorted({name for name in names if ":" in name}))
+    own = " and ".join(sorted(set(names)))
     if own and "Traceback (most recent call last)" in str(error):  # JAX hands it on as text
         raised = str(error).strip().splitlines()[-1]
         return UsageError(f"backbone {own!r} fails in a function that it calls back ({raised[:300]}); mend it: {left}")
@@ -128,18 +128,14 @@ def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageErr
 @contextlib.contextmanager
 def logged_once() -> Iterator[None]:
     """While entered, JAX does not log the traceback of a function that fails when it is called back: it raises, too."""
-
-    def refuse(record: logging.LogRecord) -> bool:
-        return False
-
     loggers = [logging.getLogger(f"jax._src.{name}") for name in ("callback", "debugging")]
     for logger in loggers:
-        logger.addFilter(refuse)
+        logger.disabled = True
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(refuse)
+            logger.disabled = False
 
 
 def _mend_cache(folder: Path) -> None:
@@ -162,16 +158,11 @@ def _mend_cache(folder: Path) -> None:
                         path.unlink()
         elif not full and not cache.takes_nothing(folder):  # a disk that is full for one program is full for the next
             full = True
-            console.warn(
-                f"cannot keep compiled programs in {folder} ({_why(message)}); they are compiled in each start"
-            )
+            why = " ".join(str(message).rpartition(": ")[2].split())[:120]
+            console.warn(f"cannot keep compiled programs in {folder} ({why}); they are compiled in each start")
 
     warnings.showwarning = show
     warnings.filterwarnings("always", "Error .* persistent compilation cache entry", UserWarning)
-
-
-def _why(message: Warning | str) -> str:
-    return one_line(Exception(str(message).rpartition(": ")[2]))[:120]
 
 
 def _is_whole(path: Path) -> bool:

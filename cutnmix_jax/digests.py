@@ -20,6 +20,9 @@ _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a pr
 
 FORMAT = 4  # of what is said of a checkpoint; another number is of another version of this program
 
+# Where the network of peer 0 stands in a state.
+PEER_0 = {"params": "state.params.peers.0", "batch_stats": "state.batch_stats.0"}
+
 # `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, the
 # fields of the `config`, `stream`, and `all`, the SHA-256 of all these.
 Digests = dict[str, Any]
@@ -82,19 +85,17 @@ def part_of(arrays: dict[str, jax.Array], prefix: str, like: Tree) -> Tree:
 
 def of_network(variables: dict[str, Tree]) -> str:
     """The SHA-256 of a network, {'params': tree, 'batch_stats': tree}."""
-    arrays = {name: np.asarray(leaf) for name, leaf in flat(jax.device_get(variables)).items()}
-    return _of_json({name: _of_array(array) for name, array in arrays.items()})
+    return of_json({name: _of_array(np.asarray(leaf)) for name, leaf in flat(jax.device_get(variables)).items()})
 
 
 def of_saved_network(record: Digests) -> str:
     """`of_network` of peer 0, out of the digests of the state that it is in."""
-    parts = {"params": "state.params.peers.0.", "batch_stats": "state.batch_stats.0."}
-    return _of_json(
+    return of_json(
         {
-            f"{part}.{name.removeprefix(prefix)}": text
-            for part, prefix in parts.items()
+            part + name.removeprefix(prefix): text
+            for part, prefix in PEER_0.items()
             for name, text in record["arrays"].items()
-            if name.startswith(prefix)
+            if name.startswith(f"{prefix}.")
         }
     )
 
@@ -122,22 +123,17 @@ def _stream(settings: str) -> str:
         )
 
     drawn = [np.asarray(array) for array in compiled(draw, once=True)()]
-    return _of_json([f"{array.dtype}{array.tolist()}" for array in drawn])[:16]
-
-
-def of_tree(tree: Tree) -> str:
-    """The SHA-256 of the names, types, shapes and values of all arrays of a tree, a network's for instance."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        array = np.asarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype}{list(array.shape)}".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
+    return of_json([f"{array.dtype}{array.tolist()}" for array in drawn])[:16]
 
 
 def of_data(dataset: Dataset) -> str:
-    """The SHA-256 of all images and labels in their order; a tenth of a second for CIFAR."""
-    return of_tree((dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels))
+    """The SHA-256 of all images and labels in their order, with types and shapes; a tenth of a second for CIFAR."""
+    sha = hashlib.sha256()
+    arrays = dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels
+    for number, array in enumerate(arrays):
+        sha.update(f"[{number}] {array.dtype}{list(array.shape)}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -230,9 +226,10 @@ def _of_array(array: np.ndarray) -> str:
     return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
-def _of_json(value: Any) -> str:
+def of_json(value: Any) -> str:
+    """The SHA-256 of what JSON can hold, the same for the same fields: of those of a `config.json`, for instance."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _all(record: Mapping[str, Any]) -> str:
-    return _of_json({name: value for name, value in record.items() if name != "all"})
+    return of_json({name: value for name, value in record.items() if name != "all"})

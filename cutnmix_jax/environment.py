@@ -19,6 +19,7 @@ from cutnmix_jax.types import Dataset
 
 _NUMBERS = ("jax", "jaxlib", "flax", "optax", "numpy")  # packages that decide the numbers, beside ours and a GPU's
 _GPU_LIBRARIES = ("jax-cuda", "nvidia-")
+_LOOKED_AT = ("JAX_", "XLA_", "PJRT_", "NPROC", "NVIDIA_TF32", "CUBLAS_")  # variables, by JAX and XLA
 _OTHERS = ("orbax-checkpoint", "tensorflow-datasets")  # what they read has digests of its own
 
 # XLA splits its sums by the number of threads and compiles for the CPU it finds; libc has some of its functions.
@@ -36,7 +37,7 @@ def of_run(dataset: Dataset, networks: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
       dataset: whose images it has.
-      networks: the backbones' names; a user's own, `my_pkg.nets:make`, is known by the file that it is in.
+      networks: of a user's own, `my_pkg.nets:make`; each is known by the file that it is in.
 
     Returns:
       What `environment.json` says, as JSON can hold it.
@@ -57,7 +58,7 @@ def of_run(dataset: Dataset, networks: Sequence[str] = ()) -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "platform": platform.platform(),
         "data_sha256": digests.of_data(dataset),
-        "environment": _variables(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(_LOOKED_AT)},
         "settings": {
             name: value if isinstance(value, bool | int | float | str | None) else str(value)
             for name, value in jax.config.values.items()
@@ -127,12 +128,6 @@ def _flags() -> list[str]:
     return flags + [f"{name}={os.environ[name]}" for name in gpu if name in os.environ]
 
 
-def _variables() -> dict[str, str]:
-    """The variables that JAX and XLA look at."""
-    looked_at = ("JAX_", "XLA_", "PJRT_", "NPROC", "NVIDIA_TF32", "CUBLAS_")
-    return {name: value for name, value in os.environ.items() if name.startswith(looked_at)}
-
-
 def _source(networks: Sequence[str]) -> dict[str, str]:
     """A SHA-256 of the source of this package, and of the file of each network of a user's own."""
     here = Path(__file__).parent
@@ -140,7 +135,7 @@ def _source(networks: Sequence[str]) -> dict[str, str]:
     for path in sorted(here.rglob("*.py")):
         ours.update(f"{path.relative_to(here).as_posix()} ".encode() + path.read_bytes())
     found = {"cutnmix_jax": ours.hexdigest()[:16]}
-    for module in sorted({name.partition(":")[0] for name in networks if ":" in name}):
+    for module in sorted({name.partition(":")[0] for name in networks}):
         with contextlib.suppress(KeyError, AttributeError, TypeError, OSError):  # typed in, not read from a file
             found[module] = hashlib.sha256(Path(sys.modules[module].__file__ or "").read_bytes()).hexdigest()[:16]
     return found

@@ -107,12 +107,7 @@ def excused(error: BaseException) -> UsageError | None:
     Returns:
       An error that names an installation that lacks something, or full memory; None where it may be the file.
     """
-    cause: BaseException | None = error
-    while cause:
-        if found := _too_little_memory(cause) or _incomplete(cause):
-            return found
-        cause = cause.__cause__
-    return None
+    return next((found for cause in _causes(error) if (found := _too_little_memory(cause) or _incomplete(cause))), None)
 
 
 def not_given(error: BaseException) -> str:
@@ -121,12 +116,16 @@ def not_given(error: BaseException) -> str:
     By an error's number; by its text, which is all that libraries in C++ tell, only where the file system cannot be
     asked afterwards.
     """
-    cause: BaseException | None = error
-    while cause:
+    for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _NOT_GIVEN:
             return _HELD.sub("", f"{cause.filename}: {cause.strerror}") if cause.filename else one_line(cause)
-        cause = cause.__cause__
     return one_line(error)[:200] if any(os.strerror(number) in str(error) for number in _TOO_FEW) else ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
 
 
 def installation(error: BaseException) -> UsageError:

@@ -5,6 +5,7 @@ without end; what a link leads to belongs to somebody else.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -45,10 +46,8 @@ def kind(path: Path) -> str:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    for name, is_one in (("file", stat.S_ISREG), ("folder", stat.S_ISDIR), ("a link", stat.S_ISLNK)):
-        if is_one(mode):
-            return name
-    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    names = {"-": "file", "d": "folder", "l": "a link", "p": "a pipe", "s": "a socket"}
+    return names.get(stat.filemode(mode)[0], "a device")
 
 
 def refuse_other(path: Path, wanted: str) -> None:
@@ -78,29 +77,24 @@ def read(path: Path) -> bytes:
         return file.read(MOST_BYTES)
 
 
-def parsed(text: bytes | str) -> Any:
-    """What a text of JSON says.
+def fields_of(text: bytes | str) -> dict[str, Any]:
+    """The fields of a text of JSON.
 
     Raises:
-      ValueError: it says nothing, whatever is wrong with it.
+      ValueError: it holds none, whatever is wrong with it.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a file of JSON.
-
-    Raises:
-      ValueError: it holds none.
-      CheckpointError, OSError: as `read`.
-    """
-    found = parsed(read(path))
     if not isinstance(found, dict):
         raise ValueError("it holds no fields")
     return found
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a file of JSON; raises what `read` and `fields_of` do."""
+    return fields_of(read(path))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -156,11 +150,9 @@ def put_aside(path: Path, target: Path) -> Path:
     Raises:
       OSError: it cannot be renamed.
     """
-    stem, number = f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}", 0
-    free = target.with_name(stem + target.suffix)
-    while kind(free):
-        number += 1
-        free = target.with_name(f"{stem}-{number}{target.suffix}")
+    stem = f"{target.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(1)))
+    free = next(name for one in stems if not kind(name := target.with_name(one + target.suffix)))
     path.rename(free)
     return free
 

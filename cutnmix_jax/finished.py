@@ -76,7 +76,7 @@ def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Ro
         "seconds": sum(row["seconds"] for row in rows),
         "device": jax.devices()[0].device_kind,
         "versions": environment.versions(),
-        "config_sha256": metrics.config_sha256(tree.of_settings(settings)),
+        "config_sha256": digests.of_json(tree.of_settings(settings)),
     }
 
 
@@ -96,7 +96,7 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     """What beside some results is of another run; empty where nothing is."""
     config = files.read_fields(folder / CONFIG)
     named = [(results[name], config[name]) for name in ("dataset", "method", "seed", "epochs")]
-    if results["config_sha256"] != metrics.config_sha256(config) or any(one != other for one, other in named):
+    if results["config_sha256"] != digests.of_json(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
     rows = metrics.read_rows(folder / metrics.ROWS)
     if len(rows) != results["epochs"] or not are_whole(rows):

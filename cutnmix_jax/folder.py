@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
-from cutnmix_jax.continued import EXTENDED, FORCED, Allowed, cannot_read, read_if_any
+from cutnmix_jax.continued import EXTENDED, FORCED, Allowed, read_if_any, reading
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
 from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
 from cutnmix_jax.settings import Settings, tree
@@ -65,7 +65,8 @@ def opened(workdir: Path, settings: Settings, allowed: Allowed) -> Iterator[Open
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UsageError(f"{workdir} is {_a(files.kind(workdir))} and no folder; choose another --workdir") from error
+        found = files.kind(workdir).replace("file", "a file")
+        raise UsageError(f"{workdir} is {found} and no folder; choose another --workdir") from error
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
@@ -134,7 +135,7 @@ def _cannot_write(workdir: Path, error: OSError) -> UsageError:
 
 def _check_kinds(workdir: Path) -> None:
     """Raises CheckpointError unless what has the name of a file of a run is a file, and of a folder a folder."""
-    try:
+    with reading(workdir):
         for name in _FILES:
             files.refuse_other(workdir / name, "file")
             if files.kind(aside := workdir / f"{name}.tmp") == "folder":  # under which it will be written
@@ -145,8 +146,6 @@ def _check_kinds(workdir: Path) -> None:
         for name in _FOLDERS:
             files.refuse_other(workdir / name, "folder")
         digests.steps_in(workdir / CHECKPOINTS)
-    except OSError as error:
-        raise cannot_read(Path(error.filename or workdir), error) from error
 
 
 def _check_new(workdir: Path) -> None:
@@ -169,14 +168,8 @@ def _is_known(name: str) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    try:
+    with reading(folder):
         return sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise cannot_read(folder, error) from error
-
-
-def _a(kind: str) -> str:
-    return "a file" if kind == "file" else kind
 
 
 def _holds(path: Path) -> bool:
@@ -196,10 +189,8 @@ def _begun(workdir: Path) -> bool:
 
 def _rows(workdir: Path) -> list[metrics.Row]:
     path = workdir / metrics.ROWS
-    try:
+    with reading(path):
         return metrics.read_rows(path)
-    except OSError as error:
-        raise cannot_read(path, error) from error
 
 
 def check_checkpoints(workdir: Path) -> None:

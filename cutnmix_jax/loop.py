@@ -3,21 +3,19 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import compiler, console, metrics, rows
+from cutnmix_jax import console, metrics, rows
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
 from cutnmix_jax.rows import Speed
-from cutnmix_jax.settings import Checkpoint
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.types import NEVER, Row, Totals
 
@@ -79,6 +77,7 @@ def train(
       CallerError: `on_epoch` has raised; what was trained is saved.
     """
     total, settings = engine.total_steps, engine.settings
+    every = settings.checkpoint.every_steps
     reached = int(saved.state.step)
     saved_at, speed = time.monotonic(), Speed()
     began = began or Began(saved_at, 0.0)
@@ -86,32 +85,26 @@ def train(
     earlier = float(saved.wall_seconds)
     with console.Display(total, reached, settings.batch_size) as display:
         while reached < total:
-            epoch = reached // engine.steps_per_epoch
-            until = _next_save(settings.checkpoint, reached, (epoch + 1) * engine.steps_per_epoch)
-            deadline = saved_at + 60 * _minutes(settings.checkpoint)
+            epoch = reached // engine.steps_per_epoch + 1
+            end = epoch * engine.steps_per_epoch
+            until = min(end, (reached // every + 1) * every) if every else end
+            deadline = saved_at + 60 * (settings.checkpoint.every_minutes or math.inf)
             saved, speed = _train_until(engine, saved, until, deadline, speed, display, stop, began)
             reached = int(saved.state.step)
             _check_finite(saved.totals, engine)
             stop.defer()
-            due, refused = _due(settings.checkpoint, reached, saved_at), None
-            if reached == (epoch + 1) * engine.steps_per_epoch:
-                row = rows.of_epoch(engine, saved, epoch, speed)
-                files.append(row)
-                display.epoch_done(row, settings.epochs)
-                refused = _raised_by(on_epoch, row)
-                state, totals, speed = engine.calibrate(saved.state), engine.zero_totals(), Speed()
-                saved = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
-                due |= (epoch + 1) % settings.checkpoint.every_epochs == 0 or metrics.ranked(files.rows)[0] is row
+            refused, due = None, time.monotonic() >= deadline or (every is not None and reached % every == 0)
+            if reached == end:
+                saved, is_best, refused = _end_epoch(engine, saved, speed, files, display, on_epoch)
+                speed = Speed()
+                due |= is_best or epoch % settings.checkpoint.every_epochs == 0
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
                 raise StoppedError("stopped before a new step was trained; the same command starts from the same one")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
-            if last or stopping or refused:
-                checkpoints.finish(reached, saved, files.rows)
-                files.settle()
-            elif due:
-                _save(checkpoints, files, reached, saved)
+            if due or last or stopping or refused:
+                _save(checkpoints, files, saved, last or stopping or refused is not None)
                 saved_at = time.monotonic()
             if refused:
                 raise CallerError from refused
@@ -120,42 +113,32 @@ def train(
     return saved
 
 
-@contextmanager
-def compiled_beside(engine: Engine) -> Iterator[None]:
-    """While entered, compiles the step beside what the caller does."""
-    shapes = engine.shapes()
-    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed(0), 1):
-        yield
+def _end_epoch(
+    engine: Engine, saved: Saved, speed: Speed, files: metrics.Metrics, display: console.Display, on_epoch: OnEpoch
+) -> tuple[Saved, bool, Exception | None]:
+    """Evaluates after an epoch and writes its row.
 
-
-def _save(checkpoints: Checkpoints, files: metrics.Metrics, reached: int, saved: Saved) -> None:
-    first = not checkpoints.steps()
-    checkpoints.save(reached, saved, files.rows)
-    if first:  # a run that cannot write its rows ends now, and not after all epochs
-        files.settle()
-
-
-def _minutes(settings: Checkpoint) -> float:
-    return settings.every_minutes or math.inf
-
-
-def _raised_by(on_epoch: OnEpoch, row: Row) -> Exception | None:
+    Returns:
+      What the next epoch begins with, whether this one is the best so far, and what `on_epoch` raised.
+    """
+    row, refused = rows.of_epoch(engine, saved, speed), None
+    files.append(row)
+    display.epoch_done(row, engine.settings.epochs)
     try:
         on_epoch(dict(row))
     except Exception as error:
-        return error
-    return None
+        refused = error
+    state, totals = engine.calibrate(saved.state), engine.zero_totals()
+    begun = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
+    return begun, metrics.ranked(files.rows)[0] is row, refused
 
 
-def _next_save(settings: Checkpoint, reached: int, end: int) -> int:
-    """The step at which to look at the epoch again: its end, or the next step to be saved at before it."""
-    every = settings.every_steps
-    return min(end, (reached // every + 1) * every) if every else end
-
-
-def _due(settings: Checkpoint, reached: int, saved_at: float) -> bool:
-    every = settings.every_steps
-    return (every is not None and reached % every == 0) or time.monotonic() - saved_at >= 60 * _minutes(settings)
+def _save(checkpoints: Checkpoints, files: metrics.Metrics, saved: Saved, ends: bool) -> None:
+    """Begins to save a state, or has it and all rows on disk where this start ends with it."""
+    reached, first = int(saved.state.step), not checkpoints.steps()
+    (checkpoints.finish if ends else checkpoints.save)(reached, saved, files.rows)
+    if ends or first:  # a run that cannot write its rows ends now, and not after all epochs
+        files.settle()
 
 
 def _train_until(

@@ -130,7 +130,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         if Path(known.config.partition(":")[0]).stem == "quickstart":
             print(_next_steps(workdir))
     except jax.errors.JaxRuntimeError as error:
-        raise excused(error) or device.failure(error, settings.backbones) from error
+        raise excused(error) or device.failure(error, settings.own_backbones) from error
 
 
 def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:

@@ -1,6 +1,7 @@
-"""What a training method is: its options, what it needs, and its terms. The methods themselves are in `methods/`."""
+"""What a training method is, and what a row of the tables says of one. The methods themselves are in `methods/`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -32,7 +33,6 @@ class Setup(NamedTuple):
       backbones: the name of each of J networks.
       share_trunk: whether they share a trunk.
       mix_kind: how batches are mixed, one of `augment.MIX_KINDS`.
-      mix_box: for CutnMix one of `augment.BOX_READINGS`.
       same_images: whether all networks see the same images.
       held_out_examples: how many images are held out of training and shown to `calibrate`.
       teacher: the backbone of the trained teacher; None where there is none.
@@ -43,7 +43,6 @@ class Setup(NamedTuple):
     backbones: tuple[str, ...]
     share_trunk: bool
     mix_kind: str
-    mix_box: str
     same_images: bool
     held_out_examples: int
     teacher: str | None
@@ -59,7 +58,6 @@ class Method:
         a running mean of the parameters of every peer.
       remembers: whether it learns from what was said of an image in earlier epochs, so that its terms depend on which
         images of the training set they are, and on the epoch and the number of all epochs.
-      calibrates: whether `calibrate` is called after each epoch.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(),)
@@ -104,3 +102,28 @@ class Method:
         """The next state, from what the peers say, [J, M, K], of M images that are not trained on, and their labels."""
         del logits, labels
         return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What a row of the tables says of a run; all else follows one recipe (section 3.2).
+
+    Attributes:
+      method: with its options.
+      weights: a term's name -> its weight; with 0 it is measured and not trained on.
+      num_peers: J.
+      views: `per_peer`, a crop and flip for each peer, or `shared`, one for all.
+      mix: how batches are mixed.
+      share_trunk: whether the peers share one trunk.
+      ramp_up: the terms whose weights rise over the first `config.ramp_up.epochs` epochs.
+      headline: the accuracy that the tables show; that of the peers' mean, or `accuracy_` and the name of a head.
+    """
+
+    method: Method
+    weights: Mapping[str, float]
+    num_peers: int = 2
+    views: str = "shared"
+    mix: str = "none"
+    share_trunk: bool = False
+    ramp_up: tuple[str, ...] = ()
+    headline: str = "accuracy"

@@ -26,12 +26,12 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
     lambda stands at the row and the two labels with their shares above each image.
     """
     images = np.clip(np.asarray(batch.images) * dataset.std + dataset.mean, 0, 1)
-    views, num_peers = images.shape[:2]
+    num_views, num_peers = images.shape[:2]
     count = min(count, images.shape[2])
     labels, partner = np.asarray(batch.labels), np.asarray(how.partner)
-    figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * views * num_peers + 0.5), layout="constrained")
-    grid = figure.subplots(views * num_peers, count, squeeze=False)
-    for row, (view, j) in enumerate(np.ndindex(views, num_peers)):
+    figure = Figure(figsize=(1.7 * count + 1.4, 2.25 * num_views * num_peers + 0.5), layout="constrained")
+    grid = figure.subplots(num_views * num_peers, count, squeeze=False)
+    for row, (view, j) in enumerate(np.ndindex(num_views, num_peers)):
         amount, box = float(how.amount[view, j]), np.asarray(how.boxes[view, j])
         for i in range(count):
             axes = grid[row][i]
@@ -41,7 +41,7 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
             axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
             _outline(axes, box, images.shape[3:5])
         who = "all peers" if num_peers < batch.targets.shape[1] else f"peer {j}"
-        who += f", view {view}" if views > 1 else ""
+        who += f", view {view}" if num_views > 1 else ""
         grid[row][0].set_ylabel(f"{who}\npartner's share\n$\\lambda$ = {amount:.3f}", fontsize=9)
     boxed = ", the partner's box outlined" if np.asarray(how.boxes).any() else ""
     figure.suptitle(f"First batch: label shares above each image{boxed}", fontsize=10)

@@ -8,7 +8,6 @@ import jax
 from cutnmix_jax import metrics
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
-from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Row, Totals, TrainState
 
 
@@ -19,15 +18,19 @@ class Speed(NamedTuple):
     seconds: float = 0.0
 
 
-def of_epoch(engine: Engine, saved: Saved, epoch: int, speed: Speed) -> Row:
-    """The row of an epoch, 0-based, that was just finished."""
-    begun = time.monotonic()
+def of_epoch(engine: Engine, saved: Saved, speed: Speed) -> Row:
+    """The row of the epoch that was just finished."""
+    begun, step = time.monotonic(), int(saved.state.step)
+    epoch = step // engine.steps_per_epoch - 1
     trained = means(engine, saved.totals, engine.steps_per_epoch)
-    tested = _tested(engine, saved.state) if _is_tested(engine.settings, epoch) else {}
+    settings = engine.settings
+    # After the first, so that there is a best one.
+    is_tested = epoch == 0 or (epoch + 1) % settings.eval_every_epochs == 0 or epoch + 1 == settings.epochs
+    tested = _tested(engine, saved.state) if is_tested else {}
     seconds = float(saved.seconds) + time.monotonic() - begun
     return {
         "epoch": epoch + 1,
-        "step": int(saved.state.step),
+        "step": step,
         "learning_rate": float(f"{engine.learning_rate(epoch):.7g}"),
         **{f"train/{name}": value for name, value in trained.items()},
         **tested,
@@ -40,11 +43,6 @@ def means(engine: Engine, totals: Totals, steps: int) -> dict[str, float]:
     """What was measured, as means over so many steps."""
     found = jax.device_get(totals.sums)
     return {name: float(found[name]) / max(steps, 1) for name in engine.metrics}
-
-
-def _is_tested(settings: Settings, epoch: int) -> bool:
-    """Whether the networks are evaluated after an epoch, 0-based; after the first, so that there is a best one."""
-    return epoch == 0 or (epoch + 1) % settings.eval_every_epochs == 0 or epoch + 1 == settings.epochs
 
 
 def _tested(engine: Engine, state: TrainState) -> Row:

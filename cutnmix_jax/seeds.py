@@ -4,6 +4,7 @@ One run leaves most of a large GPU idle, and a second core or two of a CPU. On a
 of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
+import contextlib
 import signal
 import statistics
 import subprocess
@@ -23,10 +24,9 @@ def parse(text: str) -> list[int]:
     Raises:
       UsageError: they are no whole numbers, or one is there twice.
     """
-    try:
+    seeds: list[int] = []
+    with contextlib.suppress(ValueError):
         seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds={text}: must be different whole numbers with commas, for instance 95,96,97")
     return seeds
@@ -47,10 +47,11 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
     """
     codes: dict[int, int] = {}
     with Pool[int]() as pool:
-        processes = {}
-        for seed, arguments in commands.items():
-            if not pool.stopping:
-                processes[seed] = pool.start(seed, arguments, subprocess.PIPE)
+        processes = {
+            seed: pool.start(seed, arguments, subprocess.PIPE)
+            for seed, arguments in commands.items()
+            if not pool.stopping
+        }
         readers = [threading.Thread(target=_echo, args=(seed, process)) for seed, process in processes.items()]
         for reader in readers:
             reader.start()
@@ -79,11 +80,8 @@ def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
 
 
 def _show(workdirs: Mapping[int, Path]) -> None:
-    last = {}
-    for seed, folder in workdirs.items():
-        results = finished.read(folder)
-        if results:
-            last[seed] = 100 * results["last"]["accuracy"]
+    found = {seed: finished.read(folder) for seed, folder in workdirs.items()}
+    last = {seed: 100 * results["last"]["accuracy"] for seed, results in found.items() if results}
     each = ", ".join(f"seed {seed} {accuracy:.2f}" for seed, accuracy in last.items())
     print(f"test accuracy of the last epoch, %, mean of peers: {each}")
     if len(last) > 1:

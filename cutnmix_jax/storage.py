@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,26 @@ from cutnmix_jax import files
 from cutnmix_jax.errors import CheckpointError, one_line
 
 
-def hush() -> Callable[[], None]:
-    """Silences what they print; returns what undoes that.
+def hush() -> contextlib.ExitStack:
+    """Silences what they print; closed, or left as a context, what is returned undoes that.
 
     Orbax and TensorStore tell of every save as a warning and of a failed one with tracebacks, Matplotlib of a cache
     folder that it cannot write in.
     """
-    loggers = [logging.getLogger(noisy) for noisy in ("absl", "asyncio", "matplotlib")]
-    levels, otherwise, filters = [logger.level for logger in loggers], sys.unraisablehook, warnings.catch_warnings()
+    undo, otherwise = contextlib.ExitStack(), sys.unraisablehook
 
     def unraisable(raised: Any) -> None:
         if str(raised.exc_value) != "Event loop is closed":  # left by each read or write of Orbax that failed
             otherwise(raised)
 
-    def undo() -> None:
-        filters.__exit__(None, None, None)
-        sys.unraisablehook = otherwise
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-    for logger in loggers:
+    for logger in map(logging.getLogger, ("absl", "asyncio", "matplotlib")):
+        undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-    filters.__enter__()
+    undo.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    undo.callback(setattr, sys, "unraisablehook", otherwise)
     sys.unraisablehook = unraisable
     return undo
-
-
-@contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Silent while entered."""
-    undo = hush()
-    try:
-        yield
-    finally:
-        undo()
 
 
 def reason(error: Exception) -> str:

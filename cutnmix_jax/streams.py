@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +54,21 @@ class _Unbreakable:
         self._set_errors(self._errors)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._lost(error)
+        self._tried(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._lost(error)
+        self._tried(self._stream.flush)
 
-    def _lost(self, error: OSError) -> None:
-        # What waits in the buffer would be tried again at the end of the process, and fail it. The file of a full disk
-        # is kept: there may be room again.
-        if error.errno in _GONE:
-            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+    def _tried(self, call: Callable[..., Any], *text: str) -> None:
+        try:
+            call(*text)
+        except OSError as error:
+            # What waits in the buffer would be tried again at the end of the process, and fail it. The file of a full
+            # disk is kept: there may be room again.
+            if error.errno in _GONE:
+                with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from cutnmix_jax import console, methods, stack
+from cutnmix_jax.engine import optim
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings
@@ -43,9 +44,12 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
             "run": str(workdir),
         }
     )
-    if settings.mapping == "vmap" and any(":" in name for name in settings.backbones):
+    if settings.mapping == "vmap" and settings.own_backbones:
         console.warn("mapping=vmap makes grouped convolutions of a network of your own, 10 to 20 times slower on a CPU")
     optimizer = settings.optimizer
+    if ignored := optim.ignored(optimizer):
+        fields = ", ".join(f"config.optimizer.{name}" for name in ignored)
+        console.warn(f"{fields}: {optimizer.name} with a {optimizer.schedule} schedule does not look at that")
     if optimizer.schedule == "stepwise" and optimizer.milestones and optimizer.milestones[0] >= settings.epochs:
         console.warn(
             "the learning rate never decays: config.optimizer.milestones lie beyond "

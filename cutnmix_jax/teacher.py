@@ -1,5 +1,6 @@
 """A trained network out of the folder of a finished run, to teach another."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, data, digests, files, finished
+from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
@@ -57,7 +59,7 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
         raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
     if trained_on != dataset:
         raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")
-    if ":" in name and name not in students:  # what is written in a folder must not choose what code is run
+    if is_foreign(name) and name not in students:  # what is written in a folder must not choose what code is run
         raise UsageError(
             f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"
         )
@@ -68,14 +70,8 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
 
     def load() -> dict[str, Tree]:
         shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
-        checkpoints = Reader(path / finished.CHECKPOINTS)
-        try:
-            network = checkpoints.read_parts(
-                {"params": ("state.params.peers.0", shapes["params"]),
-                 "batch_stats": ("state.batch_stats.0", shapes["batch_stats"])}
-            )  # fmt: skip
-        finally:
-            checkpoints.close()
+        with contextlib.closing(Reader(path / finished.CHECKPOINTS)) as checkpoints:
+            network = checkpoints.read_network(shapes)
         if digests.of_network(network) != results["weights_sha256"]:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={folder}: its newest weights are not those of its results")
         return network

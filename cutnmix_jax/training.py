@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cutnmix_jax import (
+    compiler,
     console,
     continued,
     data,
@@ -92,7 +93,7 @@ def _train(
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(settings)
     dataset = None if os.path.exists(workdir) else _load(settings, planned)  # noqa: PTH110 - it takes any name
-    with storage.hushed(), folder.opened(workdir, settings, allowed) as opened:
+    with storage.hush(), folder.opened(workdir, settings, allowed) as opened:
         results, why_not = finished.look(workdir)
         if results and not opened.changed:
             if planned.trained and "teacher_sha256" in results:
@@ -145,18 +146,18 @@ def go_on(
     settings = engine.settings
     summary.show(engine, dataset, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
-    made_with = environment.of_run(dataset, settings.backbones)
+    made_with = environment.of_run(dataset, settings.own_backbones)
     folder.check_images(workdir, made_with["data_sha256"])
     keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
     with contextlib.closing(Checkpoints(workdir / finished.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
         # What was saved, if anything.
-        restored = checkpoints.restore(engine.shapes())
+        restored, changed = checkpoints.restore(engine.shapes()), []
         if restored:
-            _check_saved(workdir, engine, trained, restored, opened)
+            changed = _check_saved(workdir, engine, trained, restored, opened)
             print(f"continued from step {int(restored.state.state.step)}", flush=True)
         saved, compiling = (restored.state, 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
-        continued.claim(workdir, settings, begun, restored.config if restored else {}, opened.allowed, why_not)
+        continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
         with _expendable(folder.ENVIRONMENT, OSError):
             folder.note_environment(workdir, made_with, begun)
 
@@ -198,20 +199,21 @@ def go_on(
 
 def _check_saved(
     workdir: Path, engine: Engine, trained: Trained | None, restored: Restored, opened: folder.Opened
-) -> None:
-    """Raises UserError unless what was saved can go on with the fields and the teacher of this start."""
+) -> list[tree.Difference]:
+    """The fields that have changed; UserError unless what was saved can go on with them and with this teacher."""
     changed = continued.check_saved(workdir, restored.config, engine.settings, opened.allowed)
     if trained:
         teacher.check(trained, teacher.digest(restored.state.state.teachers["frozen"]))
     begun, total = int(restored.state.state.step), engine.total_steps
     if opened.allowed is not Allowed.NONE and changed and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
+    return changed
 
 
 def _new(engine: Engine) -> tuple[Saved, float]:
     """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
-    asked = time.monotonic()
-    with loop.compiled_beside(engine):
+    asked, shapes = time.monotonic(), engine.shapes()
+    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed(0), 1):
         saved = jax.block_until_ready(engine.init())
     return saved, time.monotonic() - asked
 

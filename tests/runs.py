@@ -54,7 +54,7 @@ class Made:
         begun = int(saved.state.step)
         files = metrics.Metrics(workdir, restored.rows if restored else [])
         try:
-            with storage.hushed():
+            with storage.hush():
                 loop.train(engine, saved, checkpoints, files, stop, began)
         finally:
             files.close()
@@ -160,7 +160,7 @@ def write_finished(folder, fields, rows, **told):
         "epochs": len(rows),
         "train_examples": 1500, "test_examples": 297, "last": metrics.summary(rows[-1]),
         "best": metrics.summary(metrics.ranked(rows)[0]), "seconds": 10.0, "wall_seconds": 11.0, "device": "cpu",
-        "versions": {"jax": "1.2.3"}, "config_sha256": metrics.config_sha256(fields), "weights_sha256": "0" * 64,
+        "versions": {"jax": "1.2.3"}, "config_sha256": digests.of_json(fields), "weights_sha256": "0" * 64,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import finished, train
+from cutnmix_jax import finished, training
 from cutnmix_jax.methods import rows_by_name
 from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
@@ -428,7 +428,7 @@ def test_eight_curves_are_told_apart(tmp_path, monkeypatch):
 
 def test_real_runs_of_ones_own_network(tmp_path, monkeypatch, capsys):
     settings = command_line.from_flags("quickstart:digits,dml", [*TINY[1:6], "--config.epochs=1"])
-    told = [train.train(settings, tmp_path / "seed95")["last"]["accuracy"], 0.25]
+    told = [training.train(settings, tmp_path / "seed95")["last"]["accuracy"], 0.25]
     config = json.loads((tmp_path / "seed95" / "config.json").read_text())
     write_finished(tmp_path / "seed96", config | {"seed": 96}, rows_of(0.25, 1))
     save(tmp_path / "other", 0.2)

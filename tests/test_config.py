@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import backbones, data, fields, main, methods, metrics, training
+from cutnmix_jax import backbones, data, digests, fields, main, methods, training
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import check, command_line, listing, recipe, tree
 from tests.runs import TEN_EPOCHS
@@ -267,9 +267,9 @@ def test_default_folders():
 
 
 def test_digest_is_of_the_fields_alone():
-    one = metrics.config_sha256(read("configs/resnet32.py", "--config.seed=96"))
+    one = digests.of_json(read("configs/resnet32.py", "--config.seed=96"))
     same = read("configs/resnet110.py", "--config.seed=96", "--config.backbone.name=resnet32")
-    assert one == metrics.config_sha256(same) != metrics.config_sha256(read("configs/resnet32.py"))
+    assert one == digests.of_json(same) != digests.of_json(read("configs/resnet32.py"))
 
 
 def test_a_difference_names_the_field():

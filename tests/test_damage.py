@@ -308,7 +308,7 @@ def test_what_is_not_finite_is_not_saved(value, tmp_path):
 def test_a_teacher_s_checkpoint_is_checked_too(copied):
     shapes = made().engine.shapes().state.params["peers"][0]
     reader = Reader(copied / "checkpoints")
-    reader.read_parts({"params": ("state.params.peers.0", shapes)})
+    reader.read_network({"params": shapes})
     reader.close()
     for file in [path for path in files_of(copied, 26) if path.parent.name == "d"]:  # not the text about the arrays
         content = bytearray(file.read_bytes())
@@ -317,7 +317,7 @@ def test_a_teacher_s_checkpoint_is_checked_too(copied):
         file.write_bytes(content)
     reader = Reader(copied / "checkpoints")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        reader.read_parts({"params": ("state.params.peers.0", shapes)})
+        reader.read_network({"params": shapes})
     reader.close()
     assert steps_in(copied)[-1] == 26  # of somebody else's run nothing is moved
 
@@ -369,7 +369,7 @@ def test_a_library_or_memory_that_is_missing_is_no_damage(error, copied, monkeyp
     assert steps_in(copied) == before and not (copied / "checkpoints-damaged").exists()
     reader = Reader(copied / "checkpoints")
     with pytest.raises(UsageError, match="installation is incomplete|too little memory"):
-        reader.read_parts({})
+        reader.read_network({})
     reader.close()
 
 

@@ -620,7 +620,7 @@ def test_full_memory_is_no_fault_of_an_archive(tmp_path, monkeypatch):
 
     fake = make_archive("cifar10", tmp_path)
     accept(monkeypatch, "cifar10", fake.archive)
-    monkeypatch.setattr(_builder, "_png", fails)
+    monkeypatch.setattr(_builder, "png", fails)
     with pytest.raises(UsageError, match="too little memory"):
         prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))
 
@@ -694,13 +694,13 @@ def test_interrupted_preparation_leaves_nothing_that_looks_prepared(tmp_path, mo
             raise KeyboardInterrupt
         return real(image)
 
-    real = _builder._png
-    monkeypatch.setattr(_builder, "_png", interrupted)
+    real = _builder.png
+    monkeypatch.setattr(_builder, "png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))
     assert _source.find(cifar10.SOURCE, str(tmp_path / "tfds")) is None
     (tmp_path / "tfds/cifar10/3.0.2.incompleteABCDEF").mkdir()  # what a kill -9 would leave
-    monkeypatch.setattr(_builder, "_png", real)
+    monkeypatch.setattr(_builder, "png", real)
     assert "prepared in" in prepare("cifar10", str(tmp_path / "tfds"), str(fake.archive))
     assert len(data.load("cifar10", str(tmp_path / "tfds")).train_labels) == 20
 

@@ -82,3 +82,21 @@ def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
     engine = Made("dml", *rate).engine
     summary.show(engine, engine.dataset, "somewhere")
     assert ("the learning rate never decays" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((), ""),
+        (("name=adamw", "momentum=0.5"), "config.optimizer.momentum: adamw with a stepwise schedule does not look"),
+        (("name=adamw", "momentum=0.9"), ""),  # as it is by default
+        (("schedule=cosine", "decay=0.5", "trust=0.1"), "config.optimizer.trust, config.optimizer.decay: sgd with a"),
+        (("name=lars", "momentum=0.5", "trust=0.1"), ""),
+    ],
+)
+def test_a_field_of_the_optimizer_that_nothing_looks_at_is_told(fields, said, capsys):
+    more = ["--config.optimizer.milestones=(150,180,210)", "--config.epochs=300"]
+    engine = Made("dml", *more, *(f"--config.optimizer.{field}" for field in fields)).engine
+    summary.show(engine, engine.dataset, "somewhere")
+    warned = capsys.readouterr().err
+    assert (said in warned) and bool(warned) == bool(said)

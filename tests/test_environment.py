@@ -211,7 +211,7 @@ import json, jax
 from cutnmix_jax import environment, data
 from cutnmix_jax.backbones import load
 load("nets:Tiny", 4)
-made = environment.of_run(data.load("digits", "", 64, 30), ["resnet8", "nets:Tiny"])
+made = environment.of_run(data.load("digits", "", 64, 30), ["nets:Tiny"])
 print(json.dumps([made["source"], made["commit"], made["local_changes"], environment.deciding(made)["source"]]))
 """
 

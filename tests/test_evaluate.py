@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cutnmix_jax.engine import batches
+from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.evaluation import Accuracies
-from cutnmix_jax.engine.teachers import Teachers
 from cutnmix_jax.settings import recipe
 from cutnmix_jax.types import Dataset, Outputs, Spec, TrainState
 
@@ -46,7 +46,7 @@ def test_against_numpy(size, sizes):
     data, settings = batches.on_device(images, labels), recipe.of_row("rules", "digits", "dml")
     state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
     engine = Engine(
-        settings, dataset, Spec(K, (K, K), size), Rules, Teachers({}), None, data, data, None, None, None, 1
+        settings, dataset, Spec(K, (K, K), size), Rules, Companions({}), None, data, data, None, None, None, 1
     )
     expected = counted(images[:, 0, 0, 0].astype(int), labels)
     for batch_size in sizes:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutnmix_jax import files, finished, lock, main, metrics
+from cutnmix_jax import digests, files, finished, lock, main, metrics
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.paper import options, reproduce
 from cutnmix_jax.paper import report as paper
@@ -144,7 +144,7 @@ def test_results_of_another_run_do_not_end_one(run, tmp_path, capsys):
     folder = copied(run, tmp_path)
     results = json.loads((folder / "results.json").read_text())
     config = json.loads((folder / "config.json").read_text()) | {"seed": 96}
-    other = results | {"seed": 96, "config_sha256": metrics.config_sha256(config)}
+    other = results | {"seed": 96, "config_sha256": digests.of_json(config)}
     (folder / "results.json").write_text(json.dumps(other))
     shutil.rmtree(folder / "checkpoints" / "24")
     assert main.main([*hostile.COMMAND, f"--workdir={folder}"]) == 0

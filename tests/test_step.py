@@ -12,7 +12,7 @@ import pytest
 from cutnmix_jax import methods
 from cutnmix_jax.engine import assemble, batches
 from cutnmix_jax.engine.terms import mixed_accuracy
-from cutnmix_jax.method import View
+from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.settings import VIEWS, Mix, Optimizer, recipe
 from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
@@ -256,11 +256,12 @@ def test_batches_without_mixing_are_normalised_crops():
 
 
 def test_a_view_without_a_crop_is_the_image_as_it_is():
-    engine = built("dml")
-    make_batch = batches.make_batch_maker(
-        DATASET, num_peers=2, shared_crop=False, same_images=False, mix=Mix(), views=(View(), View(crop=False))
-    )
-    batch, _ = make_batch(KEY, engine.train_data, jnp.arange(5))
+    class Uncropped(Method):
+        views = View(), View(crop=False)
+
+    engine = build("dml", views="per_peer")
+    settings = dataclasses.replace(engine.settings, loss=Uncropped())
+    batch, _ = batches.make_batch_maker(DATASET, settings)(KEY, engine.train_data, jnp.arange(5))
     assert batch.images.shape == (2, 2, 5, 32, 32, 3)
     for seen in np.asarray(batch.images[1]) * DATASET.std + DATASET.mean:
         np.testing.assert_allclose(255 * seen, DATASET.train_images[:5], atol=1e-3)
@@ -419,7 +420,7 @@ def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():
     images = jax.random.normal(KEY, (2, 5, 32, 32, 3))
     weights = before["frozen"]["params"][0]
     for seen in (images, images[:1]):  # of each peer, and of all
-        outputs, _ = engine.teachers.forward(before, state.params["peers"], seen, KEY)
+        outputs, _ = engine.companions.forward(before, state.params["peers"], seen, KEY)
         for j in range(2):
             expected = summaries(seen[j % len(seen)]) @ weights["body"] @ weights["head"]
             np.testing.assert_allclose(outputs["frozen"][j].logits, expected, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones
-from cutnmix_jax.engine.teachers import Average
+from cutnmix_jax.engine.companions import Average
 from tests.runs import Made, rows_in
 
 

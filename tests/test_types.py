@@ -13,7 +13,7 @@ from flax import nnx
 
 from cutnmix_jax import backbones, digests, main, methods, stack
 from cutnmix_jax.engine import optim, peers
-from cutnmix_jax.engine.teachers import RunningMean
+from cutnmix_jax.engine.companions import RunningMean
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from cutnmix_jax.methods.kdcl import KDCL
 from cutnmix_jax.settings import Optimizer

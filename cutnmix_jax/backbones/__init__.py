@@ -24,11 +24,6 @@ def names() -> list[str]:
     return sorted(_files())
 
 
-def is_own(name: str) -> bool:
-    """Whether a name stands for a network of a user's own package, as `my_pkg.nets:make`."""
-    return ":" in name
-
-
 def _files() -> dict[str, str]:
     """Every backbone of this folder -> the file that makes it, as the file's `__all__` says."""
     found: dict[str, str] = {}
@@ -72,6 +67,6 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
       UsageError: if there is no such backbone, its file is broken, or the user's network is not what a backbone should
         be.
     """
-    if is_own(name):
+    if foreign.is_foreign(name):
         return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)
     return adapters.linen_backbone(name, find(name)(num_classes, dtype), image_shape)

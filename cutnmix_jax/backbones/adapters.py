@@ -66,60 +66,47 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             raise UsageError(f"backbone {name!r} keeps state in {sorted(extra)}; only batch_stats is carried along")
         return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
 
-    def apply(
-        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[Outputs, Tree]:
+    def apply(variables: Tree, images: jax.Array, train: bool, key: jax.Array | None = None) -> tuple[Outputs, Tree]:
         calls: list[Call] = []
         with nn.intercept_methods(functools.partial(record_dense, calls)):
-            returned, changed = module.apply(
-                variables,
-                images,
-                **mode(module, train),
-                rngs=None if key is None else {"dropout": key},
-                mutable=["batch_stats"] if train else [],
-            )
-        return outputs_of(name, returned, calls), stats_after(variables["batch_stats"], changed, train)
+            returned, batch_stats = run(module, variables, images, train, key)
+        return outputs_of(name, returned, calls), batch_stats
 
     has_parts = "part" in arguments(type(module).__call__)
     return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if has_parts else None)
 
 
+def run(
+    module: nn.Module, variables: Tree, inputs: jax.Array, train: bool, key: jax.Array | None = None, **part: Any
+) -> tuple[Any, Tree]:
+    """A pass of a Linen module, or of the part of it that is named: what it returns, and its next batch statistics."""
+    returned, changed = module.apply(
+        variables,
+        inputs,
+        **mode(module, train),
+        **part,
+        rngs=None if key is None else {"dropout": key},
+        mutable=["batch_stats"] if train else [],
+    )
+    before = variables["batch_stats"]
+    return returned, with_types_of(before, changed.get("batch_stats", {})) if train else before
+
+
 def split_of(name: str, module: Any, image_shape: ImageShape = CIFAR) -> Split:
     """The two parts of a Linen module whose `__call__` takes `part`, as ours do; see `layers.WHOLE`."""
 
-    def run(
-        variables: dict[str, Tree], inputs: jax.Array, train: bool, key: jax.Array | None, part: str
-    ) -> tuple[Any, Tree]:
-        returned, changed = module.apply(
-            variables,
-            inputs,
-            **mode(module, train),
-            part=part,
-            rngs=None if key is None else {"dropout": key},
-            mutable=["batch_stats"] if train else [],
-        )
-        return returned, stats_after(variables["batch_stats"], changed, train)
-
-    def trunk(
-        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Tree]:
-        return run(variables, images, train, key, TRUNK)
-
-    def tail(
-        variables: dict[str, Tree], maps: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[Outputs, Tree]:
-        returned, batch_stats = run(variables, maps, train, key, TAIL)
+    def tail(variables: Tree, maps: jax.Array, train: bool, key: jax.Array | None = None) -> tuple[Outputs, Tree]:
+        returned, batch_stats = run(module, variables, maps, train, key, part=TAIL)
         return outputs_of(name, returned, []), batch_stats
-
-    def trunk_variables(key: jax.Array) -> Tree:
-        return module.init({"params": key}, jnp.zeros((1, *image_shape)), **mode(module, train=False), part=TRUNK)
 
     @functools.cache
     def names() -> frozenset[str]:
-        variables = jax.eval_shape(trunk_variables, jax.eval_shape(jax.random.key, 0))
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        init = functools.partial(module.init, **mode(module, train=False), part=TRUNK)
+        variables = jax.eval_shape(init, {"params": jax.eval_shape(jax.random.key, 0)}, images)
         return frozenset(name for tree in variables.values() for name in tree)
 
-    return Split(names, trunk, tail)
+    return Split(names, functools.partial(run, module, part=TRUNK), tail)
 
 
 def record_dense(calls: list[Call], function: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
@@ -128,11 +115,6 @@ def record_dense(calls: list[Call], function: Callable[..., Any], args: tuple, k
     if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
         calls.append((args[0] if args else kwargs["inputs"], returned))
     return returned
-
-
-def stats_after(before: Tree, changed: Tree, train: bool) -> Tree:
-    """The batch statistics of a Linen module after a pass, of which `changed` is what it returned as changed."""
-    return with_types_of(before, changed.get("batch_stats", {})) if train else before
 
 
 def with_types_of(before: Tree, after: Tree) -> Tree:

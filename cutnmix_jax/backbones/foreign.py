@@ -19,6 +19,11 @@ from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
 TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a backbone is a user's own, `my_pkg.nets:make`."""
+    return ":" in name
+
+
 def import_attribute(name: str) -> Callable[..., Any]:
     """What `module:attribute` names, a function or a class.
 

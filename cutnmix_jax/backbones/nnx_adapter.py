@@ -51,9 +51,7 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape = 
         _, params, rest = build(key)
         return {"params": to_plain(params), "batch_stats": to_plain(rest)}
 
-    def apply(
-        variables: dict[str, Tree], images: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[Outputs, Tree]:
+    def apply(variables: Tree, images: jax.Array, train: bool, key: jax.Array | None = None) -> tuple[Outputs, Tree]:
         rest = from_plain(some_rest, variables["batch_stats"])
         model = nnx.merge(graphdef, from_plain(some_params, variables["params"]), rest)
         if train:

@@ -88,8 +88,8 @@ def load(
       DataError: if the data set is missing or damaged.
     """
     data = _loaded(name, data_dir or "")
-    train = _first("train_examples", train_examples, len(data.train_labels), name)
-    test = _first("test_examples", test_examples, len(data.test_labels), name)
+    train = first("train_examples", train_examples, len(data.train_labels), name)
+    test = first("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
         train_images=data.train_images[:train],
         train_labels=data.train_labels[:train],
@@ -139,7 +139,12 @@ def _file(name: str) -> str:
     return f"cutnmix_jax/data/{name}.py"
 
 
-def _first(field: str, wanted: int | None, available: int, name: str) -> int:
+def first(field: str, wanted: int | None, available: int, name: str) -> int:
+    """How many examples of those that a data set has are wanted; None is all of them.
+
+    Raises:
+      UsageError: with the name of the field, if it is negative or more than there are.
+    """
     if wanted is None:
         return available
     if not 1 <= wanted <= available:

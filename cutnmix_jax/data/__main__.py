@@ -21,7 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> None:
-    options = _parser().parse_args(argv)
+    description = "Makes a data set ready to load (prepare), or checks every image of a ready one (verify)."
+    parser = CommandLine("python -m cutnmix_jax.data", description, EXAMPLES)
+    parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
+    parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")
+    parser.add_argument(
+        "--data_dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    )
+    options = parser.parse_args(argv)
     from cutnmix_jax.data.prepare import prepare, verify  # here: what it needs may not be installed
 
     module = data.find(options.dataset)
@@ -33,18 +41,6 @@ def _run(argv: Sequence[str] | None) -> None:
     if hasattr(module, "SOURCE"):  # a minute of silence would look like a program that hangs
         print(f"preparing {options.dataset}; about a minute once the archive is here", flush=True)
     print(prepare(options.dataset, options.data_dir, options.archive))
-
-
-def _parser() -> CommandLine:
-    description = "Makes a data set ready to load (prepare), or checks every image of a ready one (verify)."
-    parser = CommandLine("python -m cutnmix_jax.data", description, EXAMPLES)
-    parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
-    parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")
-    parser.add_argument(
-        "--data_dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
-    )
-    return parser
 
 
 if __name__ == "__main__":

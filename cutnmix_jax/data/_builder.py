@@ -3,15 +3,15 @@
 What they write is what the official builders read: same name, version, features, ids and keys, hence the same order.
 """
 
-import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tensorflow_datasets.image_classification import cifar
+
+from cutnmix_jax.data._library import png
 
 PIXELS = 32 * 32 * 3
 
@@ -43,7 +43,7 @@ class _FromArchive:
             labels, images = parse(_member(archive, layout.prefix + file), len(layout.label_keys))
             for row, image in zip(labels, images, strict=True):
                 example = dict(zip(layout.label_keys, row.tolist(), strict=True))
-                yield index, {**example, "id": f"{prefix}{index:05d}", "image": _png(image)}
+                yield index, {**example, "id": f"{prefix}{index:05d}", "image": png(image)}
                 index += 1
 
 
@@ -91,11 +91,3 @@ def _member(archive: Path, name: str) -> bytes:
         if member is None:
             raise KeyError(f"{name} is not a file in the archive")
         return member.read()
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-    # tfds stores an open file as it is; an array it would encode with TensorFlow.
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    stream.seek(0)
-    return stream

@@ -44,6 +44,16 @@ def imported() -> Any:
     return tfds
 
 
+def png(image: np.ndarray) -> io.BytesIO:
+    """An image [H, W, 3] uint8 as an open file of PNG, which tfds stores as it is; an array needs TensorFlow."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    stream.seek(0)
+    return stream
+
+
 def failure() -> Exception | None:
     """What tfds raises when it writes one image and reads it again; None where it does both. A tenth of a second.
 
@@ -61,7 +71,6 @@ def failure() -> Exception | None:
 
 def _write_and_read() -> None:
     import tensorflow_datasets as tfds
-    from PIL import Image
 
     class Probe(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         """One image with the features of CIFAR."""
@@ -77,10 +86,7 @@ def _write_and_read() -> None:
             return {"train": self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-            png = io.BytesIO()  # an array would be encoded with TensorFlow
-            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(png, "PNG")
-            png.seek(0)
-            yield 0, {"id": "train_00000", "image": png, "label": 0}
+            yield 0, {"id": "train_00000", "image": png(np.zeros((32, 32, 3), np.uint8)), "label": 0}
 
     tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

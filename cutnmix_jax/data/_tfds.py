@@ -21,13 +21,14 @@ def load(source: Source, data_dir: str) -> Dataset:
 
     Args:
       source: which one.
-      data_dir: the tfds data folder; empty for the default.
+      data_dir: the tfds data folder; empty for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Returns:
-      A `Dataset`; the arrays do not depend on how the records are spread over files.
+      A `Dataset` in the order in which tfds stores it, which is hashed and the same on every machine; the arrays do not
+      depend on how the records are spread over files.
 
     Raises:
-      DataError: if it is missing or damaged.
+      DataError: if it was not prepared, or is damaged.
     """
     folder = _source.require(source, data_dir)
     file = _cache.file_for(source.name, folder)

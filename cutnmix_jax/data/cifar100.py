@@ -21,15 +21,5 @@ COUNTS, NUM_CLASSES = SOURCE.counts, SOURCE.num_classes
 
 
 def load(data_dir: str = "") -> Dataset:
-    """Reads CIFAR-100 in the order in which tfds stores it, which is hashed and the same on every machine.
-
-    Args:
-      data_dir: the tfds data folder; empty for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-
-    Returns:
-      A `Dataset` with [50000, 32, 32, 3] and [10000, 32, 32, 3] uint8 images of 100 classes.
-
-    Raises:
-      DataError: if it was not prepared, or is damaged.
-    """
+    """Reads CIFAR-100; see `_tfds.load`."""
     return _tfds.load(SOURCE, data_dir)

@@ -1,7 +1,7 @@
 """From settings and a data set to an engine: the networks are made and looked at before a device is asked for."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import numpy as np
 
 from cutnmix_jax import backbones, compiler, data, precision
 from cutnmix_jax.engine import batches, peers
+from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.teachers import Average, Frozen, RunningMean, Teacher, Teachers
 from cutnmix_jax.engine.terms import head_names, term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
@@ -70,7 +70,7 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
       UsageError: they, or the teacher, cannot take the images or the batches, or they have no gradient.
     """
     image, names = dataset.train_images.shape[1:], settings.backbones
-    if image == (32, 32, 3) and not any(":" in name for name in names):
+    if image == (32, 32, 3) and not settings.own_backbones:
         return
     count, classes = 1 if settings.same_images else len(names), dataset.num_classes
     with backbones.shapes_only():
@@ -107,15 +107,8 @@ def engine(
         dataset=dataset,
         spec=Spec(classes, found.sizes, len(dataset.train_labels), found.trunk_size),
         peers=joined,
-        teachers=_teachers(settings, joined, found.teacher),
-        make_batch=batches.make_batch_maker(
-            dataset,
-            num_peers=len(settings.backbones),
-            shared_crop=settings.views == "shared",
-            same_images=settings.same_images,
-            mix=settings.mix,
-            views=settings.loss.views,
-        ),
+        companions=_companions(settings, joined, found.teacher),
+        make_batch=batches.make_batch_maker(dataset, settings),
         train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
         held_out=held_out,
@@ -125,14 +118,14 @@ def engine(
     )
 
 
-def _teachers(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Teachers:
-    known: dict[str, Teacher] = {"mean": RunningMean(joined)}
+def _companions(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Companions:
+    known: dict[str, Companion] = {"mean": RunningMean(joined)}
     if trained:
         known["frozen"] = Frozen(trained, len(settings.backbones))
     kinds = {name: known[name] for name in settings.loss.teachers}
     if settings.average is not None:
         kinds["average"] = Average(joined, settings.average)
-    return Teachers(kinds)
+    return Companions(kinds)
 
 
 def _split(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data | None, batches.Data | None]:
@@ -156,15 +149,17 @@ def _trunk_size(network: Backbone) -> int:
             f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
         )
 
-    def maps(key: jax.Array) -> jax.Array:
-        assert network.split
-        return network.split.trunk(network.init(key), jnp.zeros((2, *network.image_shape)), False)[0]
-
-    return jax.eval_shape(maps, jax.eval_shape(jax.random.key, 0)).shape[-1]
+    return _traced(network, network.split.trunk).shape[-1]
 
 
 def _feature_size(network: Backbone) -> int:
-    def features(key: jax.Array) -> jax.Array:
-        return network.apply(network.init(key), jnp.zeros((2, *network.image_shape)), False)[0].features
+    return _traced(network, network.apply).features.shape[1]
 
-    return jax.eval_shape(features, jax.eval_shape(jax.random.key, 0)).shape[1]
+
+def _traced(network: Backbone, part: Callable) -> Any:
+    """The shapes of what a part of a network, or all of it, returns in evaluation."""
+
+    def call(key: jax.Array) -> Any:
+        return part(network.init(key), jnp.zeros((2, *network.image_shape)), False)[0]
+
+    return jax.eval_shape(call, jax.eval_shape(jax.random.key, 0))

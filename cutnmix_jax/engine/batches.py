@@ -1,6 +1,6 @@
 """What each network sees in a step: a pure function of the key of the run, the training set and the step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from cutnmix_jax import augment
 from cutnmix_jax.method import View
-from cutnmix_jax.settings import Mix as MixSettings
+from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
@@ -50,28 +50,24 @@ def rows_at(order: jax.Array, step: jax.Array | int, batch_size: int, steps_per_
     return jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
 
 
-def make_batch_maker(
-    dataset: Dataset, *, num_peers: int, shared_crop: bool, same_images: bool, mix: MixSettings, views: Sequence[View]
-) -> BatchMaker:
+def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
     """Makes the function from a key, the training set and n rows of it to the batch that the peers see.
 
     Gather, a crop and flip for each peer or one for all, mix, normalise.
 
     Args:
       dataset: for its classes, its mean and deviation and whether its images may be mirrored.
-      num_peers: J.
-      shared_crop: whether all peers see the same crop and flip; otherwise each has its own (section 2.2).
-      same_images: whether they see the same images altogether; then there is one of each.
-      mix: how batches are mixed.
-      views: what each peer sees of an image.
+      settings: for the number of peers, whether each has its own crop and flip (section 2.2), how batches are mixed,
+        and what the method says of the views.
     """
     mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
-    count = 1 if same_images else num_peers
+    num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
+    count = 1 if settings.same_images else num_peers  # of images where all see the same
 
     def seen_by_peers(key: jax.Array, images: jax.Array, view: View) -> jax.Array:
         if not view.crop:
             return jnp.broadcast_to(images, (count, *images.shape))
-        if shared_crop:
+        if settings.views == "shared":
             seen = augment.crop_flip(key, images, dataset.flip)
             return jnp.broadcast_to(seen, (count, *seen.shape))
         keys = [jax.random.fold_in(key, j) for j in range(count)]

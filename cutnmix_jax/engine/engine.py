@@ -14,13 +14,13 @@ import numpy as np
 import optax
 
 from cutnmix_jax.compiler import compiled
-from cutnmix_jax.engine import batches, optim, totals
+from cutnmix_jax.engine import batches, optim
 from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers
 from cutnmix_jax.engine.state import Feed, Saved
-from cutnmix_jax.engine.teachers import Teachers
-from cutnmix_jax.engine.terms import mixed_accuracy, term_names
+from cutnmix_jax.engine.terms import added, finite, mixed_accuracy, term_names, zero_totals
 from cutnmix_jax.method import Method
 from cutnmix_jax.objective import weighted
 from cutnmix_jax.settings import Settings
@@ -39,7 +39,7 @@ class Engine:
       dataset: its training set without what is held out.
       spec: what the method knows of them.
       peers: the networks.
-      teachers: those that are not trained by a gradient.
+      companions: those beside them, which no gradient trains.
       make_batch: from rows of the training set to what the networks see.
       train_data: on the device.
       test_data: likewise.
@@ -53,7 +53,7 @@ class Engine:
     dataset: Dataset
     spec: Spec
     peers: Peers
-    teachers: Teachers
+    companions: Companions
     make_batch: batches.BatchMaker
     train_data: Data
     test_data: Data
@@ -111,7 +111,7 @@ class Engine:
         peer_params, batch_stats = self.peers.init(peer_key)
         method_params, method_state = self.method.init(method_key, self.spec)
         params = {"peers": peer_params, "method": method_params}
-        taught = self.teachers.init(peer_params, batch_stats)
+        taught = self.companions.init(peer_params, batch_stats)
         optimizer = self._optimizer[0].init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, optimizer, taught)
         # A Python number among them has a weak type, and with it the step is another program than with what was saved.
@@ -132,7 +132,7 @@ class Engine:
 
     def zero_totals(self) -> Totals:
         """What is measured, at the start of an epoch."""
-        return totals.zero(self.metrics)
+        return zero_totals(self.metrics)
 
     # Training.
 
@@ -149,16 +149,16 @@ class Engine:
 
     def objective(
         self, params: Tree, state: TrainState, batch: Batch, clock: Clock, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Terms, Views, tuple[Tree, ...], Tree]]:
+    ) -> tuple[jax.Array, tuple[Terms, Views, Tree, Tree]]:
         """The sum over terms of weight times the sum over peers (Eq. 8).
 
         Returns:
           The loss; and the terms, the outputs of the networks, their next batch statistics and the method's next state.
         """
-        views, stats = self._forward(params["peers"], state.batch_stats, batch.images, key)
-        terms, method_state = self.method.loss(params["method"], state.method_state, views, batch, clock)
+        by_view, stats = self._forward(params["peers"], state.batch_stats, batch.images, key)
+        terms, method_state = self.method.loss(params["method"], state.method_state, by_view, batch, clock)
         loss = weighted(terms, lambda name: self._weight(name, clock))
-        return loss, (terms, views, stats, method_state)
+        return loss, (terms, by_view, stats, method_state)
 
     def _weight(self, name: str, clock: Clock) -> jax.Array | float:
         """The weight of a term in a step."""
@@ -166,25 +166,23 @@ class Engine:
         weight = self.settings.weights[name]
         return weight * optim.ramp_up(clock.epoch, rising.epochs) if weight and name in rising.terms else weight
 
-    def _forward(
-        self, params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, key: jax.Array
-    ) -> tuple[Views, tuple[Tree, ...]]:
+    def _forward(self, params: Tree, batch_stats: Tree, images: jax.Array, key: jax.Array) -> tuple[Views, Tree]:
         """Each view in a training pass of its own, with batch statistics of its own."""
-        views = []
+        by_view = []
         for view, seen in enumerate(images):
             view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
             outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, view_key)
-            views.append(outputs)
-        return tuple(views), batch_stats
+            by_view.append(outputs)
+        return tuple(by_view), batch_stats
 
     def _taught(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Mapping[str, Views], Tree]:
         """What the teachers say to every view, and their next variables."""
-        own, views = state.teachers, []
+        own, by_view = state.teachers, []
         for view, seen in enumerate(batch.images):
             view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
-            outputs, own = self.teachers.forward(own, state.params["peers"], seen, view_key)
-            views.append(outputs)
-        return {name: tuple(outputs[name] for outputs in views) for name in self.teachers.kinds}, own
+            outputs, own = self.companions.forward(own, state.params["peers"], seen, view_key)
+            by_view.append(outputs)
+        return {name: tuple(outputs[name] for outputs in by_view) for name in self.companions.kinds}, own
 
     def step(self, state: TrainState, sums: Totals, feed: Feed) -> tuple[TrainState, Totals]:
         """One step of training, not compiled."""
@@ -195,14 +193,14 @@ class Engine:
         by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEW_KEY))
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
-        (loss, (terms, views, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)
+        (loss, (terms, by_view, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)
         updates, optimizer = self._optimizer[0].update(grads, state.opt_state, state.params)
         params = optim.apply(state.params, updates, rate)
-        teachers = self.teachers.follow(teachers, params["peers"], stats, state.step)
+        teachers = self.companions.follow(teachers, params["peers"], stats, state.step)
         values = {name: term.mean() for name, term in terms.items()}
-        values |= {"loss": loss, "accuracy": mixed_accuracy(self.method.students(views[0]), batch.targets[0])}
+        values |= {"loss": loss, "accuracy": mixed_accuracy(self.method.students(by_view[0]), batch.targets[0])}
         after = TrainState(state.step + 1, params, stats, method_state, optimizer, teachers)
-        return after, totals.add(sums, values, after.step)
+        return after, added(sums, values, after.step)
 
     @functools.cached_property
     def train_steps(self) -> jax.stages.Wrapped:
@@ -219,7 +217,7 @@ class Engine:
             end = state.step + count  # data, so that the shorter call at the end of an epoch runs the same program
 
             def goes_on(carry: tuple[TrainState, Totals]) -> jax.Array:
-                return (carry[0].step < end) & totals.finite(carry[1])
+                return (carry[0].step < end) & finite(carry[1])
 
             return jax.lax.while_loop(goes_on, lambda carry: self.step(*carry, feed), (state, sums))
 
@@ -233,7 +231,7 @@ class Engine:
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.method, self.peers, self.teachers, self.dataset, self.settings.eval_batch_size)
+        return Evaluator(self.method, self.peers, self.companions, self.dataset, self.settings.eval_batch_size)
 
     def evaluate(self, state: TrainState, data: Data | None = None) -> Accuracies:
         """Exact accuracies on some images; on the test set where there are none."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,14 @@ import jax.numpy as jnp
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import batches
 from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.peers import Peers
-from cutnmix_jax.engine.teachers import Teachers
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Dataset, Outputs, TrainState
 
 
-class Right(NamedTuple):
-    """How many images each classifier gets right, int32; see `Accuracies`."""
-
-    peers: tuple[jax.Array, ...]
-    ensemble: jax.Array
-    heads: dict[str, jax.Array]
-
-
 class Accuracies(NamedTuple):
-    """The share of exactly the images that were given that each classifier gets right.
+    """The share of exactly the images that were given that each classifier gets right; of a batch their int32 number.
 
     Attributes:
       peers: of each peer, leaders left out.
@@ -33,9 +25,9 @@ class Accuracies(NamedTuple):
       heads: of what else the method and its teachers report.
     """
 
-    peers: tuple[float, ...]
-    ensemble: float
-    heads: dict[str, float]
+    peers: tuple[Any, ...]
+    ensemble: Any
+    heads: dict[str, Any]
 
     @property
     def mean(self) -> float:
@@ -50,20 +42,20 @@ class Evaluator:
     Attributes:
       method: says which networks count as peers, and what else is reported.
       peers: the networks.
-      teachers: of which means are reported, too.
+      companions: of which means are reported, too.
       dataset: for its mean and deviation.
       batch_size: images at once.
     """
 
     method: Method
     peers: Peers
-    teachers: Teachers
+    companions: Companions
     dataset: Dataset
     batch_size: int
 
     @functools.cached_property
     def _count(self) -> jax.stages.Wrapped:
-        def count(state: TrainState, data: Data, start: jax.Array) -> Right:
+        def count(state: TrainState, data: Data, start: jax.Array) -> Accuracies:
             index = start + jnp.arange(self.batch_size)
             valid = index < len(data.labels)
             rows = jnp.where(valid, index, 0)
@@ -76,8 +68,8 @@ class Evaluator:
             students = self.method.students(outputs)
             ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
             heads = self.method.heads(state.params["method"], state.method_state, outputs)
-            heads |= self.teachers.heads(state.teachers, state.params["peers"], state.batch_stats, images)
-            return Right(
+            heads |= self.companions.heads(state.teachers, state.params["peers"], state.batch_stats, images)
+            return Accuracies(
                 tuple(right(out.logits) for out in students),
                 right(ensemble),
                 {name: right(logits) for name, logits in heads.items()},
@@ -96,7 +88,7 @@ class Evaluator:
         size = len(data.labels)
         counts = [self._count(state, data, start) for start in range(0, size, self.batch_size)]
         counts = jax.device_get(counts)  # one wait for all of them
-        return Accuracies(*jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts))
+        return jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts)
 
     def calibrated(self, state: TrainState, data: Data) -> TrainState:
         """Shows the method what its peers say of images that are held out."""

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import stack
+from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.errors import UsageError, blaming
 from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Backbone, Outputs, Split, Tree
 
-Forward = Callable[..., tuple[tuple[Outputs, ...], Tree]]
+Passed = tuple[tuple[Outputs, ...], Tree]  # what the networks say, and their next batch statistics
+Forward = Callable[..., Passed]
 
 
 class Peers(NamedTuple):
@@ -45,7 +47,7 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
         keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
         # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
         # pass may not be to be mapped.
-        alike = len(set(backbones)) == 1 and ":" not in backbones[0].name
+        alike = len(set(backbones)) == 1 and not is_foreign(backbones[0].name)
         if alike:
             drawn = Stack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones))
             if stacked:
@@ -104,9 +106,7 @@ def check(
 
 
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:
-    def forward(
-        params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], tuple[Tree, ...]]:
+    def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
         results = [
             backbone.apply(
                 {"params": params[j], "batch_stats": batch_stats[j]},
@@ -124,9 +124,7 @@ def _unrolled(backbones: Sequence[Backbone]) -> Forward:
 def _branched(split: Split, count: int) -> Forward:
     """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n images."""
 
-    def forward(
-        params: tuple[Tree, ...], batch_stats: tuple[Tree, ...], images: jax.Array, train: bool, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], tuple[Tree, ...]]:
+    def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
         trunk = {"params": _trunk(split, params[0]), "batch_stats": _trunk(split, batch_stats[0])}
         joined = images.reshape(-1, *images.shape[-3:])
         maps, trunk_stats = split.trunk(trunk, joined, train, jax.random.fold_in(key, count))
@@ -148,9 +146,7 @@ def _branched(split: Split, count: int) -> Forward:
 def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     apply, count = backbones[0].apply, len(backbones)
 
-    def forward(
-        params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array
-    ) -> tuple[tuple[Outputs, ...], Stack]:
+    def forward(params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array) -> Passed:
         keys = jnp.stack([jax.random.fold_in(key, j) for j in range(count)])
         variables = {"params": params.tree, "batch_stats": batch_stats.tree}
         shared = len(images) == 1

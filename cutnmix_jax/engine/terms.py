@@ -1,12 +1,16 @@
-"""What is measured in a step: the names of a method's terms, and the accuracy on mixed labels."""
+"""What is measured: the names of a method's terms, the accuracy on mixed labels, and the totals of an epoch.
 
+Totals are kept on the device until somebody asks.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.method import Method
-from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
+from cutnmix_jax.types import NEVER, Batch, Clock, Outputs, Spec, Terms, Totals, Tree, Views
 
 _N = 2  # images in a batch of which only the shapes are traced
 
@@ -55,3 +59,23 @@ def _outputs(spec: Spec) -> tuple[Outputs, ...]:
         return Outputs(array(spec.num_classes), array(size), array(spec.trunk_size) if spec.trunk_size else None)
 
     return tuple(map(of, spec.feature_sizes))
+
+
+def zero_totals(names: Sequence[str]) -> Totals:
+    """At the start of an epoch."""
+    return Totals({name: jnp.zeros(()) for name in names}, {name: jnp.int32(NEVER) for name in names})
+
+
+def added(totals: Totals, values: Mapping[str, jax.Array], step: jax.Array) -> Totals:
+    """The totals after step number `step`, counted from 1, in which `values` were measured."""
+    sums = {name: total + values[name] for name, total in totals.sums.items()}
+    broken = {
+        name: jnp.minimum(first, jnp.where(jnp.isfinite(values[name]), NEVER, step))
+        for name, first in totals.broken.items()
+    }
+    return Totals(sums, broken)
+
+
+def finite(totals: Totals) -> jax.Array:
+    """Whether all that was measured so far is finite: a bool."""
+    return jnp.stack(list(totals.broken.values())).min() == NEVER

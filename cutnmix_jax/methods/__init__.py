@@ -6,8 +6,7 @@ import pkgutil
 from types import ModuleType
 
 from cutnmix_jax.errors import UsageError, blaming, nearest
-from cutnmix_jax.method import Method
-from cutnmix_jax.methods._row import Row
+from cutnmix_jax.method import Method, Row
 
 MEANINGS = {
     "ce": "cross-entropy with the labels",

@@ -5,9 +5,8 @@ import dataclasses
 from jax.lax import stop_gradient
 
 from cutnmix_jax import fields
-from cutnmix_jax.method import Method, Setup, View
+from cutnmix_jax.method import Method, Row, Setup, View
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Terms, Tree, Views
 
 

@@ -6,9 +6,8 @@ import jax
 from jax.lax import stop_gradient
 
 from cutnmix_jax import fields, losses
-from cutnmix_jax.method import Method
+from cutnmix_jax.method import Method, Row
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import fields, losses
-from cutnmix_jax.method import Method, View
+from cutnmix_jax.method import Method, Row, View
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Outputs, Terms, Tree, Views
 
 
@@ -28,8 +27,8 @@ class DDGSD(Method):
     def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         first, second = views
 
-        def guided(views: tuple[Outputs, ...], by: tuple[Outputs, ...]) -> jax.Array:
-            return _terms.distilled(views, [stop_gradient(view.logits) for view in by], self.temperature)
+        def guided(outputs: tuple[Outputs, ...], by: tuple[Outputs, ...]) -> jax.Array:
+            return _terms.distilled(outputs, [stop_gradient(out.logits) for out in by], self.temperature)
 
         pairs = zip(first, second, strict=True)
         return {

@@ -4,9 +4,8 @@ import dataclasses
 
 from cutnmix_jax import fields
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Method, Setup
+from cutnmix_jax.method import Method, Row, Setup
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Terms, Tree, Views
 
 

@@ -8,9 +8,8 @@ from jax.lax import stop_gradient
 
 from cutnmix_jax import fields, losses
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Method, Setup
+from cutnmix_jax.method import Method, Row, Setup
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Spec, Terms, Tree, Views
 
 _ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in units of 1 / span^2

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from cutnmix_jax import fields, losses
-from cutnmix_jax.method import Method, Setup
+from cutnmix_jax.method import Method, Row, Setup
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 _MOMENTUM, _EPSILON = 0.9, 1e-5  # of the gate's batch norm, as everywhere in the networks

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import fields
-from cutnmix_jax.method import Method, Setup
+from cutnmix_jax.method import Method, Row, Setup
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Spec, Terms, Tree, Views
 
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from cutnmix_jax.method import Method
+from cutnmix_jax.method import Method, Row
 from cutnmix_jax.methods import _terms
-from cutnmix_jax.methods._row import Row
 from cutnmix_jax.types import Batch, Clock, Terms, Tree, Views
 
 

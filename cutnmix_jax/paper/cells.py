@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cutnmix_jax import backbones as networks
 from cutnmix_jax import data, methods
+from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
 from cutnmix_jax.settings import recipe
@@ -148,7 +149,7 @@ def cells_of(choice: Choice) -> list[Cell]:
 def _is_own(name: str) -> bool:
     """Whether a name is one of a network of somebody's own; as that it is also the name of a folder."""
     module, _, attribute = name.partition(":")
-    return networks.is_own(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
+    return foreign.is_foreign(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
 
 
 def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -167,7 +168,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
 
     teacher = _cell(choice, dataset, backbone, "baseline", seed) if is_taught(row) else None
     fields: dict[str, object] = {"seed": seed} | changes
-    if networks.is_own(backbone):
+    if foreign.is_foreign(backbone):
         fields["backbone.name"] = backbone
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
@@ -188,7 +189,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
 
 
 def _config(backbone: str) -> str:
-    if networks.is_own(backbone):
+    if foreign.is_foreign(backbone):
         return "resnet32"  # the recipe is the same for all networks
     return recipe.QUICKSTART if backbone == "resnet8" else backbone  # a tiny one wants its smaller batches
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cutnmix_jax import augment, data, precision
+from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.fields import (
     Change,
     field,
@@ -191,6 +192,11 @@ class Settings:
         if self.peers:
             return tuple(name.strip() for name in self.peers.split(","))
         return (self.backbone.name,) * self.num_peers
+
+    @property
+    def own_backbones(self) -> tuple[str, ...]:
+        """Those of the peers' backbones that are a user's own."""
+        return tuple(filter(is_foreign, self.backbones))
 
     @property
     def same_images(self) -> bool:

@@ -14,17 +14,13 @@ _TERMS_TAKEN = "loss|accuracy"
 _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
 
 
-def checked(settings: Settings) -> Settings:
+def checked(fields: Settings | tree.Tree) -> Settings:
     """Settings that can be carried out, whoever made them; `peers` replaces `num_peers`.
 
     Raises:
       UsageError: at the first field that has a value that it may not have, alone or beside the others.
     """
-    return completed(tree.to_settings(tree.of_settings(settings)))
-
-
-def completed(settings: Settings) -> Settings:
-    """Like `checked`, for settings that `tree.to_settings` has just made, and so has looked at each field of."""
+    settings = tree.to_settings(tree.of_settings(fields) if isinstance(fields, Settings) else fields)
     check(settings)
     return dataclasses.replace(settings, num_peers=len(settings.backbones))
 
@@ -88,7 +84,6 @@ def setup(settings: Settings, teacher: str | None = None) -> Setup:
         backbones=settings.backbones,
         share_trunk=settings.share_trunk,
         mix_kind=settings.mix.kind,
-        mix_box=settings.mix.box,
         same_images=settings.same_images,
         held_out_examples=settings.held_out_examples or 0,
         teacher=teacher,
@@ -134,14 +129,8 @@ def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]
 
 def _check_sizes(settings: Settings) -> None:
     counts = data.counts(settings.dataset)
-    for field, split in (("train_examples", "train"), ("test_examples", "test")):
-        wanted = getattr(settings, field)
-        if wanted and wanted > counts[split]:
-            raise UsageError(
-                f"config.{field}={wanted}: {settings.dataset} has {counts[split]} of them; give 1 to {counts[split]}, "
-                "or none for all"
-            )
-    images = settings.train_examples or counts["train"]
+    images = data.first("config.train_examples", settings.train_examples, counts["train"], settings.dataset)
+    data.first("config.test_examples", settings.test_examples, counts["test"], settings.dataset)
     if settings.batch_size > images:
         raise UsageError(f"config.batch_size={settings.batch_size} is more than the {images} images")
     if settings.epochs * (images // settings.batch_size) >= LARGEST:

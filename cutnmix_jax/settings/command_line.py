@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax.errors import UsageError, blaming, described, nearest, one_line
 from cutnmix_jax.settings import Settings, overrides, recipe, tree
-from cutnmix_jax.settings.check import completed
+from cutnmix_jax.settings.check import checked
 
 
 def from_flags(file: str, arguments: Sequence[str]) -> Settings:
@@ -30,7 +30,7 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
     given = tree.to_settings(_found(file))  # so that it has no field that is not known
-    settings = completed(tree.to_settings(_overridden(tree.to_config_dict(given), file, arguments)))
+    settings = checked(_overridden(tree.to_config_dict(given), file, arguments))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
     # The same folder by another name is the same teacher.
     return dataclasses.replace(settings, teacher=_resolved(settings, "teacher")) if settings.teacher else settings
@@ -38,7 +38,7 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The fields of a configuration with those that the command line sets."""
-    unset, others = overrides.unset(arguments, tuple(tree.optional_fields()))
+    unset, others = overrides.unset(arguments, tree.optional_fields())
     values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)

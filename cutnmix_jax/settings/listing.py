@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import textwrap
-import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.fields import Change
 from cutnmix_jax.method import Method
-from cutnmix_jax.settings import Settings, recipe
+from cutnmix_jax.settings import recipe, tree
 
 _HEAD = """\
 # The fields of a run
@@ -45,30 +44,24 @@ class Described(NamedTuple):
 
 def of_run() -> list[Described]:
     """The fields that every run has."""
-    return list(_described(Settings, ""))
+    return [_described(*leaf) for leaf in tree.leaves()]
 
 
 def of_methods() -> dict[str, list[Described]]:
     """The options of each method that has any."""
-    found = {name: list(_described(methods.find(name), "loss.")) for name in methods.names()}
+    found = {name: [_described(*leaf) for leaf in tree.leaves(methods.find(name), "loss.")] for name in methods.names()}
     return {name: options for name, options in found.items() if options}
 
 
-def _described(kind: type, path: str) -> Iterator[Described]:
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        name, hint = path + field.name, hints[field.name]
-        if "check" in field.metadata:
-            check, change = field.metadata["check"], _MAY_CHANGE[field.metadata["change"]]
-            yield Described(name, _shown(field.default), check.range, change, field.metadata["reason"])
-        elif hint is Method:
-            reason = "a file of cutnmix_jax/methods; its options are below"
-            yield Described(f"{name}.name", "from the row", "set by the argument", "force", reason)
-        elif dataclasses.is_dataclass(hint):
-            yield from _described(typing.cast(type, hint), f"{name}.")
-        else:
-            reason = "the weight of a loss term; with 0 it is only measured"
-            yield Described(f"{name}.TERM", "from the row", "a number, 0 or above", "force", reason)
+def _described(path: str, hint: Any, field: dataclasses.Field) -> Described:
+    if "check" in field.metadata:
+        check, change = field.metadata["check"], _MAY_CHANGE[field.metadata["change"]]
+        return Described(path, _shown(field.default), check.range, change, field.metadata["reason"])
+    if hint is Method:
+        reason = "a file of cutnmix_jax/methods; its options are below"
+        return Described(f"{path}.name", "from the row", "set by the argument", "force", reason)
+    reason = "the weight of a loss term; with 0 it is only measured"
+    return Described(f"{path}.TERM", "from the row", "a number, 0 or above", "force", reason)
 
 
 def _shown(value: Any) -> str:

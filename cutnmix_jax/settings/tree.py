@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -47,14 +47,28 @@ class Difference(NamedTuple):
 
 def of_settings(settings: Any) -> Tree:
     """The tree of settings; tuples are lists, as in JSON."""
+    return _of(settings, lambda value, hint: list(value) if isinstance(value, tuple) else value)
+
+
+def to_config_dict(settings: Settings) -> ConfigDict:
+    """The settings as a ConfigDict, whose fields a file and a command line may set.
+
+    It has a placeholder of its type for each None, so that it can be set.
+    """
+    return ConfigDict(
+        _of(settings, lambda value, hint: config_dict.placeholder(_kinds(hint)[0]) if value is None else value)
+    )
+
+
+def _of(settings: Any, leaf: Callable[[Any, Any], Any]) -> Tree:
+    hints = typing.get_type_hints(type(settings))
     tree: Tree = {"name": methods.name_of(settings)} if isinstance(settings, Method) else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            value = of_settings(value)
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        tree[field.name] = list(value) if isinstance(value, tuple) else value
+            tree[field.name] = _of(value, leaf)
+        else:
+            tree[field.name] = dict(value) if isinstance(value, Mapping) else leaf(value, hints[field.name])
     return tree
 
 
@@ -121,25 +135,6 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def to_config_dict(settings: Settings) -> ConfigDict:
-    """The settings as a ConfigDict, whose fields a file and a command line may set."""
-    return ConfigDict(_placed(settings))
-
-
-def _placed(settings: Any) -> Tree:
-    """The tree with tuples, and with a placeholder of its type for each None, so that it can be set."""
-    hints, tree = typing.get_type_hints(type(settings)), of_settings(settings)
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            tree[field.name] = _placed(value)
-        elif isinstance(value, tuple):
-            tree[field.name] = value
-        elif value is None:
-            tree[field.name] = config_dict.placeholder(_kinds(hints[field.name])[0])
-    return tree
-
-
 def paths(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """The paths of all fields of a tree."""
     for name, value in tree.items():
@@ -149,13 +144,20 @@ def paths(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield path + name
 
 
-def optional_fields(kind: type = Settings, path: str = "") -> Iterator[str]:
-    """The paths of all fields that may be None."""
-    for name, hint in typing.get_type_hints(kind).items():
+def leaves(kind: type = Settings, path: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """Each field in its order, with its path and its type; a method is one, and so are all weights."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and hint is not Method:
-            yield from optional_fields(typing.cast(type, hint), f"{path}{name}.")
-        elif type(None) in _kinds(hint):
-            yield path + name
+            yield from leaves(typing.cast(type, hint), f"{path}{field.name}.")
+        else:
+            yield path + field.name, hint, field
+
+
+def optional_fields() -> tuple[str, ...]:
+    """The paths of all fields that may be None."""
+    return tuple(path for path, hint, _ in leaves() if type(None) in _kinds(hint))
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
@@ -208,13 +210,6 @@ def change_of(path: str, method: str = "") -> Change:
       path: of the field, as `optimizer.learning_rate`.
       method: the name of the method's module, for its options.
     """
-    kind: Any = Settings
-    for name in path.split("."):
-        field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
-        hint = typing.get_type_hints(kind).get(name)
-        if field and "change" in field.metadata:
-            return field.metadata["change"]
-        if not dataclasses.is_dataclass(hint):
-            break
-        kind = methods.find(method) if hint is Method and method in methods.names() else hint
-    return Change.FORCED
+    options = leaves(methods.find(method), "loss.") if method in methods.names() else ()
+    changes = {known: field.metadata.get("change") for known, _, field in (*leaves(), *options)}
+    return changes.get(path) or Change.FORCED
