@@ -53,7 +53,7 @@ def made(row, outputs, **options):
 
 def setup_of(row, num_peers, **fields):
     """What suits every method, but for their number."""
-    setup = Setup(row, K, ("net",) * num_peers, True, "none", "cutmix", True, 0, "net")
+    setup = Setup(row, K, ("net",) * num_peers, True, "none", True, 0, "net")
     return setup._replace(**fields)
 
 
