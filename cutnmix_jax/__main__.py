@@ -1,5 +1,6 @@
 """The commands: `cutnmix COMMAND`, or `python -m cutnmix_jax COMMAND`."""
 
+import contextlib
 import runpy
 import sys
 from pathlib import Path
@@ -53,8 +54,9 @@ def _unknown(name: str) -> None:
 def _run(name: str, arguments: list[str]) -> int:
     sys.argv = [f"{PROGRAM} {name}", *arguments]
     # As `python -m` does, so that a network of one's own is found; last, so that nothing of ours is replaced.
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
+    with contextlib.suppress(OSError):  # a folder that was removed
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))
     runpy.run_module(COMMANDS[name][0], run_name="__main__")
     return 0
 

@@ -88,7 +88,8 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
     fits = allowed is Allowed.ANY or (allowed is Allowed.EPOCHS and not _why_none(changed, settings))
     if changed and not fits and not known:
         raise CheckpointError(
-            f"{what}; restore config.json, choose another --workdir, or --force to go on with the new values"
+            f"{what}; restore config.json, choose another --workdir, or "
+            f"{'--force' if _why_none(changed, settings) else '--extend'} to go on with the new values"
         )
     return changed
 
@@ -184,6 +185,8 @@ def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
         return "it changes config.epochs alone"
     if not isinstance(changed[0].before, int) or changed[0].before > settings.epochs:
         return "it takes more epochs, not fewer"
+    if changed[0].before > 1 and changed[0].before % settings.eval_every_epochs:
+        return f"with eval_every_epochs={settings.eval_every_epochs} its last epoch would not have been evaluated"
     if settings.optimizer.schedule != "stepwise" or settings.loss.remembers:
         what = settings.method if settings.loss.remembers else f"schedule={settings.optimizer.schedule}"
         return f"with {what} the earlier epochs depend on how many there are"

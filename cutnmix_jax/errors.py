@@ -130,7 +130,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def installation(error: BaseException) -> UsageError:
     """The error for a library that cannot do what it is there for."""
-    mend = f"run `{sys.executable} -m pip install -r requirements.txt`, with --force-reinstall if it finds all in place"
+    what = "-r requirements.txt" if (_PACKAGE.parent / "requirements.txt").is_file() else "cutnmix-jax"
+    mend = f"run `{sys.executable} -m pip install {what}`, with --force-reinstall if it finds all in place"
     return UsageError(f"the installation is incomplete ({described(error)}); {mend}")
 
 

@@ -1,7 +1,8 @@
 """Runs from Python: their settings, and what came of them."""
 
-from collections.abc import Mapping
-from os import PathLike
+from collections.abc import Iterator, Mapping
+from errno import ENOENT
+from os import PathLike, fspath, strerror
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,30 @@ from cutnmix_jax.settings import Settings, command_line
 from cutnmix_jax.types import Row
 
 
-def configure(config: str, fields: Mapping[str, Any] | None = None) -> Settings:
+def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = None) -> Settings:
     """The settings of a run, as `--config=... --config.field=...` makes them.
 
     Args:
       config: as on the command line: `quickstart`, `resnet32:cifar10,dml`, or the path of a file.
-      fields: other values by the names of fields, as `{"epochs": 2, "optimizer.learning_rate": 0.1}`.
+      fields: other values by the names of fields, as `{"epochs": 2, "optimizer.learning_rate": 0.1}`; a group may be a
+        mapping, `{"optimizer": {"learning_rate": 0.1}}`, whose other fields stay as they are.
 
     Raises:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
-    return command_line.from_flags(config, [f"--config.{name}={value}" for name, value in (fields or {}).items()])
+    return command_line.from_flags(fspath(config), [f"--config.{name}={value}" for name, value in _flat(fields or {})])
+
+
+def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """The paths of fields, and their values as they are written on a command line."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{name}.")
+        elif isinstance(value, list | tuple):
+            one_by_one = [getattr(one, "item", lambda one=one: one)() for one in value]
+            yield path + name, ",".join(one_by_one) if name == "peers" else str(tuple(one_by_one))
+        else:
+            yield path + name, str(value)
 
 
 def results(folder: str | PathLike[str]) -> dict[str, Any]:
@@ -40,7 +54,9 @@ def history(folder: str | PathLike[str]) -> list[Row]:
     """The rows of a run so far, one for each epoch, finished or not: its `metrics.jsonl`.
 
     Raises:
-      CheckpointError: a row is damaged.
       OSError: there is no such file, or it cannot be read.
+      CheckpointError: what has its name is no file.
     """
+    if not (Path(folder) / metrics.ROWS).exists():
+        raise FileNotFoundError(ENOENT, strerror(ENOENT), str(Path(folder) / metrics.ROWS))
     return metrics.read_rows(Path(folder) / metrics.ROWS)

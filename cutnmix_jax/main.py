@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -68,6 +69,8 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
 
         print(listing.listed(known.list))
         return
+    if known.force and known.extend:
+        raise UsageError("--force and --extend: leave one of them out")
     if known.config is None:
         raise UsageError(f"--config=NAME says what to train: {', '.join(_names())}; see `{parser.prog} --help`")
     if known.field is not None:
@@ -88,10 +91,13 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     seeds.run(commands, workdirs)
 
 
-def _next_steps(workdir: Path) -> str:
-    """What is worth typing after the first run."""
+def _next_steps(workdir: Path, overrides: Sequence[str]) -> str:
+    """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
+    data = workdir.parts[-4]
     commands = {
-        "one network alone, to compare it with": "train --config=quickstart:digits,baseline",
+        "one network alone, to compare it with": shlex.join(
+            ["train", f"--config=quickstart:{data},baseline", *overrides]
+        ),
         "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
         "networks, data sets, methods and fields": "train --list",
     }
@@ -122,13 +128,15 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     import jax
 
     from cutnmix_jax import device, training
+    from cutnmix_jax.settings import recipe
 
     try:
         workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
         with device.logged_once():
             training.train(settings, workdir, stop, known.force, start, extend=known.extend)
-        if Path(known.config.partition(":")[0]).stem == "quickstart":
-            print(_next_steps(workdir))
+        is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
+        if is_first and settings.method != "baseline":
+            print(_next_steps(workdir, overrides))
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or device.failure(error, settings.own_backbones) from error
 

@@ -75,8 +75,8 @@ def _mixed(
         )
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         raise ValueError(f"targets are {targets.dtype}; distributions are of a floating type")
-    if not alpha > 0 or not 0 <= prob <= 1:
-        raise ValueError(f"alpha={alpha}, prob={prob}: alpha must be above 0, prob from 0 to 1")
+    if not 1e-3 <= alpha <= 1e6 or not 0 <= prob <= 1:
+        raise ValueError(f"alpha={alpha}, prob={prob}: alpha must be from 0.001 to 1e6, prob from 0 to 1")
     many = images if images.ndim == 5 else images[None]
     mixed, how = augment.mix(key, many, kind=kind, prob=float(prob), alpha=float(alpha), box=box)
     found = Mixed(mixed, augment.mixed_targets(targets, how), how)

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import methods
+from cutnmix_jax import fields, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Method
+from cutnmix_jax.method import Method, Row, Setup
+from cutnmix_jax.names import term_names
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 
@@ -61,7 +62,7 @@ class Objective:
         indices: jax.Array | None = None,
         teachers: Mapping[str, Views] | None = None,
         epoch: jax.Array | int | None = None,
-        epochs: int | None = None,
+        epochs: jax.Array | int | None = None,
     ) -> tuple[jax.Array, tuple[Terms, Tree]]:
         """The loss of a batch, whose gradient goes wherever the method lets it.
 
@@ -87,11 +88,18 @@ class Objective:
         n = _check_outputs(views, self.spec)
         if missing := set(self.method.teachers) - set(teachers or {}):
             raise ValueError(f"teachers: no outputs of the {sorted(missing)[0]!r} one, which this method learns from")
+        for name, of_teacher in (teachers or {}).items():
+            _check_teacher(name, of_teacher, views)
         if self.method.remembers and (indices is None or epoch is None or epochs is None):
             raise ValueError("indices, epoch or epochs are missing: this method remembers what it saw of an image")
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
-        clock = Clock(jnp.int32(0), jnp.asarray(epoch or 0), jnp.asarray(epochs or 1), jnp.float32(0))
+        clock = Clock(
+            step=jnp.int32(0),
+            epoch=jnp.asarray(0 if epoch is None else epoch),
+            epochs=jnp.asarray(1 if epochs is None else epochs),
+            learning_rate=jnp.float32(0),
+        )
         batch = Batch(
             images=jnp.zeros(()),  # no method looks at them
             targets=_targets(targets, views, n, self.spec.num_classes),
@@ -130,14 +138,50 @@ def make(
             raise ValueError(f"{row} has no option {name!r}; it has {', '.join(known) or 'none'}")
         if wrong := known[name].metadata["check"](value):
             raise ValueError(f"{name}={value!r}: {wrong}")
-    if unknown := sorted(set(weights) - set(found.weights)):
-        raise ValueError(f"{row} has no term {unknown[0]!r}; it has {', '.join(found.weights)}")
+    for name, value in weights.items():
+        if name not in found.weights:
+            raise ValueError(f"{row} has no term {name!r}; it has {', '.join(found.weights)}")
+        if wrong := fields.weight(value):
+            raise ValueError(f"weights[{name!r}]={value!r}: {wrong}")
     method = dataclasses.replace(found.method, **options)
     if found.share_trunk:
         raise ValueError(f"{row} is of branches that share a trunk; train it with `train`")
     if method.remembers and not num_train:
         raise ValueError(f"num_train is missing: {row} remembers what it saw of each image")
-    return Objective(method, {**found.weights, **weights}, Spec(num_classes, tuple(feature_sizes), num_train))
+    if method.calibrates:
+        raise ValueError(
+            f"{row} weighs its peers by held-out images after each epoch, with these options; train it with `train`"
+        )
+    spec = Spec(num_classes, tuple(feature_sizes), num_train)
+    _check(found, method, spec)
+    made = Objective(method, {**found.weights, **weights}, spec)
+    terms = term_names(method, spec)
+    if lost := [name for name, weight in made.weights.items() if weight and name not in terms]:
+        raise ValueError(
+            f"{row} has no {lost[0]!r} for features of {', '.join(map(str, feature_sizes))}; give it the weight 0"
+        )
+    return made
+
+
+def _check(row: Row, method: Method, spec: Spec) -> None:
+    """Raises ValueError where the method is not defined for so many networks."""
+    names = ("a network",) * len(spec.feature_sizes)
+    same = row.views == "shared" and row.mix != "cutnmix"
+    try:
+        method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("config.")) from error
+
+
+def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:
+    """Raises ValueError unless a teacher says something to each view of each network."""
+    shape = views[0][0].logits.shape
+    if len(of_teacher) != len(views) or any(len(view) != len(views[0]) for view in of_teacher):
+        raise ValueError(f"teachers[{name!r}]: for each of {len(views)} views `Outputs` of {len(views[0])} networks")
+    for out in (out for view in of_teacher for out in view):
+        if not isinstance(out, Outputs) or out.logits.shape != shape:
+            found = list(out.logits.shape) if isinstance(out, Outputs) else type(out).__name__
+            raise ValueError(f"teachers[{name!r}]: logits are {list(shape)}, not {found}")
 
 
 def _views(method: Method, outputs: Sequence[Any]) -> Views:

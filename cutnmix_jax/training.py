@@ -33,7 +33,7 @@ from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
-from cutnmix_jax.errors import CheckpointError, UsageError, described, one_line
+from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, described, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import checked, setup
@@ -81,7 +81,10 @@ def train(
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
             allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
-            return _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch)
+            results = _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch)
+        if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
+            raise StoppedError(f"stopped; the run had ended, its results are in {workdir}")
+        return results
     except loop.CallerError as error:
         assert error.__cause__
         raise error.__cause__ from None

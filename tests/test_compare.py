@@ -329,8 +329,8 @@ def test_a_run_counts_once(tmp_path, monkeypatch):
     going_on(tmp_path / "again", 2)
     groups, left_out = runs.gather([tmp_path / "again", tmp_path / "copy", first])
     assert [(len(group.finished), len(group.unfinished)) for group in groups] == [(1, 0)]
-    assert left_out[tmp_path / "again"] == f"the same fields and the same seed as {tmp_path / 'copy'}"
-    assert left_out[first] == f"the same fields and the same seed as {tmp_path / 'copy'}"
+    assert left_out[tmp_path / "again"] == f"{tmp_path / 'copy'}, with the same fields and the same seed"
+    assert left_out[first] == f"{tmp_path / 'copy'}, with the same fields and the same seed"
 
 
 NAMES = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import methods
-from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.methods import kdcl as kdcl_module
+from cutnmix_jax.names import term_names
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
     CLOCK,

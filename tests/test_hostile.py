@@ -327,7 +327,7 @@ def test_a_folder_with_other_things_in_it(tmp_path):
 def test_a_home_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cutnmix_jax.training.train", lambda config, workdir, *_: print(workdir))
+    monkeypatch.setattr("cutnmix_jax.training.train", lambda config, workdir, *_, **__: print(workdir))
     monkeypatch.setattr(command_line, "from_flags", lambda *_: None)
     assert main.main(["--config=x", "--workdir=~/x"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/x\n"

@@ -9,10 +9,10 @@ import pytest
 
 from cutnmix_jax import methods
 from cutnmix_jax.engine import assemble
-from cutnmix_jax.engine.terms import term_names
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
 from cutnmix_jax.methods.cutnmix import CutnMix
+from cutnmix_jax.names import term_names
 from cutnmix_jax.settings import command_line, recipe, tree
 from cutnmix_jax.settings.check import check_weights
 from cutnmix_jax.types import Outputs, Spec

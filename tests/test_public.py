@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 import cutnmix_jax
-from cutnmix_jax import method, methods
+from cutnmix_jax import methods
 from cutnmix_jax.augment import BOX_READINGS
 from cutnmix_jax.backbones import nnx_adapter
 from cutnmix_jax.engine import batches
-from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError
+from cutnmix_jax.settings import command_line
 from cutnmix_jax.types import Outputs
 from docs import own_loop
 from tests.runs import Made
@@ -118,8 +120,9 @@ def test_pixels_of_bytes_stay_bytes():
         (IMAGES, TARGETS[:4], {}, r"for each of the n = 6 images, not \[4, 3\]; jax.nn.one_hot"),
         (IMAGES, jnp.arange(N), {}, r"targets are \[n, K\].* not \[6\]"),
         (IMAGES, jnp.ones((N, K), int), {}, "targets are int32; distributions are of a floating type"),
-        (IMAGES, TARGETS, {"alpha": 0}, "alpha must be above 0"),
-        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha must be above 0"),
+        (IMAGES, TARGETS, {"alpha": 0}, "alpha must be from 0.001"),
+        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha must be from 0.001"),
+        (IMAGES, TARGETS, {"alpha": float("inf")}, "alpha must be from 0.001"),
         (IMAGES, TARGETS, {"prob": 1.5}, "prob from 0 to 1"),
         (IMAGES, TARGETS, {"box": "round"}, "box='round': must be one of cutmix, uniform"),
     ],
@@ -245,11 +248,56 @@ def test_a_wrong_call_is_a_value_error(row, call, message):
         ("dml", {"temperature": 0}, "temperature=0: must be a finite number"),
         ("dml", {"weights": {"mmd": 1}}, "dml has no term 'mmd'; it has ce, dml"),
         ("ps_kd", {}, "num_train is missing"),
+        ("dml", {"weights": {"dml": float("nan")}}, "weights\\['dml'\\]=nan: must be a finite number"),
+        ("dml", {"weights": {"dml": -1}}, "must be a finite number, 0, or at least"),
+        ("kdcl", {"target": "general"}, "weighs its peers by held-out images"),
     ],
 )
 def test_a_wrong_objective_is_a_value_error(row, more, message):
     with pytest.raises(ValueError, match=message):
         cutnmix_jax.objective_of(row, K, (D, D), **more)
+
+
+@pytest.mark.parametrize(
+    ("row", "sizes", "message"),
+    [
+        ("dml", (D,), "dml|the method.*needs at least 2 networks"),
+        ("cutnmix", (D,), "cutnmix has no 'dml' for features of 5; give it the weight 0"),
+        ("cutnmix", (D, 4), "cutnmix has no 'mmd' for features of 5, 4; give it the weight 0"),
+    ],
+)
+def test_no_term_is_lost_without_a_word(row, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        cutnmix_jax.objective_of(row, K, sizes)
+
+
+def test_an_ablated_term_is_measured():
+    objective = cutnmix_jax.objective_of("cutnmix", K, (D, 4), weights={"mmd": 0})
+    params, state = objective.init(KEY)
+    outputs = [outputs_of(1)[0], outputs_of(1, 4)[0]]
+    assert np.isfinite(objective(params, state, outputs, TARGETS)[0])
+
+
+def test_epochs_may_be_arrays():
+    objective = cutnmix_jax.objective_of("ps_kd", K, (D,), num_train=N)
+    params, state = objective.init(KEY)
+
+    def loss(epoch, epochs):
+        return objective(params, state, outputs_of(1), TARGETS, indices=jnp.arange(N), epoch=epoch, epochs=epochs)[0]
+
+    np.testing.assert_allclose(jax.jit(loss)(3, 10), loss(3, 10), rtol=1e-6)
+
+
+def test_teachers_are_looked_at():
+    objective = cutnmix_jax.objective_of("kd", K, (D,))
+    for wrong in (
+        outputs_of(1),
+        [outputs_of(2)],
+        [[outputs_of(1)[0].logits]],
+        [[outputs_of(1)[0]._replace(logits=TARGETS[:4])]],
+    ):
+        with pytest.raises(ValueError, match="teachers\\['frozen'\\]"):
+            objective({}, {}, outputs_of(1), TARGETS, teachers={"frozen": wrong})
 
 
 # A loop of somebody's own.
@@ -258,10 +306,8 @@ def test_a_wrong_objective_is_a_value_error(row, more, message):
 def test_the_loop_in_docs_ends_at_our_numbers():
     """An epoch from the same weights, on the same crops, with the keys that the run mixes with."""
     made = Made("cutnmix", "--config.backbone.name=docs.own_loop:Net")
-    plain = dataclasses.replace(made.settings.mix, kind="none")
-    unmixed = batches.make_batch_maker(
-        made.engine.dataset, num_peers=2, shared_crop=False, same_images=False, mix=plain, views=(method.View(),)
-    )
+    plain = dataclasses.replace(made.settings, mix=dataclasses.replace(made.settings.mix, kind="none"))
+    unmixed = batches.make_batch_maker(made.engine.dataset, plain)
     state, feed, sums = made.engine.init().state, made.engine.feed(0), made.engine.zero_totals()
 
     def joined(trees):
@@ -325,5 +371,31 @@ def test_a_run_from_python(tmp_path):
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == found
     with pytest.raises(CheckpointError, match="no results of a finished run in"):
         cutnmix_jax.results(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
+        cutnmix_jax.history(tmp_path / "other")
     with pytest.raises(UsageError, match="optimizer.learning_rate"):
         cutnmix_jax.configure("quickstart", {"lr": 1})
+
+
+def test_a_group_of_fields_leaves_the_others_as_they_are():
+    plain = cutnmix_jax.configure("quickstart")
+    changed = cutnmix_jax.configure(
+        Path("configs/quickstart.py"),
+        {"mix": {"prob": 0.5}, "optimizer": {"learning_rate": np.float32(0.5), "milestones": (np.int64(3), 5)}},
+    )
+    assert changed.mix == dataclasses.replace(plain.mix, prob=0.5)
+    wanted = dataclasses.replace(plain.optimizer, learning_rate=0.5, milestones=(3, 5))
+    assert changed.optimizer == wanted
+    assert cutnmix_jax.configure("quickstart:,dml", {"peers": ["resnet8", "resnet32"]}).peers == "resnet8,resnet32"
+    with pytest.raises(UsageError, match="config.mix: must be set field by field, as --config.mix.alpha="):
+        command_line.from_flags("quickstart", ["--config.mix={'prob': 0.5}"])
+
+
+def test_an_interrupt_in_the_last_epoch_ends_the_loop_around(tmp_path):
+    """The run is whole; but a loop over seeds must not begin the next one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests has turned it off
+    fields = dict(flag.removeprefix("--config.").split("=") for flag in TINY[1:]) | {"epochs": 1}
+    settings = cutnmix_jax.configure("quickstart:digits,baseline", fields | {"optimizer.milestones": ()})
+    with pytest.raises(StoppedError, match="the run had ended, its results are in"):
+        cutnmix_jax.train(settings, tmp_path / "run", on_epoch=lambda row: signal.raise_signal(signal.SIGINT))
+    assert cutnmix_jax.results(tmp_path / "run")["epochs"] == 1

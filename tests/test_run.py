@@ -386,19 +386,20 @@ def test_an_extended_run_ends_as_one_that_had_its_epochs_from_the_start(finished
         ("cutnmix", ["epochs=5", "optimizer.learning_rate=0.1"], "it changes config.epochs alone"),
         ("cutnmix", ["optimizer.learning_rate=0.1"], "it changes config.epochs alone"),
         ("cutnmix", ["epochs=5", "optimizer.schedule=cosine"], "it changes config.epochs alone"),
+        ("uneven", ["epochs=5"], "with eval_every_epochs=2 its last epoch would not have been evaluated"),
         ("ps_kd", ["epochs=5"], "with ps_kd the earlier epochs depend on how many there are"),
     ],
 )
 def test_what_cannot_be_extended_is_one_line(row, fields, why, finished, tmp_path, capsys):
-    if row == "cutnmix":
-        workdir = copy_of(finished[0], tmp_path)
-    else:
-        workdir = tmp_path / row
-        assert main.main([f"{TINY[0]}:digits,{row}", *TINY[1:], f"--workdir={workdir}"]) == 0
+    command = [f"{TINY[0]}:digits,{row}", *TINY[1:]]
+    if row == "uneven":
+        command = [*TINY, "--config.eval_every_epochs=2"]
+    workdir = copy_of(finished[0], tmp_path) if row == "cutnmix" else tmp_path / row
+    assert main.main([*command, f"--workdir={workdir}"]) == 0
     before = files_in(workdir)
     capsys.readouterr()
     flags = [f"--config.{field}" for field in fields]
-    assert main.main([f"{TINY[0]}:digits,{row}", *TINY[1:], *flags, "--extend", f"--workdir={workdir}"]) == 2
+    assert main.main([*command, *flags, "--extend", f"--workdir={workdir}"]) == 2
     error = capsys.readouterr().err
     assert f"--extend is refused: {why}" in error and error.count("\n") == 1 and files_in(workdir) == before
 

@@ -97,10 +97,15 @@ def wheel(folder, name, version, *metadata):
 @pytest.mark.parametrize(
     ("driver", "variables", "build", "says"),
     [
-        ("580.65.06", {}, "cuda13", "jax[cuda13] for the NVIDIA driver (CUDA=no declines)"),
+        ("580.65.06", {}, "cuda13", "jax[cuda13] for the NVIDIA driver into"),
         ("535.104.05", {}, "cuda12", "jax[cuda12] for the NVIDIA driver"),
-        ("470.57.02", {}, None, "NVIDIA driver 470.57.02 is older than 525"),
-        ("No devices were found", {}, None, "nvidia-smi names no driver; installing JAX for the CPU"),
+        (
+            "470.57.02",
+            {},
+            None,
+            "470.57.02 is older than 525, which JAX needs; JAX is installed for the CPU",
+        ),
+        ("No devices were found", {}, None, "nvidia-smi names no driver; JAX is installed for the CPU"),
         ("580.65.06", {"CUDA": "no"}, None, ""),
     ],
 )
@@ -111,7 +116,8 @@ def test_a_gpu_gets_the_build_of_jax_for_its_driver(driver, variables, build, sa
     extras = [f"Provides-Extra: {n}\nRequires-Dist: plugin_{n}; extra == '{n}'" for n in ("cuda12", "cuda13")]
     wheel(tmp_path, "jax", "0.10.1", *extras)
     wheel(tmp_path, "jax", "0.11.5", *extras)  # a newer one, which is not the pinned one
-    executable(tmp_path / "bin" / "nvidia-smi", f"echo '{driver}'")
+    lines = (f"echo '{driver}'; sleep 0.1" for _ in range(4))  # a line for each card, one after the other
+    executable(tmp_path / "bin" / "nvidia-smi", *lines)
     here = tmp_path / "its clone"
     shutil.copytree(clone / "scripts", here / "scripts")
     shutil.copytree(clone / "cutnmix_jax", here / "cutnmix_jax")
@@ -126,8 +132,10 @@ def test_a_gpu_gets_the_build_of_jax_for_its_driver(driver, variables, build, sa
     assert {name for name in there if name.startswith("plugin_")} == ({f"plugin_{build}"} if build else set())
     assert (here / ".venv/lib").exists() and list(here.glob(".venv/lib/*/site-packages/jax-0.10.1.dist-info"))
     assert says in done.stdout + done.stderr
-    # Once it is there, nothing is installed or said again; where the card goes away, what is there stays.
-    assert "installing requirements.txt" not in start(here, "quickstart", tmp_path, **environment).stdout
+    # Once it is there, nothing is installed or said again, and what is there stays where no driver answers.
+    for later in (environment, environment | {"CUDA": "no"}, environment):
+        again = start(here, "quickstart", tmp_path, **later)
+        assert again.returncode == 0 and not again.stderr and len(again.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", STARTERS)

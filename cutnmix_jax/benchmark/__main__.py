@@ -33,7 +33,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command line, and the overridden fields."""
     parser = CommandLine("scripts/bench", "Measures the speed of training.", EXAMPLES)
     parser.add_argument("--backbone", default="resnet32", help="a network, as --list of train shows them")
-    parser.add_argument("--method", default="cutnmix", help="a row of docs/methods.md")
+    parser.add_argument("--method", default="cutnmix", help="a row, as --list=methods of train shows them")
     parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
     parser.add_argument("--classes", type=int, default=100)
@@ -67,6 +67,8 @@ def gate(fields: dict[str, Any]) -> dict[str, float]:
       UsageError: they differ, or PyTorch is not there.
     """
     python = run.torch_python()
+    if not run.has_torch_side():
+        raise UsageError("--vs-torch: the PyTorch program is not part of the package; run scripts/bench in a clone")
     if subprocess.run([python, "-c", "import torch, PIL"], capture_output=True, check=False).returncode:
         raise UsageError(
             f"{python} has no PyTorch; python3 -m venv .venv-torch && "

@@ -31,6 +31,11 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
     return {"config": config, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
 
 
+def has_torch_side() -> bool:
+    """Whether this is a clone, which has the program in PyTorch beside the package."""
+    return (_ROOT / "scripts" / "bench_torch").is_dir()
+
+
 def torch_python() -> str:
     """The interpreter that has PyTorch: $TORCH_PYTHON, else the one of `.venv-torch`, else this one."""
     made = _ROOT / ".venv-torch" / "bin" / "python"

@@ -11,8 +11,8 @@ from cutnmix_jax import backbones, compiler, data, precision
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.terms import head_names, term_names
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.names import head_names, term_names
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.settings.check import check_names, check_weights
 from cutnmix_jax.types import Backbone, Dataset, Spec, Tree

@@ -20,8 +20,9 @@ from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers
 from cutnmix_jax.engine.state import Feed, Saved
-from cutnmix_jax.engine.terms import added, finite, mixed_accuracy, term_names, zero_totals
+from cutnmix_jax.engine.terms import added, finite, mixed_accuracy, zero_totals
 from cutnmix_jax.method import Method
+from cutnmix_jax.names import term_names
 from cutnmix_jax.objective import weighted
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views

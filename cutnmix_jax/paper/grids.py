@@ -43,7 +43,7 @@ Grid = dict[Key, Found]  # what was found, in the table's order
 
 
 def gather(choice: Choice) -> Grid:
-    """Reads every run of a table that is finished."""
+    """Reads every run of a table, and how far those are that are not finished."""
     grouped: dict[Key, list[Cell]] = {}
     for cell in cells_of(choice):
         grouped.setdefault((cell.dataset, cell.backbone, cell.variant), []).append(cell)

@@ -21,7 +21,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     """The same without the table."""
     parser.add_argument("--datasets", metavar="A,B")
     parser.add_argument("--backbones", metavar="A,B")
-    parser.add_argument("--methods", metavar="A,B", help="rows of docs/methods.md, or ablations; all: every row")
+    parser.add_argument("--methods", metavar="A,B", help="rows of `train --list=methods`, or ablations; all: every row")
     parser.add_argument("--seeds", metavar="95,96,97")
     parser.add_argument("--epochs", type=int, default=0, help="instead of 240; milestones and ramp-ups in proportion")
     parser.add_argument(

@@ -168,6 +168,8 @@ def _read(folder: Path) -> Run:
         raise _UnusableError(f"it has no {head}")
     # As the file has them, so that a field that it lacks is not taken for one with today's default.
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
+    if fields.get("peers"):  # which replaces it
+        fields["backbone.name"] = fields.pop("peers")
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
 
 
@@ -178,7 +180,9 @@ def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:
     for run in sorted(runs, key=lambda run: not run.results):
         same = frozenset(run.fields.items())
         if other := seeds.get((same, run.seed)):
-            left_out[run.folder] = f"the same fields and the same seed as {other.folder}"
+            teachers = {(one.results or {}).get("teacher_sha256") for one in (run, other)}
+            another = "taught by another run than " if len(teachers - {None}) > 1 else ""
+            left_out[run.folder] = f"{another}{other.folder}, with the same fields and the same seed"
             continue
         seeds[same, run.seed] = run
         group = groups.setdefault(same, Group(run.fields, run.epochs, run.head, [], []))

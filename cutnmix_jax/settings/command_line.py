@@ -39,6 +39,7 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The fields of a configuration with those that the command line sets."""
     unset, others = overrides.unset(arguments, tree.optional_fields())
+    groups = {name: next(iter(value), "") for name, value in config.items() if isinstance(value, ConfigDict)}
     values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
@@ -47,8 +48,11 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
         raise UsageError(overrides.explain(error, file, tuple(tree.paths(config)))) from error
     if unread:
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
+    given = config_flags.get_override_values(values["config"])
+    if group := next((name for name in given if name in groups), None):
+        raise UsageError(f"config.{group}: must be set field by field, as --config.{group}.{groups[group]}=...")
     for field in ("method", "loss.name"):
-        if field in config_flags.get_override_values(values["config"]):
+        if field in given:
             raise UsageError(f"config.{field} follows from the argument: --config=NAME:dataset,method")
     with config.ignore_type():
         for path in unset:

@@ -18,8 +18,8 @@ _HEAD = """\
 Any of them is set on the command line, as `--config.optimizer.learning_rate=0.1`; `none` stands for no value. The text
 is that of `cutnmix_jax/settings` and of `cutnmix_jax/methods`, printed by `python -m cutnmix_jax.settings`; `--list`
 shows it, too. May a run that was begun go on with another value? *yes*: it changes neither the data nor the numbers;
-*force*: with `--force`; *no*: it decides which images belong to a step, which ones a run is tested on, or what a
-checkpoint holds.
+*force*: with `--force`, and more `epochs` with `--extend`; *no*: it decides which images belong to a step, which ones a
+run is tested on, or what a checkpoint holds.
 """
 _MAY_CHANGE = {Change.FREE: "yes", Change.FORCED: "force", Change.NEVER: "no"}
 
