@@ -429,7 +429,7 @@ def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsy
         training.train(command_line.from_flags(longer[0].removeprefix("--config="), longer[1:-1]), workdir, force=True)
     monkeypatch.undo()
     assert main.main(longer) == 4  # nobody can tell that it was forced
-    assert "or --force to go on with the new values" in capsys.readouterr().err
+    assert "or --extend to go on with the new values" in capsys.readouterr().err
     assert main.main([*longer, "--force"]) == 0
     assert len(json.loads((workdir / "results.json").read_text())["forced"]) == 1
 
