@@ -28,6 +28,7 @@ NAME is a configuration of --list, or the path of a Python file such as:
   def get_config(argument=None):
       config = recipe.make("resnet32", argument)
       config.epochs = 100
+      config.optimizer.milestones = (62, 75, 87)
       return config
 
 The same command again continues a run that was stopped.
@@ -59,7 +60,11 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
     parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
     parser.add_argument("--list", nargs="?", const="", metavar="PART", help="show what there is, or a part of it")
-    parser.add_argument("--extend", action="store_true", help="train a run on to more epochs, as --config.epochs says")
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on with a run to a larger total: its whole command, with --config.epochs=TOTAL",
+    )
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
         return

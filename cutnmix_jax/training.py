@@ -61,7 +61,7 @@ def train(
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
 
     Args:
-      settings: from `settings.command_line.from_flags`, or changed by `dataclasses.replace`; checked here.
+      settings: from `library.configure`, or changed by `dataclasses.replace`; checked here.
       workdir: the run's folder; made if it is not there.
       stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
         and raises StoppedError; no other signal is listened to.

@@ -47,6 +47,7 @@ if __name__ == "__main__":
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    # The same for both here; the paper crops and flips for each peer by itself before it mixes.
     images = jax.numpy.stack([digits.images[..., None].repeat(3, -1) / 16] * 2)
     momentum = optimizer.init(weights)
     for t in range(100):
@@ -54,4 +55,7 @@ if __name__ == "__main__":
         rows = jax.random.randint(key, (64,), 0, images.shape[1])
         targets = jax.nn.one_hot(digits.target[rows], 10)
         weights, statistics, momentum, terms = step(weights, statistics, momentum, key, images[:, rows], targets)
+    for peer in nnx.merge(graph, weights["peers"], statistics):
+        peer.eval()
+        print("accuracy", float((peer(images[0])[0].argmax(-1) == digits.target).mean()))
     print({name: [round(float(value), 3) for value in term.reshape(-1)] for name, term in terms.items()})

@@ -29,7 +29,9 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_dir", default="", help="where tfds keeps its data")
     parser.add_argument("--runs", help="the folder of all runs (runs; runs/mini for the preset)")
-    parser.add_argument("--out", help="where the table goes (tables in the folder of the runs)")
+    parser.add_argument(
+        "--out", help="where files go (tables in the folder of the runs; a comparison is only printed without it)"
+    )
 
 
 def choice_of(known: argparse.Namespace) -> Choice:

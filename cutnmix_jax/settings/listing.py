@@ -111,6 +111,9 @@ def _methods() -> Iterator[str]:
         terms = " + ".join(f"{weight:g} {term}" for term, weight in row.weights.items() if weight)
         branches = " branches" if row.share_trunk else ""
         yield from _wrapped(name, f"J = {row.num_peers}{branches}; views {row.views}, mix {row.mix}; {terms}")
+    yield "loss terms: --config.weights.TERM=WEIGHT; alpha, beta and gamma of Eq. 8 are those of dml, mmd and pt"
+    for name, meaning in methods.MEANINGS.items():
+        yield from _wrapped(name, meaning, width=16)
 
 
 def _fields() -> Iterator[str]:
