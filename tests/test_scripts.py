@@ -133,8 +133,14 @@ def test_a_gpu_gets_the_build_of_jax_for_its_driver(driver, variables, build, sa
     assert (here / ".venv/lib").exists() and list(here.glob(".venv/lib/*/site-packages/jax-0.10.1.dist-info"))
     assert says in done.stdout + done.stderr
     # Once it is there, nothing is installed or said again, and what is there stays where no driver answers.
-    for later in (environment, environment | {"CUDA": "no"}, environment):
-        again = start(here, "quickstart", tmp_path, **later)
+    (here / "requirements-mutation.txt").write_text("jax==0.10.1\n# another list\n")
+    assert start(here, "mutate", tmp_path, **environment).returncode == 0
+    for name, later in (
+        ("quickstart", environment),
+        ("mutate", environment),
+        ("quickstart", environment | {"CUDA": "no"}),
+    ):
+        again = start(here, name, tmp_path, **later)
         assert again.returncode == 0 and not again.stderr and len(again.stdout.splitlines()) == 1
 
 
