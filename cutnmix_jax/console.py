@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -28,7 +28,22 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-class Display:
+class InTerminal:
+    """What is shown live in a terminal, and not elsewhere, while entered."""
+
+    _console: Console
+    _live: Live
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+
+class Display(InTerminal):
     """Progress over all steps of a run: a bar in a terminal, plain lines elsewhere."""
 
     def __init__(self, total_steps: int, done_steps: int, images_per_step: int):
@@ -49,14 +64,6 @@ class Display:
         self._terms = Text(no_wrap=True, overflow="ellipsis")
         # The bar is taken away at the end; the epochs' lines, printed above it, stay.
         self._live = Live(Group(self._progress, self._terms), console=self._console, transient=True)
-
-    def __enter__(self) -> "Display":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
     @property
     def due(self) -> bool:

@@ -1,6 +1,6 @@
 """Runs from Python: their settings, and what came of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from errno import ENOENT
 from os import PathLike, fspath, strerror
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from cutnmix_jax import finished, metrics
 from cutnmix_jax.errors import CheckpointError
-from cutnmix_jax.settings import Settings, command_line
+from cutnmix_jax.settings import Settings, command_line, tree
 from cutnmix_jax.types import Row
 
 
@@ -23,19 +23,16 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
     Raises:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
-    return command_line.from_flags(fspath(config), [f"--config.{name}={value}" for name, value in _flat(fields or {})])
+    flags = [f"--config.{path}={_written(path, value)}" for path, value in tree.flat(fields or {})]
+    return command_line.from_flags(fspath(config), flags)
 
 
-def _flat(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """The paths of fields, and their values as they are written on a command line."""
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        elif isinstance(value, list | tuple):
-            one_by_one = [getattr(one, "item", lambda one=one: one)() for one in value]
-            yield path + name, ",".join(one_by_one) if name == "peers" else str(tuple(one_by_one))
-        else:
-            yield path + name, str(value)
+def _written(path: str, value: Any) -> str:
+    """A value as it is written on a command line."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    one_by_one = [getattr(one, "item", lambda one=one: one)() for one in value]
+    return ",".join(one_by_one) if path == "peers" else str(tuple(one_by_one))
 
 
 def results(folder: str | PathLike[str]) -> dict[str, Any]:

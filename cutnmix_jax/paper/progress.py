@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cutnmix_jax import files, metrics
+from cutnmix_jax.console import InTerminal
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.paper.cells import Cell, headline
 
@@ -40,7 +41,7 @@ class Started(NamedTuple):
     logged: int
 
 
-class Display:
+class Display(InTerminal):
     """Shows where every running cell stands."""
 
     def __init__(self) -> None:
@@ -53,14 +54,6 @@ class Display:
     @property
     def _seconds(self) -> float:
         return REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS
-
-    def __enter__(self) -> "Display":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
     def update(self, running: Sequence[Started], done: int, count: int) -> None:
         """Shows the running cells where it is time to; elsewhere than in a terminal those that have moved.

@@ -135,15 +135,6 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def paths(tree: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The paths of all fields of a tree."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping | ConfigDict):
-            yield from paths(value, f"{path}{name}.")
-        else:
-            yield path + name
-
-
 def leaves(kind: type = Settings, path: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
     """Each field in its order, with its path and its type; a method is one, and so are all weights."""
     hints = typing.get_type_hints(kind)
@@ -185,16 +176,18 @@ def deciding(tree: Mapping[str, Any]) -> dict[str, Any]:
       A path, as `mix.kind`, -> a value; lists are tuples.
     """
     method = tree["loss"]["name"]
-    return {path: value for path, value in _leaves(tree, "") if change_of(path, method) is not Change.FREE}
+    fields = {path: tuple(value) if isinstance(value, list) else value for path, value in flat(tree)}
+    return {path: value for path, value in fields.items() if change_of(path, method) is not Change.FREE}
 
 
-def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and the value of each field of a tree."""
     for name, value in tree.items():
         where = f"{path}.{name}" if path else name
         if isinstance(value, Mapping):
-            yield from _leaves(value, where)
+            yield from flat(value, where)
         else:
-            yield where, tuple(value) if isinstance(value, list) else value
+            yield where, value
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
