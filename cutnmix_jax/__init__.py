@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from cutnmix_jax.objective import Objective
     from cutnmix_jax.objective import make as objective_of
     from cutnmix_jax.settings import Settings
+    from cutnmix_jax.student.load import load_student
+    from cutnmix_jax.student.network import Predictions, Student
     from cutnmix_jax.training import train
     from cutnmix_jax.types import Outputs
 
 __version__ = "0.1.0"
 __all__ = [
-    "Mixed", "Objective", "Outputs", "Settings", "backbones", "configure", "cutmix", "cutnmix", "errors", "history",
-    "losses", "mixup", "objective_of", "results", "train",
+    "Mixed", "Objective", "Outputs", "Predictions", "Settings", "Student", "backbones", "configure", "cutmix",
+    "cutnmix", "errors", "history", "load_student", "losses", "mixup", "objective_of", "results", "train",
 ]  # fmt: skip
 
 # A name -> the module that has it, and its name there; none where it is the module.
@@ -32,6 +34,8 @@ _PLACES = {
     "objective_of": ("objective", "make"),
     "Settings": ("settings", "Settings"),
     "train": ("training", "train"),
+    "load_student": ("student.load", "load_student"),
+    **{name: ("student.network", name) for name in ("Predictions", "Student")},
     "Outputs": ("types", "Outputs"),
 }
 

@@ -1,6 +1,7 @@
 """Reading saved states: whole ones only, by a SHA-256 of each array; see `checkpoint.py` for how they are saved."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,12 +125,35 @@ class Reader:
         Raises:
           CheckpointError: nothing was saved, or it cannot be read, or the network is not in it.
         """
-        step = max(self.steps(), default=None)
-        if step is None:
-            raise CheckpointError(f"{self._folder} holds no checkpoint")
-        try:
+        with self._blamed(step := self._newest()):
             flat, _ = self._read_flat(step, None)
             return {name: digests.part_of(flat, digests.PEER_0[name], like) for name, like in shapes.items()}
+
+    def arrays(self, step: int | None = None) -> dict[str, jax.Array]:
+        """All arrays of a state by their names, as `digests.flat` gives them.
+
+        Args:
+          step: of the state; the newest one where nothing is said.
+
+        Raises:
+          CheckpointError: it is not there, or cannot be read.
+        """
+        step = self._newest() if step is None else step
+        if step not in self.steps():
+            raise CheckpointError(f"the checkpoint of step {step} in {self._folder} is gone; restore it")
+        with self._blamed(step):
+            return self._read_flat(step, None)[0]
+
+    def _newest(self) -> int:
+        if not self.steps():
+            raise CheckpointError(f"{self._folder} holds no checkpoint")
+        return self.steps()[-1]
+
+    @contextlib.contextmanager
+    def _blamed(self, step: int) -> Iterator[None]:
+        """While entered, whatever is raised says that the checkpoint of a step cannot be read."""
+        try:
+            yield
         except Exception as error:
             raise excused(error) or CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: {storage.reason(error)}"

@@ -9,7 +9,7 @@ from typing import Any
 from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.fields import Change
-from cutnmix_jax.finished import CONFIG, RESULTS
+from cutnmix_jax.finished import CONFIG, RESULTS, STUDENT
 from cutnmix_jax.settings import Settings, tree
 
 FORCED, EXTENDED = "forced.json", "extended.json"
@@ -104,8 +104,8 @@ def claim(
 ) -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
-    Results that are there are of something else, and put aside. Where the checkpoint has other fields, `forced.json`,
-    or `extended.json` where only more epochs were allowed, gets a line that stays with the run.
+    Results and a student that are there are of something else, and put aside. Where the checkpoint has other fields,
+    `forced.json`, or `extended.json` where only more epochs were allowed, gets a line that stays with the run.
 
     Args:
       workdir: the folder.
@@ -121,6 +121,8 @@ def claim(
         aside = files.put_aside(results, workdir / "results-before.json")
         if why_not:
             console.warn(f"the results in {workdir} are not those of this run ({why_not[:300]}); now in {aside.name}")
+    if files.kind(workdir / STUDENT):
+        files.put_aside(workdir / STUDENT, workdir / f"{STUDENT}-before")
     # This file first: should a kill come between the two, a start without --force is refused.
     if read_if_any(path) != new:
         files.write_json(path, new)

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cutnmix_jax import digests, environment, files, metrics
+from cutnmix_jax import data, digests, environment, files, metrics
 from cutnmix_jax.errors import CheckpointError, one_line
 from cutnmix_jax.settings import Settings, tree
-from cutnmix_jax.types import Row
+from cutnmix_jax.types import Dataset, Row
 
-RESULTS, CONFIG, CHECKPOINTS = "results.json", "config.json", "checkpoints"
+RESULTS, CONFIG, CHECKPOINTS, STUDENT = "results.json", "config.json", "checkpoints", "student"
 
 _TESTED = ("test/", "validation/")
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    "dataset": str, "backbone": str, "method": str, "seed": int, "epochs": int, "train_examples": int,
-    "test_examples": int, "last": dict, "best": dict, "seconds": (int, float), "wall_seconds": (int, float),
-    "device": str, "versions": dict, "config_sha256": str, "weights_sha256": str,
+    "dataset": str, "data": dict, "backbone": str, "backbones": list, "method": str, "seed": int, "epochs": int,
+    "train_examples": int, "test_examples": int, "last": dict, "best": dict, "seconds": (int, float),
+    "wall_seconds": (int, float), "device": str, "versions": dict, "config_sha256": str, "weights_sha256": str,
 }  # fmt: skip
 
 
@@ -60,16 +60,31 @@ def look(folder: Path) -> Looked:
     return Looked(None, why_not) if why_not else Looked(results)
 
 
-def results(settings: Settings, num_train: int, num_test: int, rows: Sequence[Row]) -> dict[str, Any]:
-    """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers."""
+def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
+    """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers.
+
+    Args:
+      settings: of the run.
+      dataset: all of it; what a network has to know of its images stands in the results.
+      num_train: how many images it trained on.
+      rows: of all epochs.
+    """
     return {
         "dataset": settings.dataset,
+        "data": {
+            "class_names": list(dataset.class_names),
+            "image_shape": list(dataset.train_images.shape[1:]),
+            "mean": dataset.mean.tolist(),
+            "std": dataset.std.tolist(),
+            "resampling": data.resampling(settings.dataset),
+        },
         "backbone": settings.backbone_name,
+        "backbones": list(settings.backbones),
         "method": settings.method,
         "seed": settings.seed,
         "epochs": settings.epochs,
         "train_examples": num_train,
-        "test_examples": num_test,
+        "test_examples": len(dataset.test_labels),
         "last": metrics.summary(rows[-1]),
         "best": metrics.summary(metrics.ranked(rows)[0]),
         "best_by": metrics.chosen_by(rows),

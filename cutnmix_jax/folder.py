@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
 from cutnmix_jax.continued import EXTENDED, FORCED, Allowed, read_if_any, reading
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
-from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS
+from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS, STUDENT
 from cutnmix_jax.settings import Settings, tree
 
 ENVIRONMENT, EVENTS = "environment.json", "tensorboard"
 SAMPLES, CURVES = "samples.png", "curves.png"
 
-_FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS)
+_FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS, STUDENT)
 # Written once the folder is known to be a run's.
 _WRITTEN = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
 _READ = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS)

@@ -199,8 +199,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def summary(row: Row) -> dict[str, Any]:
-    """What results say of an epoch: its number, and the accuracy of each peer, of their mean and of other heads."""
+    """What results say of an epoch: its number and step, the accuracy of peers, of their mean and other heads."""
     tested = {name.removeprefix("test/"): value for name, value in row.items() if name.startswith("test/")}
     peers = [name for name in tested if name.removeprefix("accuracy_peer_").isdigit()]
     heads = {name: value for name, value in tested.items() if name not in peers}
-    return {"epoch": row["epoch"], "accuracy_per_peer": [tested[name] for name in peers], **heads}
+    return {"epoch": row["epoch"], "step": row["step"], "accuracy_per_peer": [tested[name] for name in peers], **heads}

@@ -178,7 +178,7 @@ def go_on(
             state = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch).state
 
     # The results.
-    results = finished.results(settings, engine.spec.num_train, len(dataset.test_labels), written.rows)
+    results = finished.results(settings, dataset, engine.spec.num_train, written.rows)
     results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
     results["weights_sha256"] = teacher.digest(
         stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})

@@ -1,8 +1,8 @@
 """Data sets as whole arrays in host memory: one module per data set, found by its name.
 
 A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
-and what is known before it is read: `COUNTS = {"train": N, "test": M}`, `NUM_CLASSES`, and `IMAGE_SHAPE = (H, W, 3)`
-unless it is (32, 32, 3).
+and what is known before it is read: `COUNTS = {"train": N, "test": M}`, `NUM_CLASSES`, `IMAGE_SHAPE = (H, W, 3)`
+unless it is (32, 32, 3), and `RESAMPLING = "nearest"` unless pictures of other sizes are brought to it smoothly.
 """
 
 import importlib
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # at run time nothing else is imported here: `python -m cutnm
     from cutnmix_jax.types import Dataset
 
 _NO_DATA_SET = "prepare"  # the one public module of this folder that is none
+RESAMPLINGS = ("bicubic", "nearest")
 _CIFAR = (32, 32, 3)  # of a module that does not say its IMAGE_SHAPE
 
 
@@ -48,6 +49,8 @@ def find(name: str) -> ModuleType:
     is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
     if not is_shape or shape[2] != 3:
         raise UsageError(f"data set {name!r}: IMAGE_SHAPE of {_file(name)} is {shape!r}, not (height, width, 3)")
+    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
+        raise UsageError(f"data set {name!r}: RESAMPLING of {_file(name)} is {how!r}; {nearest(str(how), RESAMPLINGS)}")
     return module
 
 
@@ -64,6 +67,11 @@ def num_classes(name: str) -> int:
 def image_shape(name: str) -> tuple[int, int, int]:
     """(H, W, C), without reading the data set."""
     return getattr(find(name), "IMAGE_SHAPE", _CIFAR)
+
+
+def resampling(name: str) -> str:
+    """How a picture of another size becomes one of this data set: `bicubic` or `nearest`."""
+    return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
 
 
 def load(

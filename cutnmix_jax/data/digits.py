@@ -10,6 +10,7 @@ from cutnmix_jax.types import Dataset
 
 NUM_TRAIN, NUM_TEST = 1500, 297
 COUNTS, NUM_CLASSES = {"train": NUM_TRAIN, "test": NUM_TEST}, 10
+RESAMPLING = "nearest"  # as `enlarge` does it
 SCALE = 4  # 8x8 pixels to 32x32, which every network here can take
 
 # Of the training pixels in [0, 1]; grey images have three equal channels. A test recomputes them.

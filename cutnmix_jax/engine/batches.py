@@ -115,6 +115,6 @@ def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> D
     return data._replace(by_class=jnp.asarray(by_class, jnp.int32), starts=jnp.asarray(starts, jnp.int32))
 
 
-def normalised(images: jax.Array, dataset: Dataset) -> jax.Array:
-    """Pixels [n, H, W, C] uint8 as a network takes them, float32."""
-    return (images.astype(jnp.float32) / 255 - dataset.mean) / dataset.std
+def normalised(images: jax.Array, mean: np.ndarray, std: np.ndarray) -> jax.Array:
+    """Pixels [n, H, W, C] uint8 as a network takes them, float32; mean and deviation [C] float32."""
+    return (images.astype(jnp.float32) / 255 - mean) / std

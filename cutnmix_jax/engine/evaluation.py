@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import batches
@@ -35,6 +36,20 @@ class Accuracies(NamedTuple):
         return sum(self.peers) / len(self.peers)
 
 
+class Answers(NamedTuple):
+    """What classifiers say to M images.
+
+    Attributes:
+      peers: the `Outputs` of each peer, leaders left out.
+      ensemble: [M, K] float32, the logarithm of the mean of the peers' probabilities.
+      heads: of what else the method and its teachers report: a name -> logits [M, K].
+    """
+
+    peers: tuple[Outputs, ...]
+    ensemble: Any
+    heads: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
     """Shows images to the networks of a run, in batches of one size.
@@ -59,16 +74,12 @@ class Evaluator:
             index = start + jnp.arange(self.batch_size)
             valid = index < len(data.labels)
             rows = jnp.where(valid, index, 0)
-            images, labels = batches.normalised(data.images[rows], self.dataset), data.labels[rows]
+            labels = data.labels[rows]
 
             def right(scores: jax.Array) -> jax.Array:
                 return jnp.sum((scores.argmax(-1) == labels) & valid)
 
-            outputs = self._evaluated(state, images)
-            students = self.method.students(outputs)
-            ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
-            heads = self.method.heads(state.params["method"], state.method_state, outputs)
-            heads |= self.companions.heads(state.teachers, state.params["peers"], state.batch_stats, images)
+            students, ensemble, heads = self._said(state, self._images(data, rows))
             return Accuracies(
                 tuple(right(out.logits) for out in students),
                 right(ensemble),
@@ -76,6 +87,20 @@ class Evaluator:
             )
 
         return compiled(count)
+
+    def _images(self, data: Data, rows: jax.Array) -> jax.Array:
+        return batches.normalised(data.images[rows], self.dataset.mean, self.dataset.std)
+
+    def _said(
+        self, state: TrainState, images: jax.Array
+    ) -> tuple[tuple[Outputs, ...], jax.Array, dict[str, jax.Array]]:
+        """What the peers say, the mean of their probabilities, and the logits of what else is reported."""
+        outputs = self._evaluated(state, images)
+        students = self.method.students(outputs)
+        ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
+        heads = self.method.heads(state.params["method"], state.method_state, outputs)
+        heads |= self.companions.heads(state.teachers, state.params["peers"], state.batch_stats, images)
+        return students, ensemble, heads
 
     def _evaluated(self, state: TrainState, images: jax.Array) -> tuple[Outputs, ...]:
         """What the networks say to images [n, H, W, C] that are not trained on."""
@@ -90,6 +115,21 @@ class Evaluator:
         counts = jax.device_get(counts)  # one wait for all of them
         return jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts)
 
+    def answers(self, state: TrainState, data: Data) -> Answers:
+        """What every classifier says to each of M images, on the host."""
+        size = len(data.labels)
+        parts = [jax.device_get(self._answer(state, data, start)) for start in range(0, size, self.batch_size)]
+        return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[:size], *parts)
+
+    @functools.cached_property
+    def _answer(self) -> jax.stages.Wrapped:
+        def answer(state: TrainState, data: Data, start: jax.Array) -> Answers:
+            rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
+            students, ensemble, heads = self._said(state, self._images(data, rows))
+            return Answers(students, jnp.log(ensemble), heads)
+
+        return compiled(answer)
+
     def calibrated(self, state: TrainState, data: Data) -> TrainState:
         """Shows the method what its peers say of images that are held out."""
         size = len(data.labels)
@@ -101,7 +141,7 @@ class Evaluator:
     def _logits(self) -> jax.stages.Wrapped:
         def logits(state: TrainState, data: Data, start: jax.Array) -> jax.Array:
             rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
-            outputs = self._evaluated(state, batches.normalised(data.images[rows], self.dataset))
+            outputs = self._evaluated(state, self._images(data, rows))
             return jnp.stack([out.logits for out in outputs])
 
         return compiled(logits)

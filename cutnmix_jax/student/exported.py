@@ -1,0 +1,141 @@
+"""An export: a folder from which a student can be loaded anywhere, written whole or not at all."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors.numpy
+
+from cutnmix_jax import files
+from cutnmix_jax.errors import CheckpointError, UsageError, one_line
+from cutnmix_jax.student import card, description, network, program
+from cutnmix_jax.student.card import CARD, DESCRIPTION, PROGRAM, SUMS, WEIGHTS
+from cutnmix_jax.student.network import Student
+
+_NEEDED = (DESCRIPTION, WEIGHTS)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder says that it is an export."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def write(student: Student, folder: Path, more: Mapping[str, bytes] | None = None) -> None:
+    """Writes an export.
+
+    Args:
+      student: what is exported.
+      folder: where; it must not be there, or be empty.
+      more: other files of it, by their names, for other programs.
+
+    Raises:
+      UsageError: something is there, it cannot be written, or no program can be made of the student.
+    """
+    with _written_whole(folder) as temporary:
+        contents = {
+            DESCRIPTION: description.to_json(student.description).encode(),
+            WEIGHTS: safetensors.numpy.save(dict(student.arrays), metadata={"format": "flax"}),
+            PROGRAM: program.written(student),
+            **(more or {}),
+        }
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, folder.name).encode()}
+        for name, content in contents.items():
+            files.write(temporary / name, content)
+
+
+def check_free(folder: Path) -> None:
+    """Raises UsageError where something is under a name, more than an empty folder."""
+    try:
+        if files.kind(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UsageError(f"{folder} is there already; name a folder that is not")
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}; name another folder") from error
+
+
+@contextlib.contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that gets its name at the end, and is removed where something is raised."""
+    check_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The rights that new folders do not get; it cannot be asked for without being set."""
+    os.umask(mask := os.umask(0o077))
+    return mask
+
+
+def read(folder: Path) -> Student:
+    """Loads an export; every byte of it that decides about a number is compared with its SHA-256.
+
+    A network of somebody's own is run as the program that was exported with it, and none of its code is looked for.
+
+    Args:
+      folder: from `write`, or a copy of one.
+
+    Raises:
+      UsageError: there is no export, or not one for this device.
+      CheckpointError: it is damaged, or of another version of this program.
+    """
+    contents = _contents(folder)
+    try:
+        described = description.of_fields(files.fields_of(contents[DESCRIPTION]))
+        arrays = safetensors.numpy.load(contents[WEIGHTS])
+        if not described.own_backbones:
+            return network.make(described, arrays)
+    except (ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is not an export of this version ({one_line(error)[:200]}); use the version that made it"
+        ) from error
+    if PROGRAM not in contents:
+        raise CheckpointError(f"{folder / PROGRAM} is gone; restore it, or export again")
+    return Student(described, arrays, program.read(contents[PROGRAM], str(folder / PROGRAM)))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """The files of an export that are there, as they were written."""
+    if not is_export(folder):
+        raise UsageError(f"{folder} is no export and no run: it has no {DESCRIPTION}")
+    contents = {}
+    for line in _bytes(folder / SUMS).decode(errors="replace").splitlines():
+        sha256, _, name = line.partition("  ")
+        if Path(name).name != name or not name:
+            raise CheckpointError(f"{folder / SUMS} is damaged; restore it, or export again")
+        if name not in _NEEDED and not (folder / name).exists():
+            continue
+        contents[name] = _bytes(folder / name)
+        if hashlib.sha256(contents[name]).hexdigest() != sha256:
+            raise CheckpointError(f"{folder / name} is not what was exported: its SHA-256 is another; export again")
+    if missing := [name for name in _NEEDED if name not in contents]:
+        raise CheckpointError(f"{folder / SUMS} says nothing of {missing[0]}; restore it, or export again")
+    return contents
+
+
+def _bytes(path: Path) -> bytes:
+    """The content of a file; a hub's cache is made of links, so they are followed."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path} is no file; restore it, or export again")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is gone; restore it, or export again") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; let it be read") from error

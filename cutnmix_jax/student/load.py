@@ -1,0 +1,57 @@
+"""A student by the folder that a person names: of a run, or of an export."""
+
+import argparse
+from pathlib import Path
+
+from cutnmix_jax.command import folder_of
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.student import exported, of_run
+from cutnmix_jax.student.description import check_consent
+from cutnmix_jax.student.network import Student
+
+
+def load(
+    folder: Path, which: str | None = None, peer: int | None = None, ensemble: bool = False, backbone: str | None = None
+) -> Student:
+    """Loads a student.
+
+    Args:
+      folder: of a finished run, or of an export.
+      which: of a run, `last` (where nothing is said) or `best` epoch, or the `average` of the weights at the end.
+      peer: of a run; the best one of that epoch where nothing is said.
+      ensemble: of a run, all peers instead of one.
+      backbone: a network of somebody's own, `my_pkg.nets:make`, whose code may be run because the person says so.
+
+    Raises:
+      UsageError: there is neither, or it is not the kind for which something was said.
+      CheckpointError: it is damaged, or of another version of this program.
+    """
+    if exported.is_export(folder):
+        if which or peer is not None or ensemble:
+            raise UsageError(f"{folder} is an export, so which network of a run it is was chosen; leave --which, --peer"
+                             " and --ensemble out")  # fmt: skip
+        return exported.read(folder)
+    run = of_run.look(folder)
+    check_consent(run.settings.backbones, backbone, folder)
+    return of_run.load(run, which or of_run.LAST, peer, ensemble)
+
+
+def load_student(folder: str | Path) -> Student:
+    """Loads an export, or of a finished run the student that `cutnmix export` takes: see `Student.predict`.
+
+    Args:
+      folder: of one of them.
+
+    Raises:
+      UsageError: there is neither.
+      CheckpointError: it is damaged, or of another version of this program.
+    """
+    return load(Path(folder))
+
+
+def chosen(known: argparse.Namespace) -> Student:
+    """The student that a command's arguments mean, see `choice.add`."""
+    if known.peer is not None and known.ensemble:
+        raise UsageError("--peer and --ensemble: leave one of them out")
+    source = folder_of(known.source, "RUN_OR_EXPORT")
+    return load(source, known.which, known.peer, known.ensemble, known.backbone)

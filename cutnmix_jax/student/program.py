@@ -1,0 +1,62 @@
+"""A student as a program of StableHLO, which JAX alone runs: weights and images of any number in, logits out."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from cutnmix_jax import compiler
+from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.errors import CheckpointError, UsageError, described, one_line
+from cutnmix_jax.precision import CHOICES
+from cutnmix_jax.student.network import Answer, Student
+
+PLATFORMS = ("cpu", "cuda")
+
+
+def written(student: Student) -> bytes:
+    """The program, as `jax.export.deserialize` reads it.
+
+    Raises:
+      UsageError: a network takes no batches of a size that is not known.
+    """
+    description = student.description
+    (count,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *description.image_shape), jnp.uint8)
+    weights = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in student.arrays.items()}
+    try:
+        with set_up_jax(CHOICES[description.precision]):
+            exported = export.export(compiler.compiled(student.answer), platforms=PLATFORMS)(weights, images)
+            return bytes(exported.serialize())
+    except Exception as error:  # what a network does with a size that is no number can raise anything
+        raise UsageError(
+            f"{description.title}: no program can be made of it ({described(error)}); its network must take batches "
+            "of any size"
+        ) from error
+
+
+def read(program: bytes, name: str) -> Answer:
+    """What a program computes.
+
+    Args:
+      program: as it was written.
+      name: of its file, for the error.
+
+    Raises:
+      CheckpointError: this JAX cannot read it.
+      UsageError: it is for other devices.
+    """
+    try:
+        exported = export.deserialize(bytearray(program))
+    except Exception as error:
+        raise CheckpointError(
+            f"JAX {jax.__version__} cannot read {name} ({one_line(error)[:200]}); use a newer one, or export again"
+        ) from error
+    if jax.default_backend() not in {"gpu" if name == "cuda" else name for name in exported.platforms}:
+        raise UsageError(f"{name} is for {' and '.join(exported.platforms)}, not for {jax.default_backend()}")
+
+    def answer(arrays: Any, images: jax.Array) -> jax.Array:
+        return exported.call(dict(arrays), images)
+
+    return answer
