@@ -12,6 +12,9 @@ from cutnmix_jax.errors import UsageError, nearest
 # A command -> the module that is run, and what it does.
 COMMANDS = {
     "train": ("cutnmix_jax.main", "train peer networks together, or go on with a run"),
+    "evaluate": ("cutnmix_jax.evaluate", "measure the classifiers of a finished run, or an exported student"),
+    "predict": ("cutnmix_jax.predict", "say what is on pictures"),
+    "export": ("cutnmix_jax.export", "take a student out of its run"),
     "data": ("cutnmix_jax.data", "make a data set ready, or check one"),
     "report": ("cutnmix_jax.paper.report", "a table of the paper from its runs, or a comparison of any runs"),
     "reproduce": ("cutnmix_jax.paper.reproduce", "train every cell of a table of the paper"),

@@ -116,17 +116,18 @@ class Reader:
             )
         return None
 
-    def read_network(self, shapes: dict[str, Tree]) -> dict[str, Tree]:
-        """Reads peer 0 of the newest state, whatever else that holds.
+    def read_network(self, shapes: dict[str, Tree], step: int | None = None) -> dict[str, Tree]:
+        """Reads peer 0 of a state, whatever else that holds.
 
         Args:
           shapes: of the network, {'params': tree, 'batch_stats': tree}, or of a part of it.
+          step: of the state; the newest one where nothing is said.
 
         Raises:
           CheckpointError: nothing was saved, or it cannot be read, or the network is not in it.
         """
-        with self._blamed(step := self._newest()):
-            flat, _ = self._read_flat(step, None)
+        flat = self.arrays(step)
+        with self._blamed(self._newest() if step is None else step):
             return {name: digests.part_of(flat, digests.PEER_0[name], like) for name, like in shapes.items()}
 
     def arrays(self, step: int | None = None) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""A trained network out of the folder of a finished run, to teach another."""
+"""A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,27 +13,30 @@ from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
+from cutnmix_jax.student import exported
 from cutnmix_jax.types import Backbone, Tree
 
 
 class Trained(NamedTuple):
-    """Peer 0 of a finished run.
+    """A trained network: peer 0 of a finished run, or an exported one.
 
     Attributes:
       backbone: the network.
-      load: reads its variables, {'params': tree, 'batch_stats': tree}, from the newest checkpoint.
-      folder: the run's.
-      weights_sha256: `digests.of_network` of them, as its results say.
+      load: reads its variables, {'params': tree, 'batch_stats': tree}.
+      folder: of the run, or of the export.
+      weights_sha256: `digests.of_network` of them.
+      is_there: whether its weights are.
     """
 
     backbone: Backbone
     load: Callable[[], dict[str, Tree]]
     folder: str
     weights_sha256: str
+    is_there: Callable[[], bool]
 
 
 def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trained:
-    """Looks at the folder of the run that `settings.teacher` names.
+    """Looks at the folder that `settings.teacher` names.
 
     Args:
       settings: of the student.
@@ -41,42 +44,72 @@ def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trai
       dtype: of its activations.
 
     Raises:
-      UsageError: there is no finished run, or not one that can teach these.
-      CheckpointError: from `load`: its checkpoint cannot be read.
+      UsageError: there is neither a finished run nor an export, or not one that can teach these.
+      CheckpointError: from `load`: its weights cannot be read.
     """
-    folder, dataset, students = settings.teacher or "", settings.dataset, settings.backbones
-    path = Path(folder)
+    path = Path(settings.teacher or "")
+    if exported.is_export(path):
+        return _exported(settings, path, num_classes, dtype)
+    return _of_run(settings, path, num_classes, dtype)
+
+
+def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
     results, why_not = finished.look(path)
     if results is None:
         why_not = why_not and f" ({why_not[:300]})"
-        raise UsageError(f"config.teacher={folder[:200]}: no finished run there{why_not}; train it first")
+        what = "no finished run and no export there"
+        raise UsageError(f"config.teacher={str(path)[:200]}: {what}{why_not}; train it first")
     try:
         fields = files.read_fields(path / finished.CONFIG)
         name = (fields.get("peers") or fields["backbone"]["name"]).split(",")[0].strip()
-        trained_on = fields["dataset"]
+        trained_on, step = fields["dataset"], results[settings.teacher_which]["step"]
+        sha256 = results["weights_sha256"]
+        if settings.teacher_which != "last" and step in digests.steps_in(path / finished.CHECKPOINTS):
+            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step))
     # No more of it is looked at: a run of another version, with other fields, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"config.teacher={folder}: its config.json cannot be read") from error
-    if trained_on != dataset:
-        raise UsageError(f"config.teacher={folder} was trained on {trained_on}, not on {dataset}")
-    if is_foreign(name) and name not in students:  # what is written in a folder must not choose what code is run
-        raise UsageError(
-            f"config.teacher={folder} is a {name}, a network of somebody's own; it can teach students of its kind alone"
-        )
-    try:
-        backbone = backbones.load(name, num_classes, dtype, data.image_shape(dataset))
-    except UsageError as error:
-        raise UsageError(f"config.teacher={folder}: {error}") from error
+        raise CheckpointError(f"config.teacher={path}: its config.json cannot be read") from error
+    backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
         shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
         with contextlib.closing(Reader(path / finished.CHECKPOINTS)) as checkpoints:
-            network = checkpoints.read_network(shapes)
-        if digests.of_network(network) != results["weights_sha256"]:  # somebody has changed them since
-            raise CheckpointError(f"config.teacher={folder}: its newest weights are not those of its results")
+            network = checkpoints.read_network(shapes, step)
+        if digests.of_network(network) != sha256:  # somebody has changed them since
+            raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network
 
-    return Trained(backbone, load, folder, results["weights_sha256"])
+    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / finished.CHECKPOINTS))
+
+
+def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
+    described = exported.read_description(path)
+    if len(described.backbones) > 1:
+        raise UsageError(
+            f"config.teacher={path}: an ensemble of {len(described.backbones)}; export one of its networks"
+        )
+    name, trained_on = described.backbones[0], described.dataset
+    backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
+
+    def load() -> dict[str, Tree]:
+        return exported.read(path).networks()[0]
+
+    return Trained(backbone, load, str(path), described.networks_sha256[0], lambda: True)
+
+
+def _backbone(settings: Settings, path: Path, name: str, trained_on: str, num_classes: int, dtype: Any) -> Backbone:
+    """The network of a teacher, if it can teach."""
+    if trained_on != settings.dataset:
+        raise UsageError(f"config.teacher={path} was trained on {trained_on}, not on {settings.dataset}")
+    # What is written in a folder must not choose what code is run.
+    if is_foreign(name) and name not in settings.backbones:
+        raise UsageError(
+            f"config.teacher={path} is a {name}, a network of somebody's own; it can teach students of its kind alone"
+        )
+    try:
+        return backbones.load(name, num_classes, dtype, data.image_shape(settings.dataset))
+    except UsageError as error:
+        raise UsageError(f"config.teacher={path}: {error}") from error
 
 
 def digest(networks: Tree) -> str:
@@ -89,8 +122,8 @@ def digest(networks: Tree) -> str:
 
 def check_there(trained: Trained) -> None:
     """Raises UsageError where the weights of a teacher are gone; a student that has ended needs them no more."""
-    if not digests.steps_in(Path(trained.folder) / finished.CHECKPOINTS):
-        raise UsageError(f"config.teacher={trained.folder}: its checkpoints are gone; restore them or train it again")
+    if not trained.is_there():
+        raise UsageError(f"config.teacher={trained.folder}: its checkpoint is gone; restore it or train it again")
 
 
 def check(trained: Trained, taught_by: str) -> None:

@@ -1,6 +1,7 @@
 """A run, from its settings to its results; `train` reads from top to bottom."""
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -16,12 +17,11 @@ from cutnmix_jax import (
     continued,
     data,
     environment,
-    files,
     finished,
     folder,
     loop,
     metrics,
-    stack,
+    outcome,
     storage,
     summary,
     teacher,
@@ -33,11 +33,12 @@ from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
-from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, described, one_line
+from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import checked, setup
 from cutnmix_jax.signals import StopRequest
+from cutnmix_jax.student import start as start_from
 from cutnmix_jax.teacher import Trained
 from cutnmix_jax.types import Dataset
 
@@ -95,7 +96,10 @@ def _train(
 ) -> dict[str, Any]:
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     planned = plan(settings)
-    dataset = None if os.path.exists(workdir) else _load(settings, planned)  # noqa: PTH110 - it takes any name
+    is_new = not os.path.exists(workdir)  # noqa: PTH110 - it takes any name
+    if is_new and settings.init_from:
+        start_from.check(settings)
+    dataset = _load(settings, planned) if is_new else None
     with storage.hush(), folder.opened(workdir, settings, allowed) as opened:
         results, why_not = finished.look(workdir)
         if results and not opened.changed:
@@ -107,9 +111,19 @@ def _train(
         folder.check_checkpoints(workdir)
         dataset = dataset or _load(settings, planned)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):
-            load = planned.trained and planned.trained.load
-            engine = assemble.engine(settings, dataset, planned.networks, load)
+            engine = _engine(settings, dataset, planned)
             return go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not, on_epoch)
+
+
+def _engine(settings: Settings, dataset: Dataset, planned: Plan) -> Engine:
+    load_start = functools.partial(start_from.load, settings, dataset, planned.networks.backbones)
+    return assemble.engine(
+        settings,
+        dataset,
+        planned.networks,
+        load_frozen=planned.trained.load if planned.trained else None,
+        load_start=load_start if settings.init_from else None,
+    )
 
 
 def plan(settings: Settings) -> Plan:
@@ -161,12 +175,12 @@ def go_on(
         saved, compiling = (restored.state, 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
-        with _expendable(folder.ENVIRONMENT, OSError):
+        with outcome.expendable(folder.ENVIRONMENT, OSError):
             folder.note_environment(workdir, made_with, begun)
 
         def draw_first_batch() -> None:
             first_batch = engine.first_batch()
-            with _expendable(folder.SAMPLES, Exception):
+            with outcome.expendable(folder.SAMPLES, Exception):
                 from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
                 pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
@@ -177,24 +191,10 @@ def go_on(
             began = loop.Began(start, compiling, draw_first_batch)
             state = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch).state
 
-    # The results.
-    results = finished.results(settings, dataset, engine.spec.num_train, written.rows)
-    results["wall_seconds"] = round(float(saved.wall_seconds) + time.monotonic() - start, 1)  # of all starts together
-    results["weights_sha256"] = teacher.digest(
-        stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})
-    )
-    if trained:
-        results["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
-    for name in (continued.FORCED, continued.EXTENDED):
-        if changes := continued.recorded(workdir, name):
-            results[Path(name).stem] = changes
+    seconds = float(saved.wall_seconds) + time.monotonic() - start  # of all starts together
+    results = outcome.results(engine, dataset, trained, state, written.rows, seconds, workdir)
     opened.check()
-    files.write_json(workdir / finished.RESULTS, results)
-    title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
-    with _expendable(folder.CURVES, Exception):
-        from cutnmix_jax import pictures
-
-        pictures.curves(workdir / folder.CURVES, written.rows, title)
+    outcome.write(results, written.rows, workdir)
     console.table(results)
     print(f"run: {workdir}", flush=True)
     return results
@@ -229,13 +229,3 @@ def _named(workdir: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.filename or workdir}: {error.strerror or one_line(error)}"
         raise CheckpointError(f"cannot read or write {what}; what was saved stays") from error
-
-
-@contextlib.contextmanager
-def _expendable(name: str, failure: type[Exception]) -> Iterator[None]:
-    """What a run can do without is not worth ending it for: a full disk, or a Matplotlib that fails, is a warning."""
-    try:
-        yield
-    except failure as error:
-        reason = error.strerror or one_line(error) if isinstance(error, OSError) else described(error)
-        console.warn(f"cannot write {name} ({reason})")

@@ -1,6 +1,6 @@
 """From settings and a data set to an engine: the networks are made and looked at before a device is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,11 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
 
 
 def engine(
-    settings: Settings, dataset: Dataset, found: Networks, load_frozen: Callable[[], dict[str, Tree]] | None = None
+    settings: Settings,
+    dataset: Dataset,
+    found: Networks,
+    load_frozen: Callable[[], dict[str, Tree]] | None = None,
+    load_start: Callable[[], Mapping[str, jax.Array]] | None = None,
 ) -> Engine:
     """Puts the data on the device; nothing is compiled before it is called.
 
@@ -92,6 +96,7 @@ def engine(
       dataset: what it names.
       found: from `networks`.
       load_frozen: reads the variables of the trained teacher.
+      load_start: reads what the peers begin as.
 
     Raises:
       UsageError: JAX computes wrong numbers here.
@@ -114,6 +119,7 @@ def engine(
         held_out=held_out,
         validation_data=validation,
         load_frozen=load_frozen,
+        load_start=load_start,
         steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
     )
 

@@ -18,7 +18,7 @@ from cutnmix_jax.engine import batches, optim
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
-from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.peers import Peers, begun
 from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.engine.terms import added, finite, mixed_accuracy, zero_totals
 from cutnmix_jax.method import Method
@@ -47,6 +47,7 @@ class Engine:
       held_out: images that are not trained on, for a method that asks; else None.
       validation_data: images that are not trained on, to choose the best epoch by; None where the test set does.
       load_frozen: reads the variables of the trained teacher; None where there is none.
+      load_start: reads what the peers begin as, see `peers.begun`; None where they begin at random.
       steps_per_call: training steps in each compiled call.
     """
 
@@ -61,6 +62,7 @@ class Engine:
     held_out: Data | None
     validation_data: Data | None
     load_frozen: Callable[[], dict[str, Tree]] | None
+    load_start: Callable[[], Mapping[str, jax.Array]] | None
     steps_per_call: int
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class Engine:
 
     def init(self) -> Saved:
         """The state before the first step."""
-        saved = compiled(self._fresh, once=True)()
+        saved = compiled(self._fresh, once=True)(self.load_start() if self.load_start else {})
         if self.load_frozen is None:
             return saved
         frozen = {name: (tree,) for name, tree in self.load_frozen().items()}
@@ -105,11 +107,11 @@ class Engine:
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
-        return jax.eval_shape(self._fresh)
+        return jax.eval_shape(self._fresh, {})
 
-    def _fresh(self) -> Saved:
+    def _fresh(self, start: Mapping[str, jax.Array]) -> Saved:
         peer_key, method_key = jax.random.split(jax.random.fold_in(self.key, batches.INIT))
-        peer_params, batch_stats = self.peers.init(peer_key)
+        peer_params, batch_stats = begun(self.peers.init(peer_key), start)
         method_params, method_state = self.method.init(method_key, self.spec)
         params = {"peers": peer_params, "method": method_params}
         taught = self.companions.init(peer_params, batch_stats)

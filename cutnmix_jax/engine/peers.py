@@ -1,12 +1,12 @@
 """J networks as one thing: their variables and one forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import stack
+from cutnmix_jax import digests, stack
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.errors import UsageError, blaming
 from cutnmix_jax.stack import Stack
@@ -103,6 +103,23 @@ def check(
         for of, shape, wanted in (("logits", out.logits.shape, num_classes), ("features", out.features.shape, size)):
             if shape != (n, wanted):
                 raise UsageError(f"{what}: its {of} are {list(shape)}, not {[n, wanted]}")
+
+
+def begun(variables: tuple[Tree, Tree], start: Mapping[str, jax.Array]) -> tuple[Tree, Tree]:
+    """Peers that begin as other networks, where those have an array.
+
+    Args:
+      variables: from `Peers.init`.
+      start: arrays by their names in {'params': (tree, ...), 'batch_stats': (tree, ...)}; what the peers do not have,
+        as the trunk of a peer that shares one, is left out.
+    """
+    if not start:
+        return variables
+    like = dict(zip(("params", "batch_stats"), variables, strict=True))
+    leaves = [start.get(name, leaf) for name, leaf in digests.flat(like).items()]
+    apart = jax.tree.unflatten(jax.tree.structure(stack.apart(like)), leaves)
+    joined = stack.together(apart, like)
+    return joined["params"], joined["batch_stats"]
 
 
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:

@@ -143,7 +143,16 @@ class Settings:
     share_trunk: bool = field(False, truth, "one trunk, and a tail for each peer; from the row", Change.NEVER)
     # The data and a teacher are known by what they hold, wherever they lie.
     teacher: str | None = field(
-        None, or_none(text), "the folder of a finished run, for a row that has a trained teacher", Change.FREE
+        None, or_none(text), "the folder of a finished run or an export, for a row with a trained teacher", Change.FREE
+    )
+    teacher_which: str = field(
+        "last", one_of(("last", "best")), "which epoch of the teacher's run; an export has one", Change.FREE
+    )
+    init_from: str | None = field(
+        None,
+        or_none(text),
+        "the folder of a finished run or an export that the peers begin as; of other classes without the head",
+        Change.NEVER,
     )
     mapping: str = field(
         "unroll",

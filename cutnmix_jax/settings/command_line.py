@@ -32,8 +32,9 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     given = tree.to_settings(_found(file))  # so that it has no field that is not known
     settings = checked(_overridden(tree.to_config_dict(given), file, arguments))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
-    # The same folder by another name is the same teacher.
-    return dataclasses.replace(settings, teacher=_resolved(settings, "teacher")) if settings.teacher else settings
+    # The same folder by another name is the same network.
+    teacher, init_from = _resolved(settings, "teacher"), _resolved(settings, "init_from")
+    return dataclasses.replace(settings, teacher=teacher, init_from=init_from)
 
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cutnmix_jax import files
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line
 from cutnmix_jax.student import card, description, network, program
 from cutnmix_jax.student.card import CARD, DESCRIPTION, PROGRAM, SUMS, WEIGHTS
+from cutnmix_jax.student.description import Description
 from cutnmix_jax.student.network import Student
 
 _NEEDED = (DESCRIPTION, WEIGHTS)
@@ -96,18 +97,35 @@ def read(folder: Path) -> Student:
       CheckpointError: it is damaged, or of another version of this program.
     """
     contents = _contents(folder)
-    try:
-        described = description.of_fields(files.fields_of(contents[DESCRIPTION]))
+    described = _described(folder, contents[DESCRIPTION])
+    with _of_this_version(folder):
         arrays = safetensors.numpy.load(contents[WEIGHTS])
         if not described.own_backbones:
             return network.make(described, arrays)
+    if PROGRAM not in contents:
+        raise CheckpointError(f"{folder / PROGRAM} is gone; restore it, or export again")
+    return Student(described, arrays, program.read(contents[PROGRAM], str(folder / PROGRAM)))
+
+
+def read_description(folder: Path) -> Description:
+    """What is known of an export besides its weights; raises as `read` does."""
+    return _described(folder, _contents(folder)[DESCRIPTION])
+
+
+@contextlib.contextmanager
+def _of_this_version(folder: Path) -> Iterator[None]:
+    """While entered, what is wrong with the content of files that are as they were written is their version."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is not an export of this version ({one_line(error)[:200]}); use the version that made it"
         ) from error
-    if PROGRAM not in contents:
-        raise CheckpointError(f"{folder / PROGRAM} is gone; restore it, or export again")
-    return Student(described, arrays, program.read(contents[PROGRAM], str(folder / PROGRAM)))
+
+
+def _described(folder: Path, content: bytes) -> Description:
+    with _of_this_version(folder):
+        return description.of_fields(files.fields_of(content))
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

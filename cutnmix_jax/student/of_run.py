@@ -170,7 +170,7 @@ def _best(row: Row, count: int, which: str) -> tuple[int, str]:
     """The most accurate peer of an epoch, the first of equals, and the images by which it is chosen."""
     kind = "average" if which == AVERAGE else "peer"
     for images in ("validation", "test"):
-        scores = [row.get(f"{images}/accuracy_{kind}_{j}") for j in range(count)]
-        if None not in scores:
-            return int(np.argmax(scores)), images
+        names = [f"{images}/accuracy_{kind}_{j}" for j in range(count)]
+        if set(names) <= set(row):
+            return int(np.argmax([row[name] for name in names])), images
     return 0, ""

@@ -1,0 +1,68 @@
+"""What a run leaves in its folder when it has ended: its results, its student, its curves."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cutnmix_jax import console, continued, files, finished, folder, stack, teacher
+from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.errors import described, one_line
+from cutnmix_jax.student import exported, of_run
+from cutnmix_jax.teacher import Trained
+from cutnmix_jax.types import Dataset, Row, TrainState
+
+
+def results(
+    engine: Engine,
+    dataset: Dataset,
+    trained: Trained | None,
+    state: TrainState,
+    rows: Sequence[Row],
+    seconds: float,
+    workdir: Path,
+) -> dict[str, Any]:
+    """What `results.json` says, see the README.
+
+    Args:
+      engine: of the run.
+      dataset: all of its images.
+      trained: its teacher.
+      state: at the end.
+      rows: of all epochs.
+      seconds: that all starts took together.
+      workdir: the run's folder.
+    """
+    found = finished.results(engine.settings, dataset, engine.spec.num_train, rows)
+    found["wall_seconds"] = round(seconds, 1)
+    found["weights_sha256"] = teacher.digest(
+        stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})
+    )
+    if trained:
+        found["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
+    for name in (continued.FORCED, continued.EXTENDED):
+        if changes := continued.recorded(workdir, name):
+            found[Path(name).stem] = changes
+    return found
+
+
+def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path) -> None:
+    """Writes the results; and beside them the student and the curves, which a run can do without."""
+    files.write_json(workdir / finished.RESULTS, results)
+    with expendable(finished.STUDENT, Exception):
+        exported.write(of_run.load(of_run.look(workdir)), workdir / finished.STUDENT)
+    title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
+    with expendable(folder.CURVES, Exception):
+        from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
+
+        pictures.curves(workdir / folder.CURVES, rows, title)
+
+
+@contextlib.contextmanager
+def expendable(name: str, failure: type[Exception]) -> Iterator[None]:
+    """What a run can do without is not worth ending it for: a full disk, or a Matplotlib that fails, is a warning."""
+    try:
+        yield
+    except failure as error:
+        reason = error.strerror or one_line(error) if isinstance(error, OSError) else described(error)
+        console.warn(f"cannot write {name} ({reason})")

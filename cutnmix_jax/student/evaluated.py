@@ -1,0 +1,142 @@
+"""What the classifiers of a run or of an export say to the test images of a data set."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax import compiler, data, digests, finished
+from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.device import set_up_jax
+from cutnmix_jax.engine import assemble, batches, peers
+from cutnmix_jax.engine.companions import Average, Companion, Companions, RunningMean
+from cutnmix_jax.engine.evaluation import Evaluator
+from cutnmix_jax.errors import CheckpointError, DataError, one_line
+from cutnmix_jax.precision import CHOICES
+from cutnmix_jax.student import exported
+from cutnmix_jax.student.of_run import Run
+from cutnmix_jax.types import Dataset, ImageShape, Spec, TrainState
+
+
+class Answers(NamedTuple):
+    """What classifiers say to M images.
+
+    Attributes:
+      title: whose classifiers they are.
+      dataset: which images.
+      labels: [M] int32.
+      class_names: K of them.
+      logits: a classifier's name -> [M, K]; of an ensemble the logarithm of the mean of probabilities.
+      features: a peer's name -> [M, D]; empty for an export.
+    """
+
+    title: str
+    dataset: str
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    logits: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
+
+
+class Images(NamedTuple):
+    """Which test images are asked for.
+
+    Attributes:
+      dataset: the data set; None for the one that was trained on.
+      data_dir: where prepared data sets lie; None for the usual place.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+
+
+def of_run(run: Run, which: str, images: Images) -> Answers:
+    """Asks every peer of a run, their ensemble, and what else its rows report.
+
+    Args:
+      run: from `of_run.look`.
+      which: `last` or `best` epoch.
+      images: of the data set.
+
+    Raises:
+      UsageError, DataError: there is no such data set, or it has other classes.
+      CheckpointError: the checkpoint is gone or damaged.
+    """
+    settings, epoch, seen = run.settings, run.results[which], run.results["data"]
+    classes = tuple(seen["class_names"])
+    own = images.dataset in (None, settings.dataset)
+    dataset = _images(
+        images._replace(dataset=images.dataset or settings.dataset, data_dir=images.data_dir or settings.data_dir),
+        classes, tuple(seen["image_shape"]), settings.test_examples if own else None,
+    )  # fmt: skip
+    dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
+    networks = assemble.networks(settings, len(classes))
+    joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
+    with contextlib.closing(Reader(run.folder / finished.CHECKPOINTS)) as checkpoints:
+        arrays = checkpoints.arrays(epoch["step"])
+    known: dict[str, Companion] = {"mean": RunningMean(joined)}
+    companions = {name: known[name] for name in settings.loss.teachers if name in known}
+    if settings.average is not None:
+        companions["average"] = Average(joined, settings.average)
+    spec = Spec(len(classes), networks.sizes, run.results["train_examples"], networks.trunk_size)
+    evaluator = Evaluator(settings.loss, joined, Companions(companions), dataset, settings.eval_batch_size)
+    with set_up_jax(CHOICES[settings.precision]):
+        compiler.check()
+        try:
+            state = _state(arrays, evaluator, spec)
+        except (ValueError, KeyError) as error:
+            why = one_line(error)
+            raise CheckpointError(f"{run.folder}: its checkpoint is not that of its networks ({why})") from error
+        found = evaluator.answers(state, batches.on_device(dataset.test_images, dataset.test_labels))
+    logits = {f"peer_{j}": out.logits for j, out in enumerate(found.peers)} | {"ensemble": found.ensemble} | found.heads
+    logits = {name: np.asarray(values) for name, values in logits.items()}
+    title = f"{settings.dataset}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
+    title += f"{which} epoch ({epoch['epoch']})"
+    features = {f"peer_{j}": np.asarray(out.features) for j, out in enumerate(found.peers)}
+    return Answers(title, dataset.name, dataset.test_labels, classes, logits, features)
+
+
+def _state(arrays: Mapping[str, Any], evaluator: Evaluator, spec: Spec) -> TrainState:
+    """What of a run's state its classifiers are made of."""
+
+    def shapes(key: jax.Array) -> tuple:
+        params, batch_stats = evaluator.peers.init(key)
+        method, method_state = evaluator.method.init(key, spec)
+        taught = evaluator.companions.init(params, batch_stats)
+        return {"peers": params, "method": method}, batch_stats, method_state, taught
+
+    like = jax.eval_shape(shapes, jax.eval_shape(jax.random.key, 0))
+    names = ("params", "batch_stats", "method_state", "teachers")
+    params, batch_stats, method_state, taught = (
+        digests.part_of(dict(arrays), f"state.{name}", part) for name, part in zip(names, like, strict=True)
+    )
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, (), taught)
+
+
+def of_export(folder: Path, images: Images) -> Answers:
+    """Asks an exported student; raises as `of_run` and `exported.read`."""
+    student = exported.read(folder)
+    described = student.description
+    dataset = _images(
+        images._replace(dataset=images.dataset or described.dataset), student.class_names, described.image_shape, None
+    )
+    name = "student" if len(described.backbones) == 1 else "ensemble"
+    logits = {name: student.logits(dataset.test_images)}
+    return Answers(described.title, dataset.name, dataset.test_labels, student.class_names, logits, {})
+
+
+def _images(images: Images, classes: tuple[str, ...], shape: ImageShape, count: int | None) -> Dataset:
+    """A data set, if its classes and the size of its images are those of a student."""
+    name = images.dataset or ""
+    size = data.image_shape(name)
+    if size != tuple(shape):
+        seen, asked = ("x".join(map(str, one)) for one in (shape, size))
+        raise DataError(f"{name} has images of {asked}, and what is evaluated takes {seen}; choose another --dataset")
+    dataset = data.load(name, images.data_dir, None, count)
+    if dataset.class_names != classes:
+        raise DataError(f"{name} has other classes than what is evaluated was trained on; choose another --dataset")
+    return dataset

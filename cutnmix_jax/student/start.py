@@ -1,0 +1,93 @@
+"""Networks that the peers of a new run begin as: those of another run, or exported ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax import backbones, digests
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import Settings
+from cutnmix_jax.student import exported, of_run
+from cutnmix_jax.student.description import Description
+from cutnmix_jax.student.network import Student, shapes_of, variables_of
+from cutnmix_jax.types import Backbone, Dataset
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError where there is nothing that the peers of a run can begin as, CheckpointError if damaged."""
+    folder = Path(settings.init_from or "")
+    if exported.is_export(folder):
+        _check(settings, exported.read_description(folder).backbones)
+    else:
+        run = of_run.look(folder)
+        _check(settings, run.settings.backbones[: len(run.results["last"]["accuracy_per_peer"])])
+
+
+def _check(settings: Settings, names: Sequence[str]) -> None:
+    where, count = f"config.init_from={settings.init_from}", len(settings.backbones)
+    if len(names) not in (1, count):
+        raise UsageError(f"{where} has {len(names)} networks, and the run has {count} peers; one, or one for each")
+    for j, name in enumerate(settings.backbones):
+        if (other := names[j % len(names)]) != name:
+            raise UsageError(f"{where}: peer {j} is a {name}, and would begin as a {other}")
+
+
+def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> dict[str, jax.Array]:
+    """What the peers of a run begin as.
+
+    Its head is left out, and so begins at random, where the classes are others.
+
+    Args:
+      settings: of the run.
+      dataset: that it trains on, for the names of its classes.
+      networks: of its peers.
+
+    Returns:
+      Arrays by their names, see `engine.peers.begun`.
+
+    Raises:
+      UsageError: there are no such networks, or of other shapes.
+      CheckpointError: they are damaged.
+    """
+    check(settings)
+    folder = Path(settings.init_from or "")
+    is_export = exported.is_export(folder)
+    student = exported.read(folder) if is_export else of_run.load(of_run.look(folder), ensemble=True)
+    same_classes = student.class_names == dataset.class_names
+    found: dict[str, jax.Array] = {}
+    for j, network in enumerate(networks):
+        found |= _of_peer(student, j, network, same_classes, settings)
+    return found
+
+
+def _of_peer(
+    student: Student, j: int, network: Backbone, same_classes: bool, settings: Settings
+) -> dict[str, jax.Array]:
+    described, number = student.description, j % len(student.description.backbones)
+    variables = variables_of(student.arrays, number, shapes_of(described.make()[number]))
+    left_out = set() if same_classes else head_of(described, number)
+    wanted = digests.flat(shapes_of(network))
+    found = {}
+    for name, array in digests.flat(variables).items():
+        if name in left_out:
+            continue
+        if name not in wanted or wanted[name].shape != array.shape:
+            raise UsageError(
+                f"config.init_from={settings.init_from}: {name} is {list(array.shape)} there, and not in the networks "
+                "of this run; its images have another size"
+            )
+        part, _, rest = name.partition(".")
+        found[f"{part}.{j}.{rest}"] = jnp.asarray(array, wanted[name].dtype)
+    return found
+
+
+def head_of(described: Description, number: int) -> set[str]:
+    """The names of those arrays of a network whose shape the number of classes decides."""
+    name, shape = described.backbones[number], described.image_shape
+    of_classes: list[Mapping] = [
+        digests.flat(shapes_of(backbones.load(name, classes, image_shape=shape)))
+        for classes in (described.num_classes, described.num_classes + 1)
+    ]
+    return {name for name, leaf in of_classes[0].items() if leaf.shape != of_classes[1][name].shape}
