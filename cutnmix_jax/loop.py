@@ -101,7 +101,7 @@ def train(
             last = reached == total
             stopping = stop.requested and not last  # read once: the signal may come at any time
             if stopping and not reached:
-                raise StoppedError("stopped before a new step was trained; the same command starts from the same one")
+                raise StoppedError("stopped before a new step was trained; the same command begins where this one did")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
             if due or last or stopping or refused:
                 _save(checkpoints, files, saved, last or stopping or refused is not None)

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the 
 AT_ONCE = 130  # exit code after a second signal
 ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may both send the same request
 
-_STOPPING = b"stopping: the steps that have begun are finished and saved; once more to end at once\n"
+_STOPPING = b"stopping: what has begun, steps or compiling, is finished and saved; once more to end at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -86,7 +86,7 @@ class StopRequest:
             if self._first is None:
                 self._first = now
                 if not self._deferred:
-                    what = "stopped before a new step was trained; the same command starts from the same one"
+                    what = "stopped before a new step was trained; the same command begins where this one did"
                     _end(what, StoppedError.exit_code)
                 _tell(_STOPPING)
             elif now - self._first > ONE_REQUEST_SECONDS:

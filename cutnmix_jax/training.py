@@ -56,7 +56,7 @@ def train(
     stop: StopRequest | None = None,
     force: bool = False,
     start: float | None = None,
-    on_epoch: loop.OnEpoch = loop.nothing,
+    on_epoch: loop.OnEpoch | None = None,
     extend: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on with, a run and writes its folder; leaves the process as it was.
@@ -77,14 +77,19 @@ def train(
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
+      TypeError: `settings` or `on_epoch` is something else.
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings are a {type(settings).__name__}; cutnmix_jax.configure makes Settings")
+    if on_epoch is not None and not callable(on_epoch):
+        raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
             allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
-            results = _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch)
+            results = _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch or loop.nothing)
         if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
-            raise StoppedError(f"stopped; the run had ended, its results are in {workdir}")
+            raise StoppedError("stopped after the last epoch: the run has ended, the same call returns its results")
         return results
     except loop.CallerError as error:
         assert error.__cause__

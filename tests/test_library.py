@@ -104,7 +104,7 @@ def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd)
         os.kill(os.getpid(), number)
         training.train(settings_of(), tmp_path / "run", stop)
     assert signal.getsignal(number) == before
-    assert "stopping: the steps that have begun are finished and saved" in capfd.readouterr().err
+    assert "stopping: what has begun, steps or compiling, is finished and saved" in capfd.readouterr().err
     assert not list((tmp_path / "run" / "checkpoints").iterdir())  # another seed may be trained there now
     training.train(settings_of("--config.seed=96"), tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 3

@@ -39,6 +39,22 @@ def test_every_public_name_is_there():
         assert getattr(cutnmix_jax, name) is not None and name in dir(cutnmix_jax)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cutnmix_jax.nothing  # noqa: B018
+    assert set(dir(cutnmix_jax)) == {*cutnmix_jax.__all__, "__version__"}  # what a notebook offers to complete
+
+
+def test_what_is_no_setting_and_no_function_is_told_before_anything_is_trained(tmp_path):
+    with pytest.raises(TypeError, match=r"settings are a str; cutnmix_jax\.configure makes Settings"):
+        cutnmix_jax.train("quickstart", tmp_path / "run")
+    settings = cutnmix_jax.configure("quickstart", {"epochs": 1, "optimizer.milestones": ()})
+    with pytest.raises(TypeError, match="on_epoch is a int, not a function of a row"):
+        cutnmix_jax.train(settings, tmp_path / "run", on_epoch=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelled_field_is_one_error_and_not_a_chain_of_them():
+    with pytest.raises(UsageError, match="no field 'epoch'; did you mean 'epochs'") as raised:
+        cutnmix_jax.configure("quickstart", {"epoch": 2})
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
 
 
 def test_importing_it_is_quick_and_leaves_jax_alone():
@@ -342,7 +358,7 @@ def test_the_loop_in_docs_ends_at_our_numbers():
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_docs_show_runs(number, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3 and "wandb" in blocks[2]  # which is not installed here
+    assert len(blocks) == 4 and "wandb" in blocks[2]  # which is not installed here
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(blocks[number], "docs/library.md", "exec"), names)
@@ -350,6 +366,8 @@ def test_what_docs_show_runs(number, tmp_path, monkeypatch):
         assert names["mixed"].images.shape == (2, 8, 32, 32, 3) and np.isfinite(names["loss"])
     else:
         assert names["results"] == cutnmix_jax.results("runs/mine")
+        exec(compile(blocks[3], "docs/library.md", "exec"), names)
+        assert len(names["student"].predict(names["images"]).names) == 3
 
 
 def test_docs_name_everything():
@@ -396,6 +414,6 @@ def test_an_interrupt_in_the_last_epoch_ends_the_loop_around(tmp_path):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever runs the tests has turned it off
     fields = dict(flag.removeprefix("--config.").split("=") for flag in TINY[1:]) | {"epochs": 1}
     settings = cutnmix_jax.configure("quickstart:digits,baseline", fields | {"optimizer.milestones": ()})
-    with pytest.raises(StoppedError, match="the run had ended, its results are in"):
+    with pytest.raises(StoppedError, match="the run has ended, the same call returns its results"):
         cutnmix_jax.train(settings, tmp_path / "run", on_epoch=lambda row: signal.raise_signal(signal.SIGINT))
     assert cutnmix_jax.results(tmp_path / "run")["epochs"] == 1

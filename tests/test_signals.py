@@ -89,7 +89,7 @@ def test_a_signal_at_a_random_moment(number, tmp_path):
         assert steps_in(tmp_path / "run")[-1] >= begun
         assert f"at step {steps_in(tmp_path / 'run')[-1]}" in errors[-1]
     else:
-        assert errors[-1] == "stopped before a new step was trained; the same command starts from the same one"
+        assert errors[-1] == "stopped before a new step was trained; the same command begins where this one did"
         assert begun <= 1 and steps_in(tmp_path / "run") == []  # the first call was not finished
     print(begun, steps_in(tmp_path / "run"))
 

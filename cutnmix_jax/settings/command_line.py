@@ -46,7 +46,7 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         unread = values(arguments)[1:]
     except Exception as error:
-        raise UsageError(overrides.explain(error, file, dict(tree.flat(config.to_dict())))) from error
+        raise UsageError(overrides.explain(error, file, dict(tree.flat(config.to_dict())))) from None
     if unread:
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
     given = config_flags.get_override_values(values["config"])
