@@ -104,6 +104,8 @@ def _next_steps(workdir: Path, overrides: Sequence[str]) -> str:
             ["train", f"--config=quickstart:{data},baseline", *overrides]
         ),
         "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
+        "exact accuracies, calibration, what the peers agree on": f"evaluate {workdir}",
+        "what its best network says of a picture": f"predict {workdir} PICTURE",
         "networks, data sets, methods and fields": "train --list",
     }
     return "\n".join(["next", *(f"  {what}:\n    {_program()} {rest}" for what, rest in commands.items())])

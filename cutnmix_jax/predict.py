@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +69,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     paths = images.find(known.pictures)
     student = load.chosen(known)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that are damaged, where the picture is not
     total, failed = 0, 0
     shown: list[tuple[str, np.ndarray, list[tuple[str, float]]]] = []
     say = _say_csv(min(known.top, len(student.class_names))) if known.csv else _say_json if known.json else _say_text

@@ -22,7 +22,7 @@ RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.N
 Read = np.ndarray | DataError
 
 _LARGE, _ALONE = 16_000_000, threading.Lock()  # a picture with more pixels is decoded alone: it takes up to 2 GB
-_CHUNK, _AHEAD = 16, 3  # paths a task, because a future costs as much as a small picture; tasks a thread
+_CHUNK, _AHEAD = 16, 8  # paths a task, because a future costs as much as a small picture; tasks a thread
 _FORMATS = ("Png", "Jpeg", "Mpo", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # tags of EXIF and of TIFF
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
