@@ -43,7 +43,7 @@ def _run(arguments: Sequence[str]) -> None:
     target = folder_of(known.target, "DIR")
     exported.check_free(target)
     student = load.chosen(known)
-    exported.write(student, target, formats.made(student, known.format, known.python))
+    exported.write(student, target, formats.made(student, known.format, known.python, known.backbone))
     accuracy = student.description.accuracy
     on = f", {100 * accuracy:.2f} % of the test images" if accuracy is not None else ""
     print(f"{student.description.title}{on}\nexported: {target}\nnext: {PROGRAM} predict {target} PICTURE...")

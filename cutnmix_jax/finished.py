@@ -69,15 +69,16 @@ def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence
       num_train: how many images it trained on.
       rows: of all epochs.
     """
+    seen = {
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.train_images.shape[1:]),
+        "mean": dataset.mean.tolist(),
+        "std": dataset.std.tolist(),
+        "resampling": data.resampling(settings.dataset),
+    }
     return {
         "dataset": settings.dataset,
-        "data": {
-            "class_names": list(dataset.class_names),
-            "image_shape": list(dataset.train_images.shape[1:]),
-            "mean": dataset.mean.tolist(),
-            "std": dataset.std.tolist(),
-            "resampling": data.resampling(settings.dataset),
-        },
+        "data": {**seen, "sha256": digests.of_json(seen)},
         "backbone": settings.backbone_name,
         "backbones": list(settings.backbones),
         "method": settings.method,
@@ -102,6 +103,9 @@ def _wrong(results: dict[str, Any]) -> str:
             return f"{RESULTS} has no {name}"
     if not all(math.isfinite(results[name]) for name in ("seconds", "wall_seconds")):
         return f"{RESULTS} has no seconds"
+    seen = {name: value for name, value in results["data"].items() if name != "sha256"}
+    if results["data"].get("sha256") != digests.of_json(seen):  # nothing else beside them says it
+        return f"what {RESULTS} says of the images was changed"
     if not all(isinstance(text, str) for text in (*results["versions"], *results["versions"].values())):
         return f"{RESULTS} has no versions"
     return ""

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from cutnmix_jax import digests, finished
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.student import exported, of_run
@@ -26,18 +27,24 @@ def load(
       UsageError: there is neither, or it is not the kind for which something was said.
       CheckpointError: it is damaged, or of another version of this program.
     """
+    is_chosen = bool(which or peer is not None or ensemble)
     if exported.is_export(folder):
-        if which or peer is not None or ensemble:
-            raise UsageError(f"{folder} is an export, so which network of a run it is was chosen; leave --which, --peer"
-                             " and --ensemble out")  # fmt: skip
+        if is_chosen:
+            what = "is an export, and which network it is was chosen then"
+            raise UsageError(f"{folder} {what}; leave --which, --peer and --ensemble out")
         return exported.read(folder)
     run = of_run.look(folder)
+    left = folder / finished.STUDENT
+    # Checkpoints of a finished run may be removed to save room; and what was exported needs no code of anybody's.
+    enough = not digests.steps_in(folder / finished.CHECKPOINTS) or (run.settings.own_backbones and not backbone)
+    if enough and not is_chosen and exported.is_export(left):
+        return exported.read(left)
     check_consent(run.settings.backbones, backbone, folder)
     return of_run.load(run, which or of_run.LAST, peer, ensemble)
 
 
 def load_student(folder: str | Path) -> Student:
-    """Loads an export, or of a finished run the student that `cutnmix export` takes: see `Student.predict`.
+    """Loads an export, or the student of a finished run, its best peer of the last epoch; see `Student.predict`.
 
     Args:
       folder: of one of them.
