@@ -305,6 +305,9 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
         ("c.teacher = 3", "config.teacher=3: must be text, or none"),
         ("del c.loss.name", "config.loss.name is missing"),
         ("c.mix.box = 7", "config.mix.box=7: not known"),
+        ("c.method = 'baseline'", "config.method='baseline' is a row of supervised, and config.loss.name is cutnmix"),
+        ("c.method = 'dlm'", "config.method: no method 'dlm'; did you mean 'dml'"),
+        ("c.method = '../../x'", "config.method: no method '../../x'"),
     ],
 )
 def test_a_file_is_held_to_the_fields_as_a_command_line_is(line, says, tmp_path, capsys, nothing_is_compiled):

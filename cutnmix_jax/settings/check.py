@@ -27,6 +27,7 @@ def checked(fields: Settings | tree.Tree) -> Settings:
 
 def check(settings: Settings) -> None:
     """Raises UsageError at the first field that cannot be carried out beside the others."""
+    _check_row(settings)
     _check_sizes(settings)
     _check_networks(settings)
     if not any(settings.weights.values()):
@@ -124,6 +125,19 @@ def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]
         raise UsageError(
             f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
             "set it to 0 or choose other peers"
+        )
+
+
+def _check_row(settings: Settings) -> None:
+    """A run is filed under its row, so it has to be one, and of the method that is trained."""
+    try:
+        row = methods.row(settings.method)
+    except UsageError as error:
+        raise UsageError(f"config.method: {error}") from error
+    if type(row.method) is not type(settings.loss):
+        raise UsageError(
+            f"config.method={settings.method!r} is a row of {methods.name_of(row.method)}, and config.loss.name is "
+            f"{methods.name_of(settings.loss)}; both follow from the argument, NAME:dataset,{settings.method}"
         )
 
 
