@@ -90,4 +90,7 @@ def _rows_of(name: str) -> dict[str, Row]:
     rows = getattr(module, "ROWS", None)
     if not rows:
         raise UsageError(f"method {name!r}: {file} has no ROWS; see CONTRIBUTING.md")
+    # A run is read back by the name of the module, which therefore has to tell the class.
+    if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:
+        raise UsageError(f"method {name!r}: the ROWS of {file} are of {' and '.join(kinds)}; give each class a file")
     return rows
