@@ -153,9 +153,8 @@ def make(
             f"{row} weighs its peers by held-out images after each epoch, with these options; train it with `train`"
         )
     spec = Spec(num_classes, tuple(feature_sizes), num_train)
-    _check(found, method, spec)
+    terms = _checked_terms(found, method, spec)
     made = Objective(method, {**found.weights, **weights}, spec)
-    terms = term_names(method, spec)
     if lost := [name for name, weight in made.weights.items() if weight and name not in terms]:
         raise ValueError(
             f"{row} has no {lost[0]!r} for features of {', '.join(map(str, feature_sizes))}; give it the weight 0"
@@ -163,12 +162,13 @@ def make(
     return made
 
 
-def _check(row: Row, method: Method, spec: Spec) -> None:
-    """Raises ValueError where the method is not defined for so many networks."""
+def _checked_terms(row: Row, method: Method, spec: Spec) -> tuple[str, ...]:
+    """The names of its terms; raises ValueError where the method is not defined for so many networks."""
     names = ("a network",) * len(spec.feature_sizes)
     same = row.views == "shared" and row.mix != "cutnmix"
     try:
         method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
+        return term_names(method, spec)
     except UsageError as error:
         raise ValueError(str(error).removeprefix("config.")) from error
 
