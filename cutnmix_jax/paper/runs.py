@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from cutnmix_jax import continued, files, finished, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
 from cutnmix_jax.paper.grids import best
-from cutnmix_jax.settings import tree
+from cutnmix_jax.settings import tree, unused
 
 _MARKS = (finished.CONFIG, finished.RESULTS, metrics.ROWS)  # a folder with one of these is a run's
 _NO_RUNS = (finished.CHECKPOINTS, f"{finished.CHECKPOINTS}-damaged", "tensorboard")
@@ -170,6 +170,8 @@ def _read(folder: Path) -> Run:
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
     if fields.get("peers"):  # which replaces it
         fields["backbone.name"] = fields.pop("peers")
+    plain = unused.plain_recipe(settings)
+    fields |= {path: plain[path] for path in unused.unused(settings) if path in fields}  # no difference makes two runs
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from cutnmix_jax import backbones, data, methods
+from cutnmix_jax import backbones, console, data, methods
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
@@ -22,7 +22,10 @@ def checked(fields: Settings | tree.Tree) -> Settings:
     """
     settings = tree.to_settings(tree.of_settings(fields) if isinstance(fields, Settings) else fields)
     check(settings)
-    return dataclasses.replace(settings, num_peers=len(settings.backbones))
+    count = len(settings.backbones)
+    if settings.num_peers not in (count, methods.row(settings.method).num_peers):
+        console.warn(f"config.num_peers={settings.num_peers}: config.peers names {count} networks, and these count")
+    return dataclasses.replace(settings, num_peers=count)
 
 
 def check(settings: Settings) -> None:
@@ -108,7 +111,7 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
 
 
 def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
-    """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term.
+    """Raises UsageError unless each loss term has a weight and each weight a term; one of 0 may be any of the row.
 
     Args:
       settings: that have the weights.
@@ -125,6 +128,11 @@ def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]
         raise UsageError(
             f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
             "set it to 0 or choose other peers"
+        )
+    known = {*terms, *methods.row(settings.method).weights}
+    if unknown := sorted(set(weights) - known):
+        raise UsageError(
+            f"config.weights.{unknown[0]}: {settings.method} has no such loss term; {nearest(unknown[0], known)}"
         )
 
 
