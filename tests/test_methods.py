@@ -51,7 +51,7 @@ def expected_terms(row, params, outputs, batch):
         joined = np.concatenate([np.asarray(out.features, np.float64) for out in outputs], axis=1)
         teacher = joined @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
         terms["pt"] = [kl64(out.logits, teacher, 3) for out in outputs]
-        terms["peer_teacher_ce"] = ce64(teacher, targets[0])
+        terms["peer_teacher_ce"] = np.mean([ce64(teacher, targets[j]) for j in peers])  # of which CE is linear
     return terms
 
 
