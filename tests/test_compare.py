@@ -152,6 +152,20 @@ def test_a_field_that_nothing_looks_at_makes_no_group(tmp_path):
     assert labels.differing(groups) == (["method"], ["mix.kind"])
 
 
+def test_students_of_unlike_teachers_make_groups(tmp_path):
+    """Also where each seed has a teacher of its own, and where one of them is not known any more."""
+    for name, row, seed in (("a", "baseline", 1), ("b", "baseline", 2), ("c", "cutmix", 3)):
+        save(tmp_path / name, 0.9, row, seed=seed, told={"weights_sha256": name})
+        save(tmp_path / "of" / name, 0.5, "kd", seed=seed, teacher=tmp_path / name, told={"teacher_sha256": name})
+    save(tmp_path / "of" / "gone", 0.5, "kd", seed=4, teacher=tmp_path / "gone")
+    save(tmp_path / "of" / "replaced", 0.5, "kd", seed=5, teacher=tmp_path / "a", told={"teacher_sha256": "before"})
+    groups = runs.gather([tmp_path / "of"]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4, 5]]
+    assert labels.differing(groups) == (["teacher"], [])
+    shown = [labels.value(group, "teacher") for group in groups]
+    assert shown == ["digits/made up/baseline", "digits/made up/cutmix", "—"]
+
+
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a", 0.8)
     save(tmp_path / "b", 0.8, "cutnmix", weights__mmd=0.7)

@@ -19,7 +19,8 @@ class Run(NamedTuple):
     Attributes:
       folder: of the run, as it was asked for.
       seed: of the run.
-      fields: a path -> its value, of all fields but the seed that decide about the numbers.
+      fields: a path -> its value, of all fields but the seed that decide about the numbers; of a trained teacher what
+        it is.
       epochs: how many it is to have.
       head: the accuracy that its row of the tables shows.
       rows: its epochs so far.
@@ -172,7 +173,17 @@ def _read(folder: Path) -> Run:
         fields["backbone.name"] = fields.pop("peers")
     plain = unused.plain_recipe(settings)
     fields |= {path: plain[path] for path in unused.unused(settings) if path in fields}  # no difference makes two runs
+    if teacher := _teacher(settings.teacher, results):
+        fields["teacher"] = teacher
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
+
+
+def _teacher(folder: str | None, results: dict[str, Any] | None) -> str:
+    """What a trained teacher is, as `cifar100/resnet110/baseline`; empty where there is none, or nobody knows it."""
+    taught = finished.read(Path(folder)) if folder else None
+    if not taught or (results or {}).get("teacher_sha256", taught["weights_sha256"]) != taught["weights_sha256"]:
+        return ""
+    return "/".join(taught[name] for name in ("dataset", "backbone", "method"))
 
 
 def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:
