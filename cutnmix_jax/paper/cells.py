@@ -99,7 +99,7 @@ class Choice(NamedTuple):
       backbones: names.
       variants: rows, or names of ablations; `all` for every row there is.
       seeds: numbers.
-      epochs: instead of the recipe's 240, with its milestones and ramp-ups in proportion; 0 keeps them.
+      epochs: instead of the recipe's 240, with its milestones and ramp-ups in proportion; none keeps them.
       mini: the embedded data, a tiny network and few epochs.
       data_dir: passed on.
       runs: the folder of all runs.
@@ -110,9 +110,9 @@ class Choice(NamedTuple):
     backbones: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    epochs: int = 0
+    epochs: int | None = None
     mini: bool = False
-    data_dir: str = ""
+    data_dir: str | None = None
     runs: Path = Path("runs")
 
 
