@@ -35,7 +35,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=given,
-        help="where files go (tables in the folder of the runs; a comparison is only printed without it)"
+        help="where files go (tables in the folder of the runs; a comparison is only printed without it)",
     )
 
 
