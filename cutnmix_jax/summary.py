@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from cutnmix_jax import console, methods, stack
+from cutnmix_jax import console, stack
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, unused
@@ -62,7 +62,8 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
 
 
 def _terms(settings: Settings) -> dict[str, str]:
-    known = [f"{name}: {methods.MEANINGS[name]}" for name in settings.weights if name in methods.MEANINGS]
+    meanings = settings.loss.meanings
+    known = [f"{name}: {meanings[name]}" for name in settings.weights if name in meanings]
     return {"terms": "; ".join(known)} if known else {}
 
 

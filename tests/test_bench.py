@@ -76,6 +76,14 @@ ENTRY main (p: f32[4]) -> f32[4] {
     assert jax_side.kernels(hlo) == 2
 
 
+def test_a_single_network_has_the_terms_that_it_has():
+    """Whatever the row is called."""
+    for row, lacking in {"cutnmix_pt": ["dml", "mmd"], "cutmix": [], "kd": []}.items():
+        given = run.spec_of({"backbone": "resnet8", "method": row, "num_peers": 1})["overrides"]
+        assert given[2:] == [f"--config.weights.{name}=0" for name in lacking]
+    assert len(run.spec_of({"backbone": "resnet8", "num_peers": 2})["overrides"]) == 2
+
+
 @pytest.mark.parametrize("row", ["one", "pcl", "dml"])
 def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     """Branches on a trunk too, and images as many as they see."""

@@ -531,7 +531,7 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, *arguments, "--epochs=2", f"--out={tmp_path / 'out'}") == 0
     text = (tmp_path / "out" / "fig1_mini.md").read_text()
     assert "| method | tests.tiny:Tiny | ResNet-8 |" in text
-    assert "| DML | 87.50 | — |" in text
+    assert "| DML | 87.50 | — |" in text and "; mean of the peers. " in text
     with (tmp_path / "out" / "fig1_mini.csv").open() as file:
         assert next(csv.DictReader(file))["backbone"] == "tests.tiny:Tiny"
 

@@ -76,6 +76,16 @@ def test_which_gpu_is_used_can_be_chosen(monkeypatch):
     assert summary._idle() == "; 1 further device stays idle (CUDA_VISIBLE_DEVICES chooses which is used)"
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("cs_kd", "kd: its own logits of another image of the class"), ("dml", "dml: the other peers' logits")],
+)
+def test_the_terms_are_those_of_the_method(row, said, capsys):
+    engine = Made(row).engine
+    summary.show(engine, engine.dataset, "somewhere")
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("schedule", "warns"), [("stepwise", True), ("cosine", False)])
 def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
     rate = [f"--config.optimizer.schedule={schedule}", "--config.optimizer.milestones=(20,)"]

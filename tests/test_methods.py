@@ -183,6 +183,11 @@ def test_every_module_is_a_method_with_a_row(name):
     assert name in {methods.name_of(row.method) for row in ROWS.values()}
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_a_method_says_what_its_terms_are(row):
+    assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
+
+
 def test_unknown_methods_and_options_are_told():
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.find("cutmix")

@@ -8,17 +8,6 @@ from types import ModuleType
 from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.method import Method, Row
 
-MEANINGS = {
-    "ce": "cross-entropy with the labels",
-    "dml": "the other peers' logits",
-    "mmd": "their mean features",
-    "kd": "a teacher's logits",
-    "pt": "the peer teacher's logits",
-    "peer_teacher_ce": "the peer teacher's own cross-entropy",
-    "ensemble_ce": "the ensemble's own cross-entropy",
-    "mean_teacher": "the running means of the others",
-}  # what a loss term of ours is, for those who read its name for the first time
-
 
 def names() -> list[str]:
     """The modules of this folder that are methods."""
