@@ -14,10 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
 from cutnmix_jax import console, digests, storage
-from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.checkpoint_reader import Reader, ocp
 from cutnmix_jax.errors import CheckpointError, DivergedError
 from cutnmix_jax.metrics import PATIENCE, ranked
 from cutnmix_jax.types import Row, Tree

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from cutnmix_jax import console, digests, files, stack, storage
 from cutnmix_jax.errors import CheckpointError, UsageError, excused
+from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.types import Row, Tree
+
+with handlers_kept():  # it logs while it is imported; here alone, for `checkpoint.py` too
+    import orbax.checkpoint as ocp
 
 
 class Restored(NamedTuple):

@@ -41,6 +41,17 @@ class CommandLine(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+def given(text: str) -> str:
+    """A value as it is, for argparse: an empty one, as of a shell's variable that is not set, is no choice of anything.
+
+    Raises:
+      ArgumentTypeError: it is empty.
+    """
+    if not text.strip(" ,"):
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave it out")
+    return text
+
+
 def folder_of(name: str, flag: str) -> Path:
     """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home.
 

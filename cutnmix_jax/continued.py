@@ -84,7 +84,7 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
     what = f"what is saved in {workdir} was trained with other fields than its {CONFIG} says {_first(changed)}"
     _check_fixed(changed, what)
     before = [change for name in (FORCED, EXTENDED) for change in recorded(workdir, name)]
-    known = any(change.get("changed") == list(map(str, changed)) for change in before)
+    known = any(_tells_of(change, changed) for change in before)
     fits = allowed is Allowed.ANY or (allowed is Allowed.EPOCHS and not _why_none(changed, settings))
     if changed and not fits and not known:
         raise CheckpointError(
@@ -127,12 +127,28 @@ def claim(
     if read_if_any(path) != new:
         files.write_json(path, new)
     if changed:
-        change = {"step": step, "changed": list(map(str, changed))}
-        extended = allowed is Allowed.EPOCHS or recorded(workdir, EXTENDED)[-1:] == [change]
-        name = EXTENDED if extended else FORCED
-        before = recorded(workdir, name)
-        if before[-1:] != [change]:
-            files.write_json(workdir / name, {"changes": [*before, change]})
+        told = [name for name in (FORCED, EXTENDED) if _ends_with(recorded(workdir, name), step, changed)]
+        name = EXTENDED if allowed is Allowed.EPOCHS or EXTENDED in told else FORCED
+        if name not in told:
+            change = {"step": step, "changed": [_plain(one) for one in changed]}
+            files.write_json(workdir / name, {"changes": [*recorded(workdir, name), change]})
+
+
+def _plain(one: tree.Difference) -> dict[str, Any]:
+    """A change as a file keeps it."""
+    return {"path": one.path, "before": one.before, "after": one.after}
+
+
+def _ends_with(records: Sequence[Mapping[str, Any]], step: int, changed: Sequence[tree.Difference]) -> bool:
+    return any(record.get("step") == step and _tells_of(record, changed) for record in records[-1:])
+
+
+def _tells_of(record: Mapping[str, Any], changed: Sequence[tree.Difference]) -> bool:
+    """Whether a record is of these changes; earlier versions wrote each as a person reads it."""
+    told = record.get("changed")
+    if not isinstance(told, list) or len(told) != len(changed):
+        return False
+    return all(one in (_plain(change), str(change)) for one, change in zip(told, changed, strict=True))
 
 
 def recorded(workdir: Path, name: str) -> list[dict[str, Any]]:

@@ -56,12 +56,15 @@ class Method:
       views: what each network sees of an image in a step.
       teachers: networks that are not trained by a gradient: `frozen`, the one that `config.teacher` names, and `mean`,
         a running mean of the parameters of every peer.
+      meanings: the name of a loss term -> what it is, or what it learns from, for those who read its name for the first
+        time; any may be left out.
       remembers: whether it learns from what was said of an image in earlier epochs, so that its terms depend on which
         images of the training set they are, and on the epoch and the number of all epochs.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(),)
     teachers: ClassVar[tuple[str, ...]] = ()
+    meanings: ClassVar[Mapping[str, str]] = {}
     remembers: ClassVar[bool] = False
 
     @property

@@ -5,18 +5,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
-_N = 2  # images in a batch of which only the shapes are traced
-
 
 def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
-    """The names of a method's terms for peers of these sizes, in its order; nothing is computed."""
+    """The names of a method's terms for peers of these sizes, in its order; nothing is computed.
+
+    Raises:
+      UsageError: a term is neither a scalar nor one value per peer, so that its sum would not be over peers.
+    """
     shape: Any = jax.ShapeDtypeStruct
     views: Views = (_outputs(spec),) * len(method.views)
-    targets = shape((len(views), len(spec.feature_sizes), _N, spec.num_classes), jnp.float32)
-    rows = shape((_N,), jnp.int32)
+    targets = shape((len(views), len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
+    rows = shape((_images(spec),), jnp.int32)
     batch = Batch(shape((), jnp.float32), targets, rows, rows, dict.fromkeys(method.teachers, views))
     whole = shape((), jnp.int32)
     clock = Clock(whole, whole, whole, shape((), jnp.float32))
@@ -28,7 +31,13 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
         names.extend(terms)  # here, because a tree's own order is that of the names
         return terms, after
 
-    jax.eval_shape(loss, params, state, views, batch, clock)
+    terms, _ = jax.eval_shape(loss, params, state, views, batch, clock)
+    per_peer = (len(spec.feature_sizes),)
+    if wrong := [name for name in names if terms[name].shape not in ((), per_peer)]:
+        raise UsageError(
+            f"{type(method).__name__}: its loss term {wrong[0]!r} has the shape {list(terms[wrong[0]].shape)}; it must "
+            f"be a scalar or one value per peer, {list(per_peer)}"
+        )
     return tuple(names)
 
 
@@ -41,9 +50,14 @@ def _variables(method: Method, spec: Spec) -> tuple[Tree, Tree]:
     return jax.eval_shape(lambda key: method.init(key, spec), jax.eval_shape(jax.random.key, 0))
 
 
+def _images(spec: Spec) -> int:
+    """How many images there are in a batch of which only the shapes are traced; not J, to tell the two apart."""
+    return len(spec.feature_sizes) + 1
+
+
 def _outputs(spec: Spec) -> tuple[Outputs, ...]:
     def array(width: int) -> Any:
-        return jax.ShapeDtypeStruct((_N, width), jnp.float32)
+        return jax.ShapeDtypeStruct((_images(spec), width), jnp.float32)
 
     def of(size: int) -> Outputs:
         return Outputs(array(spec.num_classes), array(size), array(spec.trunk_size) if spec.trunk_size else None)

@@ -38,6 +38,9 @@ def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Ar
 class Objective:
     """The loss of a row of the tables for J networks, made by `make`.
 
+    A method of one's own gets no images, and 0 for `Batch.labels`, `Clock.step` and `Clock.learning_rate`, at which
+    none of ours looks; one that does is trained with `train`.
+
     Attributes:
       method: with its options.
       weights: the name of a term -> its weight.
@@ -94,6 +97,8 @@ class Objective:
             raise ValueError("indices, epoch or epochs are missing: this method remembers what it saw of an image")
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
+        if indices is not None and self.method.remembers:
+            _check_rows(indices, self.spec.num_train)
         clock = Clock(
             step=jnp.int32(0),
             epoch=jnp.asarray(0 if epoch is None else epoch),
@@ -146,6 +151,8 @@ def make(
     method = dataclasses.replace(found.method, **options)
     if found.share_trunk:
         raise ValueError(f"{row} is of branches that share a trunk; train it with `train`")
+    if found.ramp_up:
+        raise ValueError(f"the weights of {row} rise over the epochs; train it with `train`")
     if method.remembers and not num_train:
         raise ValueError(f"num_train is missing: {row} remembers what it saw of each image")
     if method.calibrates:
@@ -153,9 +160,8 @@ def make(
             f"{row} weighs its peers by held-out images after each epoch, with these options; train it with `train`"
         )
     spec = Spec(num_classes, tuple(feature_sizes), num_train)
-    _check(found, method, spec)
+    terms = _checked_terms(found, method, spec)
     made = Objective(method, {**found.weights, **weights}, spec)
-    terms = term_names(method, spec)
     if lost := [name for name, weight in made.weights.items() if weight and name not in terms]:
         raise ValueError(
             f"{row} has no {lost[0]!r} for features of {', '.join(map(str, feature_sizes))}; give it the weight 0"
@@ -163,12 +169,13 @@ def make(
     return made
 
 
-def _check(row: Row, method: Method, spec: Spec) -> None:
-    """Raises ValueError where the method is not defined for so many networks."""
+def _checked_terms(row: Row, method: Method, spec: Spec) -> tuple[str, ...]:
+    """The names of its terms; raises ValueError where the method is not defined for so many networks."""
     names = ("a network",) * len(spec.feature_sizes)
     same = row.views == "shared" and row.mix != "cutnmix"
     try:
         method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
+        return term_names(method, spec)
     except UsageError as error:
         raise ValueError(str(error).removeprefix("config.")) from error
 
@@ -182,6 +189,14 @@ def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:
         if not isinstance(out, Outputs) or out.logits.shape != shape:
             found = list(out.logits.shape) if isinstance(out, Outputs) else type(out).__name__
             raise ValueError(f"teachers[{name!r}]: logits are {list(shape)}, not {found}")
+
+
+def _check_rows(indices: jax.Array, num_train: int) -> None:
+    """Raises ValueError for rows that the training set does not have; within a compiled function nobody knows them."""
+    if isinstance(indices, jax.core.Tracer) or not indices.size:
+        return
+    if indices.min() < 0 or indices.max() >= num_train:
+        raise ValueError(f"indices are {indices.min()} to {indices.max()}, not rows 0 to {num_train - 1} of num_train")
 
 
 def _views(method: Method, outputs: Sequence[Any]) -> Views:

@@ -1,7 +1,8 @@
-"""Standard output and error that no run can end for."""
+"""Standard output and error that no run can end for, and logging that is left to the program around this one."""
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,21 @@ def unbreakable() -> Iterator[None]:
             stream.flush()
             stream.as_before()
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Takes back what absl's log, which Orbax and tfds write to, adds to the root logger where nothing is there.
+
+    With a handler there a program's own `logging.basicConfig` would do nothing, without a word.
+    """
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in before]:
+            root.removeHandler(handler)
 
 
 def _open_closed() -> None:

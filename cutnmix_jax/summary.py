@@ -5,11 +5,10 @@ from pathlib import Path
 
 import jax
 
-from cutnmix_jax import console, methods, stack
-from cutnmix_jax.engine import optim
+from cutnmix_jax import console, stack
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.precision import CHOICES
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import Settings, unused
 from cutnmix_jax.types import Dataset, Tree
 
 
@@ -46,19 +45,25 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
     )
     if settings.mapping == "vmap" and settings.own_backbones:
         console.warn("mapping=vmap makes grouped convolutions of a network of your own, 10 to 20 times slower on a CPU")
+    for who, paths in unused.set_in_vain(settings).items():
+        console.warn(f"{', '.join(f'config.{path}' for path in paths)}: {who} does not look at that")
     optimizer = settings.optimizer
-    if ignored := optim.ignored(optimizer):
-        fields = ", ".join(f"config.optimizer.{name}" for name in ignored)
-        console.warn(f"{fields}: {optimizer.name} with a {optimizer.schedule} schedule does not look at that")
     if optimizer.schedule == "stepwise" and optimizer.milestones and optimizer.milestones[0] >= settings.epochs:
         console.warn(
             "the learning rate never decays: config.optimizer.milestones lie beyond "
             f"{_plural(settings.epochs, 'epoch')}"
         )
+    rising = [name for name in settings.ramp_up.terms if settings.weights[name]]
+    if rising and settings.ramp_up.epochs >= settings.epochs:
+        console.warn(
+            f"the weight of {' and '.join(rising)} never has its full size: it rises for config.ramp_up.epochs="
+            f"{settings.ramp_up.epochs}, of {_plural(settings.epochs, 'epoch')}"
+        )
 
 
 def _terms(settings: Settings) -> dict[str, str]:
-    known = [f"{name}: {methods.MEANINGS[name]}" for name in settings.weights if name in methods.MEANINGS]
+    meanings = settings.loss.meanings
+    known = [f"{name}: {meanings[name]}" for name in settings.weights if name in meanings]
     return {"terms": "; ".join(known)} if known else {}
 
 

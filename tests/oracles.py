@@ -30,9 +30,8 @@ def seen_by(row, num_peers, seed=0):
 
 
 def batch_of(num_peers, seed=1, views=1):
-    """Labels that are the same for all peers and others for each view; teachers of two kinds that are not alike."""
-    rng = np.random.default_rng(seed)
-    targets = jnp.array([np.tile(rng.dirichlet(np.ones(K), size=N), (num_peers, 1, 1)) for _ in range(views)])
+    """Labels that are others for each peer and view; teachers of two kinds that are not alike."""
+    targets = jnp.array(np.random.default_rng(seed).dirichlet(np.ones(K), size=(views, num_peers, N)))
     teachers = {kind: (outputs_of(num_peers, seed=number),) * views for number, kind in ((2, "frozen"), (3, "mean"))}
     labels = jnp.zeros(N, jnp.int32)
     return Batch(jnp.zeros((views, num_peers, N, 32, 32, 3)), targets, labels, jnp.arange(N)[::-1] + 2, teachers)

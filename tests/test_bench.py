@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from cutnmix_jax import backbones
 from cutnmix_jax.benchmark import flops, jax_side, report, run, worker
+from tests.runs import Made
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--backbone=tests.tiny:Tiny", "--windows=2", "--steps=2", "--images=200", "--classes=5"]
@@ -72,6 +74,24 @@ ENTRY main (p: f32[4]) -> f32[4] {
     assert jax_side.kernels(hlo) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert jax_side.kernels(hlo) == 2
+
+
+def test_a_single_network_has_the_terms_that_it_has():
+    """Whatever the row is called."""
+    for row, lacking in {"cutnmix_pt": ["dml", "mmd"], "cutmix": [], "kd": []}.items():
+        given = run.spec_of({"backbone": "resnet8", "method": row, "num_peers": 1})["overrides"]
+        assert given[2:] == [f"--config.weights.{name}=0" for name in lacking]
+    assert len(run.spec_of({"backbone": "resnet8", "num_peers": 2})["overrides"]) == 2
+
+
+@pytest.mark.parametrize("row", ["one", "pcl", "dml"])
+def test_the_bare_one_has_the_networks_of_the_whole_one(row):
+    """Branches on a trunk too, and images as many as they see."""
+    engine = Made(row).engine
+    _, (params, stats, _), (images, _), _ = jax_side.bare(engine.settings, 10)
+    state = engine.shapes().state
+    chex.assert_trees_all_equal_shapes((params, stats), (state.params["peers"], state.batch_stats))
+    assert images.shape == jax.eval_shape(lambda: engine.batch_at(0, engine.feed(0))[0].images).shape[1:]
 
 
 def test_times_and_ratios():

@@ -325,6 +325,22 @@ def test_a_broken_file_breaks_only_what_asks_for_it(text, folder, capsys):
         assert file in errors[0]
 
 
+TWO_METHODS = """
+from cutnmix_jax.method import Method, Row
+class First(Method): pass
+class Second(First): pass
+ROWS = {"theirs": Row(First(), {"ce": 1.0}), "theirs_too": Row(Second(), {"ce": 1.0})}
+"""
+
+
+def test_a_file_of_two_methods_is_refused(folder, capsys):
+    """A run knows its method by the file: the second one would have been trained as the first."""
+    (folder / "methods" / "theirs.py").write_text(TWO_METHODS)
+    code, errors, made = run(["--config=configs/quickstart.py:digits,theirs_too", *SMALL[1:]], folder, capsys)
+    assert (code, len(errors), made) == (2, 1, False), errors
+    assert "the ROWS of cutnmix_jax/methods/theirs.py are of First and Second; give each class a file" in errors[0]
+
+
 GOOD_SET = """
 import numpy as np
 from cutnmix_jax.types import Dataset

@@ -83,14 +83,14 @@ def test_numbers_by_hand(tmp_path, monkeypatch, capsys):
     for seed, last in lasts.items():
         save(tmp_path / "runs" / "a" / f"seed{seed}", last, seed=seed, best=0.9)
     for seed, last in ((95, 0.70), (96, 0.72)):
-        save(tmp_path / "runs" / "b" / f"seed{seed}", last, seed=seed, best=0.75, mix__prob=0.5,
+        save(tmp_path / "runs" / "b" / f"seed{seed}", last, seed=seed, best=0.75, weights__dml=0.5,
              told={"seconds": 20.0 * (seed - 94)})  # fmt: skip
     assert called(monkeypatch, tmp_path / "runs", f"--out={tmp_path / 'out'}") == 0
     out = capsys.readouterr().out.splitlines()
     mean, std = statistics.fmean(lasts.values()), statistics.stdev(lasts.values())
     assert f"{100 * mean:.2f} ± {100 * std:.2f}" == "81.67 ± 2.08"
     assert out[0] == "digits, resnet8, dml, 5 runs in 2 groups"
-    assert cells_in(out[2]) == ["", "mix.prob", *compare.NUMBERS]
+    assert cells_in(out[2]) == ["", "weights.dml", *compare.NUMBERS]
     assert cells_in(out[4]) == ["1", "1.0", "3", "81.67 ± 2.08 *", "90.00 ± 0.00", "40.83 ± 1.04", "4", "10.0"]
     assert cells_in(out[5]) == ["2", "0.5", "2", "71.00 ± 1.41", "75.00 ± 0.00", "35.50 ± 0.71", "4", "30.0"]
     assert "The best mean of the last epoch has a star (*)." in out
@@ -98,11 +98,12 @@ def test_numbers_by_hand(tmp_path, monkeypatch, capsys):
     lines, text = written(tmp_path / "out")
     assert [line["group"] for line in lines] == ["1"] * 3 + ["2"] * 2
     assert [float(line["last_fraction"]) for line in lines] == [0.81, 0.84, 0.80, 0.70, 0.72]
-    first = {"mix.prob": "1.0", "seed": "95", "finished": "yes", "epochs_done": "4", "epochs": "4", "seconds": "10.0",
-             "best_fraction": "0.9", "ensemble_fraction": "0.405", "which_accuracy": "accuracy"}  # fmt: skip
+    first = {"weights.dml": "1.0", "seed": "95", "finished": "yes", "epochs_done": "4", "epochs": "4",
+             "seconds": "10.0", "best_fraction": "0.9", "ensemble_fraction": "0.405",
+             "which_accuracy": "accuracy"}  # fmt: skip
     assert first.items() <= lines[0].items() and lines[0]["folder"] == str(tmp_path / "runs" / "a" / "seed95")
     table = [cells_in(line) for line in text.splitlines() if line.startswith("| ")]
-    assert table[0] == ["", "mix.prob", "seeds", *compare.NUMBERS]
+    assert table[0] == ["", "weights.dml", "seeds", *compare.NUMBERS]
     star = r"81.67 ± 2.08 \*"
     assert table[1] == ["1", "1.0", "95 96 97", "3", star, "90.00 ± 0.00", "40.83 ± 1.04", "4", "10.0"]
     assert len({len(line) for line in table}) == 1
@@ -142,6 +143,29 @@ def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
     assert header.count("epochs") == 1 and {"loss.temperature", "mapping"} < set(header)
 
 
+def test_a_field_that_nothing_looks_at_makes_no_group(tmp_path):
+    save(tmp_path / "a", 0.5, seed=1)
+    save(tmp_path / "b", 0.5, seed=2, mix__alpha=7, mix__box="own", ramp_up__epochs=3, optimizer__trust=0.5)
+    save(tmp_path / "c", 0.5, "dml_cutmix", seed=3, mix__box="own")
+    groups = runs.gather([tmp_path]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3]]
+    assert labels.differing(groups) == (["method"], ["mix.kind"])
+
+
+def test_students_of_unlike_teachers_make_groups(tmp_path):
+    """Also where each seed has a teacher of its own, and where one of them is not known any more."""
+    for name, row, seed in (("a", "baseline", 1), ("b", "baseline", 2), ("c", "cutmix", 3)):
+        save(tmp_path / name, 0.9, row, seed=seed, told={"weights_sha256": name})
+        save(tmp_path / "of" / name, 0.5, "kd", seed=seed, teacher=tmp_path / name, told={"teacher_sha256": name})
+    save(tmp_path / "of" / "gone", 0.5, "kd", seed=4, teacher=tmp_path / "gone")
+    save(tmp_path / "of" / "replaced", 0.5, "kd", seed=5, teacher=tmp_path / "a", told={"teacher_sha256": "before"})
+    groups = runs.gather([tmp_path / "of"]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4, 5]]
+    assert labels.differing(groups) == (["teacher"], [])
+    shown = [labels.value(group, "teacher") for group in groups]
+    assert shown == ["digits/made up/baseline", "digits/made up/cutmix", "—"]
+
+
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a", 0.8)
     save(tmp_path / "b", 0.8, "cutnmix", weights__mmd=0.7)
@@ -170,8 +194,8 @@ def test_the_headline_of_a_row(tmp_path):
 def test_runs_that_go_on_are_shown_and_in_no_mean(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a" / "seed95", 0.8)
     going_on(tmp_path / "a" / "seed96", 3, 0.6, seed=96)
-    going_on(tmp_path / "b" / "seed95", 2, 0.5, mix__prob=0.5)
-    going_on(tmp_path / "b" / "seed96", 0, seed=96, mix__prob=0.5)
+    going_on(tmp_path / "b" / "seed95", 2, 0.5, weights__dml=0.5)
+    going_on(tmp_path / "b" / "seed96", 0, seed=96, weights__dml=0.5)
     assert called(monkeypatch, tmp_path / "a", tmp_path / "b", f"--out={tmp_path / 'out'}") == 0
     out = capsys.readouterr().out
     assert [cells_in(line)[2:4] for line in out.splitlines()[4:6]] == [["1", "80.00"], ["0", "2/4, 0/4 epochs"]]
@@ -185,8 +209,8 @@ def test_runs_that_go_on_are_shown_and_in_no_mean(tmp_path, monkeypatch, capsys)
     assert "| 2/4, 0/4 epochs |" in text and "Not finished, and in no mean:\n" in text
     drawn = compare.curves(runs.gather([tmp_path / "a", tmp_path / "b"]).groups)
     assert [curve.label for curve in drawn.values()] == [
-        "mix.prob=1.0 (n = 1)",
-        "mix.prob=0.5 (not finished, 2/4 epochs, seed 95)",
+        "weights.dml=1.0 (n = 1)",
+        "weights.dml=0.5 (not finished, 2/4 epochs, seed 95)",
     ]
 
 
@@ -200,7 +224,7 @@ def test_nothing_but_runs_without_an_epoch(tmp_path, monkeypatch, capsys):
 def groups_of(tmp_path, values, **changes):
     for number, lasts in enumerate(values):
         for seed, last in enumerate(lasts):
-            save(tmp_path / f"{number}" / f"{seed}", last, seed=seed, mix__prob=number / 10, **changes)
+            save(tmp_path / f"{number}" / f"{seed}", last, seed=seed, weights__dml=number / 10, **changes)
     return runs.gather([tmp_path]).groups
 
 
@@ -300,10 +324,15 @@ def test_a_folder_without_runs_among_others(tmp_path, monkeypatch, capsys):
         (["{}/empty"], "no run to compare: {}/empty: there is no run in it: no config.json; give folders of runs"),
         (["{}/run", "--datasets=digits"], "--datasets chooses cells of a table, and has no meaning with folders"),
         (["{}/run", "--preset=mini"], "--preset chooses cells"),
-        (["{}/run", "--out="], "--out= names no folder"),
+        (["{}/run", "--out="], "argument --out: is empty; give a value, or leave it out"),
         (["{}/run", "--out={}/file"], "cannot read or write {}/file: "),
         (["{}/run", "--cel=1"], "unrecognized arguments: --cel=1; see `"),
         (["table1", "{}/run"], "table1 is a table, and stands alone; a folder of that name is ./table1"),
+        *[(["table1", f"--{name}="], f"argument --{name}: is empty; give a value, or leave it out")
+          for name in ("datasets", "backbones", "methods", "seeds", "data_dir", "runs", "out")],
+        (["table1", "--methods=,"], "argument --methods: is empty"),
+        (["table1", "--epochs=0"], "--epochs=0: must be at least 1"),
+        (["table1", "--epochs="], "argument --epochs: invalid int value"),
         ([], "the following arguments are required: TABLE|RUN"),
         (["~no-such-one/x"], "RUN=~no-such-one/x: "),
     ],
@@ -401,7 +430,8 @@ def test_every_row_can_be_compared(tmp_path):
         save(tmp_path / row, 0.8, row, heads={} if head == "accuracy" else {head: [0.5] * 4}, **teacher)
     groups, left_out = runs.gather([tmp_path])
     assert left_out == {} and len(groups) == len(rows_by_name())
-    assert labels.differing(groups)[0] == ["method"]  # all else follows from it
+    # All else follows from it; ramp-ups are those of 20 epochs.
+    assert labels.differing(groups)[0] == ["method", "ramp_up.epochs"]
 
 
 def test_eight_curves_are_told_apart(tmp_path, monkeypatch):
@@ -422,7 +452,7 @@ def test_eight_curves_are_told_apart(tmp_path, monkeypatch):
     low, high = end.get_ylim()
     assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.039 * (high - low)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert shown[7] == "8  mix.prob=0.7 (n = 1)"
+    assert shown[7] == "8  weights.dml=0.7 (n = 1)"
     assert figure.get_suptitle().endswith("one standard deviation shaded; no shade: a single seed")
 
 
@@ -501,7 +531,7 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, *arguments, "--epochs=2", f"--out={tmp_path / 'out'}") == 0
     text = (tmp_path / "out" / "fig1_mini.md").read_text()
     assert "| method | tests.tiny:Tiny | ResNet-8 |" in text
-    assert "| DML | 87.50 | — |" in text
+    assert "| DML | 87.50 | — |" in text and "; mean of the peers. " in text
     with (tmp_path / "out" / "fig1_mini.csv").open() as file:
         assert next(csv.DictReader(file))["backbone"] == "tests.tiny:Tiny"
 

@@ -98,7 +98,7 @@ def one(params, views, batch):
     ensemble = sum(gate[:, b, None] * array64(out.logits) for b, out in enumerate(outputs))
     return {
         "ce": ces(outputs, targets),
-        "ensemble_ce": ce64(ensemble, targets[0]),
+        "ensemble_ce": ce64(ensemble, targets[0]),  # all see the same images
         "kd": [kl64(out.logits, ensemble, 3) for out in outputs],
     }
 
@@ -132,7 +132,7 @@ def pcl(params, views, batch):
         "ce": ces(outputs, targets),
         "pt": [kl64(out.logits, teacher, 3) for out in outputs],
         "mean_teacher": others,
-        "peer_teacher_ce": ce64(teacher, targets[0]),
+        "peer_teacher_ce": np.mean([ce64(teacher, target) for target in targets]),
     }
 
 

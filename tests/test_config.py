@@ -248,6 +248,15 @@ def test_every_row_is_valid(row):
     assert (config.dataset, config.method) == ("cifar10", row)
 
 
+def test_quickstart_has_its_ramp_up_in_proportion():
+    """With the paper's 80 epochs a weight would have a twentieth of its size after the last of 20."""
+    assert [command_line.from_flags(f"{name}:digits,one", []).ramp_up.epochs for name in ("quickstart", "resnet8")] == [
+        6,
+        80,
+    ]
+    assert command_line.from_flags("quickstart:digits,dml", []).ramp_up.epochs == 80  # nothing rises
+
+
 def test_argument_parts_may_be_left_out():
     names = {arg: command_line.from_flags(f"configs/resnet32.py:{arg}", []) for arg in ("cifar10", ",dml", "cifar10,")}
     assert {arg: (c.dataset, c.method) for arg, c in names.items()} == {
@@ -300,11 +309,15 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
         ("c.optimizer = 3", "config.optimizer=3: must be a group of fields"),
         ("c.loss.temprature = 3", "no field 'loss.temprature'; did you mean 'temperature'"),
         ("c.weights.dmml = 3.0", "config.weights.dmml=3: this method has no such loss term"),
+        ("c.weights.mdd = 0.0", "config.weights.mdd: cutnmix has no such loss term; did you mean 'mmd'"),
         ("c.weights.dml = -3.0", "config.weights.dml=-3.0: must be a finite number"),
         ("c.train_examples = 0", "config.train_examples=0: must be a whole number at least 1, or none"),
         ("c.teacher = 3", "config.teacher=3: must be text, or none"),
         ("del c.loss.name", "config.loss.name is missing"),
         ("c.mix.box = 7", "config.mix.box=7: not known"),
+        ("c.method = 'baseline'", "config.method='baseline' is a row of supervised, and config.loss.name is cutnmix"),
+        ("c.method = 'dlm'", "config.method: no method 'dlm'; did you mean 'dml'"),
+        ("c.method = '../../x'", "config.method: no method '../../x'"),
     ],
 )
 def test_a_file_is_held_to_the_fields_as_a_command_line_is(line, says, tmp_path, capsys, nothing_is_compiled):

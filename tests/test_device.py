@@ -76,12 +76,38 @@ def test_which_gpu_is_used_can_be_chosen(monkeypatch):
     assert summary._idle() == "; 1 further device stays idle (CUDA_VISIBLE_DEVICES chooses which is used)"
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("cs_kd", "kd: its own logits of another image of the class"), ("dml", "dml: the other peers' logits")],
+)
+def test_the_terms_are_those_of_the_method(row, said, capsys):
+    engine = Made(row).engine
+    summary.show(engine, engine.dataset, "somewhere")
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("schedule", "warns"), [("stepwise", True), ("cosine", False)])
 def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
     rate = [f"--config.optimizer.schedule={schedule}", "--config.optimizer.milestones=(20,)"]
     engine = Made("dml", *rate).engine
     summary.show(engine, engine.dataset, "somewhere")
     assert ("the learning rate never decays" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "warns"),
+    [
+        ("okddip", ("ramp_up.epochs=10",), True),
+        ("okddip", ("ramp_up.epochs=9",), False),
+        ("okddip", ("ramp_up.epochs=10", "weights.kd=0"), False),
+        ("dml", (), False),
+    ],
+)
+def test_a_weight_that_never_has_its_full_size_is_told(row, fields, warns, capsys):
+    engine = Made(row, *(f"--config.{field}" for field in fields)).engine
+    summary.show(engine, engine.dataset, "somewhere")
+    warned = " ".join(capsys.readouterr().err.split())
+    assert ("weight of kd never has its full size: it rises for config.ramp_up.epochs=10, of 10" in warned) == warns
 
 
 @pytest.mark.parametrize(
@@ -95,8 +121,30 @@ def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
     ],
 )
 def test_a_field_of_the_optimizer_that_nothing_looks_at_is_told(fields, said, capsys):
+    assert said in (warned := warned_of("dml", [f"optimizer.{field}" for field in fields], capsys))
+    assert bool(warned) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "said"),
+    [
+        ("dml", ("mix.prob=0.3", "mix.alpha=7", "mix.box=own"), "mix.prob, config.mix.alpha, config.mix.box: a run wi"),
+        ("cutmix", ("mix.box=wrap", "mix.prob=0.3"), "config.mix.box: a run with mix.kind=cutmix does not look at"),
+        ("cutnmix", ("mix.box=wrap", "mix.prob=0.3", "mix.alpha=7"), ""),
+        ("dml", ("ramp_up.epochs=3",), "config.ramp_up.epochs: a run in which no weight rises does not look at that"),
+        ("dml", ("ramp_up.epochs=3", "ramp_up.terms=('dml',)"), ""),
+        ("dml", ("peers=resnet8,tests.tiny:Tiny", "num_peers=5"), "num_peers=5: config.peers names 2 networks, and th"),
+        ("dml", ("peers=resnet8,tests.tiny:Tiny,resnet8",), ""),
+    ],
+)
+def test_a_field_that_nothing_looks_at_is_told(row, fields, said, capsys):
+    assert said in (warned := warned_of(row, fields, capsys))
+    assert warned.count("warning") == bool(said)
+
+
+def warned_of(row, fields, capsys):
+    """What the summary warns of."""
     more = ["--config.optimizer.milestones=(150,180,210)", "--config.epochs=300"]
-    engine = Made("dml", *more, *(f"--config.optimizer.{field}" for field in fields)).engine
+    engine = Made(row, *more, *(f"--config.{field}" for field in fields)).engine
     summary.show(engine, engine.dataset, "somewhere")
-    warned = capsys.readouterr().err
-    assert (said in warned) and bool(warned) == bool(said)
+    return " ".join(capsys.readouterr().err.split())

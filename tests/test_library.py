@@ -96,6 +96,26 @@ print(xla_bridge._backends)
     assert done.stdout.splitlines() == ["[]", "{}"], done.stdout
 
 
+def test_a_program_s_own_logging_can_be_set_up_afterwards(tmp_path):
+    """Orbax and tfds write to absl's log, which gives the root logger a handler and `basicConfig` nothing to do."""
+    code = """
+import importlib, logging, pkgutil, sys
+import cutnmix_jax
+for module in pkgutil.walk_packages(cutnmix_jax.__path__, "cutnmix_jax."):
+    if "__main__" not in module.name:
+        importlib.import_module(module.name)
+        assert not logging.getLogger().handlers, module.name
+from cutnmix_jax.settings import command_line
+cutnmix_jax.train(command_line.from_flags(sys.argv[1], sys.argv[3:]), sys.argv[2])
+assert not logging.getLogger().handlers
+logging.basicConfig(level=logging.INFO)
+assert logging.getLogger().level == logging.INFO
+"""
+    command = [sys.executable, "-c", code, TINY[0].removeprefix("--config="), str(tmp_path / "run"), *TINY[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("number", few(SIGNALS, (signal.SIGINT, signal.SIGHUP)))
 def test_a_signal_stops_a_run_and_is_the_caller_s_again(number, tmp_path, capfd):
     """Sent while it compiles: here it ends no process, but the run stops as soon as it can, and begins later."""

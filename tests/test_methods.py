@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cutnmix_jax import methods
+from cutnmix_jax import methods, objective
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
@@ -51,7 +51,7 @@ def expected_terms(row, params, outputs, batch):
         joined = np.concatenate([np.asarray(out.features, np.float64) for out in outputs], axis=1)
         teacher = joined @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
         terms["pt"] = [kl64(out.logits, teacher, 3) for out in outputs]
-        terms["peer_teacher_ce"] = ce64(teacher, targets[0])
+        terms["peer_teacher_ce"] = np.mean([ce64(teacher, targets[j]) for j in peers])  # of which CE is linear
     return terms
 
 
@@ -183,6 +183,11 @@ def test_every_module_is_a_method_with_a_row(name):
     assert name in {methods.name_of(row.method) for row in ROWS.values()}
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_a_method_says_what_its_terms_are(row):
+    assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
+
+
 def test_unknown_methods_and_options_are_told():
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.find("cutmix")
@@ -211,6 +216,24 @@ def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeyp
     settings = command_line.from_flags("configs/quickstart.py", [])
     with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
         assemble.networks(settings, 10)
+
+
+@pytest.mark.parametrize("num_peers", [1, 2, 3])
+def test_a_term_that_is_not_one_value_per_peer_is_refused(num_peers, monkeypatch):
+    """One value per image would have been summed over them, and its weight been as many times as large."""
+    given = CutnMix.loss
+
+    def loss(self, params, state, views, batch, clock):
+        terms, state = given(self, params, state, views, batch, clock)
+        return terms | {"ce": -jax.nn.log_softmax(views[0][0].logits)[:, 0]}, state
+
+    monkeypatch.setattr(CutnMix, "loss", loss)
+    with pytest.raises(
+        UsageError, match=rf"'ce' has the shape \[\d\]; it must be .* one value per peer, \[{num_peers}\]"
+    ):
+        term_names(CutnMix(), Spec(K, (4,) * num_peers, N))
+    with pytest.raises(ValueError, match="'ce' has the shape"):
+        objective.make("cutnmix", K, (4,) * num_peers)
 
 
 def test_a_teacher_that_there_is_not(monkeypatch):

@@ -169,6 +169,7 @@ def test_a_table_from_runs(tmp_path):
     # means and n - 1 deviations by hand: 70, 71, 72 -> 71 +- 1; 73, 75 -> 74 +- sqrt 2
     assert "| Baseline | _71.00 ± 1.00_<br>paper 71.71 ± 0.24, -0.71 | 50.00 ± 0.00 |" in last
     assert "| DML | **74.00 ± 1.41** (n = 2)<br>paper 72.66 ± 0.03, +1.34 | —<br>paper 72.36 ± 0.05 |" in last
+    assert "; mean of the peers, of OKDDip the leader. " in text
     assert "| OKDDip | 62.00 (n = 1)<br>paper 72.34 ± 0.06, -10.34 |" in last  # its leader, of one seed
     assert "| CutnMix, full | —<br>paper 73.84 ± 0.25 |" in last
     assert "n = 1 or 2 or 3" in last and "4 of 8 cells have no finished run" in last and "epochs 8" in last

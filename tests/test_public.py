@@ -237,6 +237,10 @@ def test_every_row_has_its_objective_or_a_reason():
     assert len(made) > 12
 
 
+def remembering(objective, indices):
+    return objective(*objective.init(KEY), outputs_of(1), TARGETS, indices=indices, epoch=0, epochs=4)
+
+
 @pytest.mark.parametrize(
     ("row", "call", "message"),
     [
@@ -248,6 +252,12 @@ def test_every_row_has_its_objective_or_a_reason():
         ("ddgsd", lambda o: o({}, {}, outputs_of(1), TARGETS), "must be 2 views, each with"),
         ("kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "no outputs of the 'frozen' one"),
         ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices, epoch or epochs are missing"),
+        (
+            "ps_kd",
+            lambda o: remembering(o, jnp.arange(N) + 100),
+            "indices are 100 to 105, not rows 0 to 5 of num_train",
+        ),
+        ("ps_kd", lambda o: remembering(o, jnp.arange(N) - 1), "indices are -1 to 4, not rows 0 to 5"),
     ],
 )
 def test_a_wrong_call_is_a_value_error(row, call, message):
@@ -272,6 +282,14 @@ def test_a_wrong_call_is_a_value_error(row, call, message):
 def test_a_wrong_objective_is_a_value_error(row, more, message):
     with pytest.raises(ValueError, match=message):
         cutnmix_jax.objective_of(row, K, (D, D), **more)
+
+
+def test_a_row_whose_weights_rise_is_refused(monkeypatch):
+    """One of somebody's own, without a trunk: at all times it would have had its full weights."""
+    rising = dataclasses.replace(methods.row("dml"), ramp_up=("dml",))
+    monkeypatch.setattr(methods, "row", lambda name: rising)
+    with pytest.raises(ValueError, match="the weights of mine rise over the epochs; train it with `train`"):
+        cutnmix_jax.objective_of("mine", K, (D, D))
 
 
 @pytest.mark.parametrize(

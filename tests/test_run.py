@@ -287,7 +287,7 @@ def test_other_fields_by_force(finished, tmp_path, capsys):
     assert json.loads((workdir / "results.json").read_text())["epochs"] == 5
     [before] = workdir.glob("results-before-*.json")
     assert before.read_bytes() == (finished[0] / "results.json").read_bytes()
-    changes = [{"step": 12, "changed": ["config.epochs: 3 -> 5", "config.optimizer.learning_rate: 0.05 -> 0.01"]}]
+    changes = [{"step": 12, "changed": [difference("epochs", 3, 5), difference("optimizer.learning_rate", 0.05, 0.01)]}]
     assert json.loads((workdir / "forced.json").read_text()) == {"changes": changes}
     assert json.loads((workdir / "results.json").read_text())["forced"] == changes
     # Where nothing is left to train, there is nothing to go on with, and results must not claim other fields.
@@ -348,7 +348,7 @@ def test_an_edited_configuration_by_force_is_kept_as_a_change(finished, tmp_path
     shutil.rmtree(workdir / "checkpoints" / "12")
     edit_config(workdir)
     assert main.main([*TINY, EDITED, "--force", f"--workdir={workdir}"]) == 0
-    change = {"step": 8, "changed": ["config.optimizer.learning_rate: 0.05 -> 0.1"]}
+    change = {"step": 8, "changed": [difference("optimizer.learning_rate", 0.05, 0.1)]}
     assert json.loads((workdir / "results.json").read_text())["forced"] == [change]
     # One that is edited after that is noticed as it is in any run.
     edit_config(workdir, '"learning_rate": 0.1', '"learning_rate": 0.2')
@@ -369,7 +369,7 @@ def test_an_extended_run_ends_as_one_that_had_its_epochs_from_the_start(finished
     assert results["weights_sha256"] == whole["weights_sha256"] and results["best"] == whole["best"]
     timeless = [{name: value for name, value in row.items() if "second" not in name} for row in rows_of(workdir)]
     assert timeless == [{n: v for n, v in row.items() if "second" not in n} for row in rows_of(tmp_path / "whole")]
-    assert results["extended"] == [{"step": 12, "changed": ["config.epochs: 3 -> 5"]}] and "forced" not in results
+    assert results["extended"] == [{"step": 12, "changed": [difference("epochs", 3, 5)]}] and "forced" not in results
     # Again, and then there is nothing to do.
     capsys.readouterr()
     assert main.main([*TINY, "--config.epochs=6", f"--workdir={workdir}", "--extend"]) == 0
@@ -404,15 +404,18 @@ def test_what_cannot_be_extended_is_one_line(row, fields, why, finished, tmp_pat
     assert f"--extend is refused: {why}" in error and error.count("\n") == 1 and files_in(workdir) == before
 
 
-def test_a_forced_run_that_was_killed_goes_on_without_force(finished, tmp_path):
+@pytest.mark.parametrize("told", [None, ["config.epochs: 3 -> 4"]], ids=["now", "as it was told before"])
+def test_a_forced_run_that_was_killed_goes_on_without_force(told, finished, tmp_path):
     """Its `config.json` has the new fields, its checkpoint the old ones, and `forced.json` says why."""
     workdir = copy_of(finished[0], tmp_path)
     longer = [*TINY, "--config.epochs=4", f"--workdir={workdir}"]
     script = f"from tests import test_run; test_run.killed({[*longer, '--force']!r})"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
+    if told:
+        (workdir / "forced.json").write_text(json.dumps({"changes": [{"step": 12, "changed": told}]}))
     assert main.main(longer) == 0
     [change] = json.loads((workdir / "results.json").read_text())["forced"]
-    assert change == {"step": 12, "changed": ["config.epochs: 3 -> 4"]}
+    assert change == {"step": 12, "changed": told or [difference("epochs", 3, 4)]}
 
 
 def test_a_kill_before_the_force_is_noted(finished, tmp_path, monkeypatch, capsys):
@@ -489,11 +492,12 @@ def test_every_change_by_force_is_kept(finished, tmp_path):
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
     told = json.loads((workdir / "forced.json").read_text())["changes"]
     assert [change["step"] for change in told] == [12, 12, 12]
-    assert [change["changed"][-1].rpartition(": ")[2] for change in told] == [
-        "0.05 -> 0.1",
-        "0.05 -> 0.2",
-        "0.05 -> 0.3",
-    ]
+    rates = [difference("optimizer.learning_rate", 0.05, rate) for rate in (0.1, 0.2, 0.3)]
+    assert [change["changed"][-1] for change in told] == rates
+
+
+def difference(path, before, after):
+    return {"path": path, "before": before, "after": after}
 
 
 def killed(arguments):

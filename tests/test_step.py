@@ -233,6 +233,17 @@ def test_batches_are_a_function_of_seed_and_step():
     np.testing.assert_array_equal(one.labels, DATASET.train_labels[feed.order[30:]])
 
 
+def test_each_peer_has_the_label_of_its_own_box():
+    """By their areas, which are unlike."""
+    engine = build("cutnmix", num_peers=3, views="shared", mix=Mix("cutnmix", box="own"))
+    batch, how = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
+    own = np.eye(K)[DATASET.train_labels[:10]]
+    shares = [height * width / 32**2 for _, _, height, width in np.asarray(how.boxes[0])]
+    assert len(set(shares)) == 3
+    for j, share in enumerate(shares):
+        np.testing.assert_allclose(batch.targets[0, j], share * own[how.partner] + (1 - share) * own, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["none", "cutnmix"])
 @pytest.mark.parametrize("views", VIEWS)
 def test_each_peer_has_its_own_view_or_all_share_one(views, kind):

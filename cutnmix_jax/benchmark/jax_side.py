@@ -46,9 +46,10 @@ def whole(engine: Engine) -> tuple[Any, Tree, tuple, int]:
 
 def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
     """The same for forward, backward and SGD on images that are there already."""
-    joined = peers.make(assemble.networks(settings, num_classes).backbones, settings.mapping)
+    joined = peers.make(assemble.networks(settings, num_classes).backbones, settings.mapping, settings.share_trunk)
     optimizer, _ = optim.make(settings.optimizer, 1, 1)
-    images = jax.random.normal(jax.random.key(1), (len(settings.backbones), settings.batch_size, 32, 32, 3))
+    count = 1 if settings.same_images else len(settings.backbones)  # a shared trunk sees shared images once
+    images = jax.random.normal(jax.random.key(1), (count, settings.batch_size, 32, 32, 3))
     targets = jax.nn.one_hot(jnp.arange(settings.batch_size) % num_classes, num_classes)
     params, stats = compiled(joined.init, once=True)(jax.random.key(0))
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cutnmix_jax import methods
 from cutnmix_jax.benchmark import reference, report, worker
+from cutnmix_jax.names import term_names
 from cutnmix_jax.settings import command_line
+from cutnmix_jax.types import Spec
 
 TIERS = ("A", "B", "C", "Cmax")
 _ROOT = Path(__file__).parents[2]
@@ -24,8 +27,10 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
       images: how many the training set has.
     """
     fields = [f"--config.{name}={value}" for name, value in overrides.items() if name not in ("backbone", "method")]
-    if int(overrides.get("num_peers", 2)) == 1 and overrides.get("method", "cutnmix").startswith("cutnmix"):
-        fields += ["--config.weights.dml=0", "--config.weights.mmd=0"]  # a single peer has no such terms
+    row = methods.row(overrides.get("method", "cutnmix"))
+    if str(overrides.get("num_peers")) == "1" and not row.share_trunk:
+        alone = term_names(row.method, Spec(classes, (1,), 1))
+        fields += [f"--config.weights.{name}=0" for name in row.weights if name not in alone]
     config = f"resnet32:cifar100,{overrides.get('method', 'cutnmix')}"  # the recipe is the same for all networks
     network = f"--config.backbone.name={overrides['backbone']}"
     return {"config": config, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}

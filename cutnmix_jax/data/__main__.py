@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from cutnmix_jax import data
-from cutnmix_jax.command import CommandLine, exit_code_of
+from cutnmix_jax.command import CommandLine, exit_code_of, given
 from cutnmix_jax.errors import UsageError
 
 EXAMPLES = """examples:
@@ -25,9 +25,9 @@ def _run(argv: Sequence[str] | None) -> None:
     parser = CommandLine("python -m cutnmix_jax.data", description, EXAMPLES)
     parser.add_argument("command", choices=("prepare", "verify"), help="what to do")
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"one of: {', '.join(data.names())}")
-    parser.add_argument("--archive", default="", metavar="FILE", help="the official archive, instead of a download")
+    parser.add_argument("--archive", type=given, metavar="FILE", help="the official archive, instead of a download")
     parser.add_argument(
-        "--data_dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+        "--data_dir", type=given, metavar="DIR", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
     )
     options = parser.parse_args(argv)
     from cutnmix_jax.data.prepare import prepare, verify  # here: what it needs may not be installed
@@ -36,11 +36,11 @@ def _run(argv: Sequence[str] | None) -> None:
     if options.command == "verify":
         if options.archive:
             raise UsageError("--archive goes with prepare, not with verify: it checks what was prepared")
-        print(verify(options.dataset, options.data_dir))
+        print(verify(options.dataset, options.data_dir or ""))
         return
     if hasattr(module, "SOURCE"):  # a minute of silence would look like a program that hangs
         print(f"preparing {options.dataset}; about a minute once the archive is here", flush=True)
-    print(prepare(options.dataset, options.data_dir, options.archive))
+    print(prepare(options.dataset, options.data_dir or "", options.archive or ""))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cutnmix_jax.errors import installation
+from cutnmix_jax.streams import handlers_kept
 
 
 @contextlib.contextmanager
@@ -20,7 +21,8 @@ def quiet(level: str = "ERROR") -> Iterator[None]:
     verbosity, before = logging.get_verbosity(), logger.level  # the first changes the second, and knows fewer of them
     logging.set_verbosity(getattr(logging, level))
     try:
-        yield
+        with handlers_kept():
+            yield
     finally:
         logging.set_verbosity(verbosity)
         logger.setLevel(before)

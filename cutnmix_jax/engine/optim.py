@@ -60,21 +60,6 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
     return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
 
 
-# Fields that only some optimizers, or one schedule, look at.
-_LOOKED_AT_BY = {
-    **dict.fromkeys(("momentum", "nesterov"), ("sgd", "lars")),
-    **dict.fromkeys(("beta_1", "beta_2", "epsilon"), ("adamw",)),
-    "trust": ("lars",),
-    **dict.fromkeys(("milestones", "decay"), ("stepwise",)),
-}
-
-
-def ignored(settings: Optimizer) -> list[str]:
-    """The fields that are not as they are by default although the chosen optimizer and schedule do not look at them."""
-    unused = [name for name, by in _LOOKED_AT_BY.items() if not {settings.name, settings.schedule} & set(by)]
-    return [name for name in unused if getattr(settings, name) != getattr(Optimizer(), name)]
-
-
 def _several_axes(params: Tree) -> Tree:
     return jax.tree.map(lambda array: array.ndim > 1, params)
 

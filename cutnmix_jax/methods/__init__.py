@@ -8,17 +8,6 @@ from types import ModuleType
 from cutnmix_jax.errors import UsageError, blaming, nearest
 from cutnmix_jax.method import Method, Row
 
-MEANINGS = {
-    "ce": "cross-entropy with the labels",
-    "dml": "the other peers' logits",
-    "mmd": "their mean features",
-    "kd": "a teacher's logits",
-    "pt": "the peer teacher's logits",
-    "peer_teacher_ce": "the peer teacher's own cross-entropy",
-    "ensemble_ce": "the ensemble's own cross-entropy",
-    "mean_teacher": "the running means of the others",
-}  # what a loss term of ours is, for those who read its name for the first time
-
 
 def names() -> list[str]:
     """The modules of this folder that are methods."""
@@ -90,4 +79,7 @@ def _rows_of(name: str) -> dict[str, Row]:
     rows = getattr(module, "ROWS", None)
     if not rows:
         raise UsageError(f"method {name!r}: {file} has no ROWS; see CONTRIBUTING.md")
+    # A run is read back by the name of the module, which therefore has to tell the class.
+    if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:
+        raise UsageError(f"method {name!r}: the ROWS of {file} are of {' and '.join(kinds)}; give each class a file")
     return rows

@@ -15,6 +15,8 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Setup
 from cutnmix_jax.types import Outputs, Spec, Tree
 
+CE = "cross-entropy with the labels"  # what the term `ce` is, to a person
+
 
 def cross_entropy(outputs: Sequence[Outputs], targets: jax.Array) -> jax.Array:
     """L_CE^j of Eq. 8: mean over the batch against the peer's own targets [J, n, K] -> [J]."""

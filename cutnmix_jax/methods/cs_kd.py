@@ -18,6 +18,11 @@ class CSKD(Method):
     statistics of its own, and the running ones see both.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "kd": "its own logits of another image of the class",
+    }
+
     views = (View(), View(image="same_class"))
 
     temperature: float = fields.field(4.0, fields.temperature, "tau; 4 in the original")

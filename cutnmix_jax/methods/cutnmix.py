@@ -19,6 +19,14 @@ class CutnMix(Method):
     paper takes it from. A single peer has no L_DML and no L_MMD, peers whose features differ in size have no L_MMD.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "dml": "the other peers' logits",
+        "mmd": "their mean features",
+        "pt": "the peer teacher's logits",
+        "peer_teacher_ce": "the peer teacher's own cross-entropy",
+    }
+
     temperature: float = fields.field(3.0, fields.temperature, "tau of Eq. 4 and Eq. 10; section 3.1")
     teacher_moves_peers: bool = fields.field(
         False,

@@ -20,6 +20,12 @@ class DDGSD(Method):
     stands in the KD (Eq. 1), which sums over classes, and MMD is that of the features (Eq. 9).
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "kd": "its own logits of the other view",
+        "mmd": "its own mean features of the other view",
+    }
+
     views = (View(), View())
 
     temperature: float = fields.field(3.0, fields.temperature, "tau; 3 in the original")

@@ -15,6 +15,11 @@ class DML(Method):
     Of more than two peers each learns from every other one, and the terms' mean counts (Eq. 4).
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "dml": "the other peers' logits",
+    }
+
     temperature: float = fields.field(
         3.0, fields.temperature, "tau: 1 in the original; Eq. 4 has a tau, and its code lineage this value"
     )

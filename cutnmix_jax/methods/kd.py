@@ -16,6 +16,11 @@ class KD(Method):
     With a teacher of the student's own architecture this is Tf-KD's self-training (Yuan et al. 2020).
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "kd": "a teacher's logits",
+    }
+
     teachers = ("frozen",)
 
     temperature: float = fields.field(4.0, fields.temperature, "tau of Eq. 1; 4 in RepDistiller, the paper is silent")

@@ -19,6 +19,8 @@ _ROUNDS, _RATE = 300, 2.0  # of the search for the best combination; its step in
 class KDCL(Method):
     """L^j = (1 - a) CE(z^j, y) + a KD(z^j <- z^t), one target z^t for all; a and 1 - a are the weights of the terms."""
 
+    meanings = {"ce": _terms.CE, "kd": "one combination of all peers' logits"}
+
     temperature: float = fields.field(
         4.0, fields.temperature, "tau of the KD, as the port whose training loop the paper's lineage took over"
     )

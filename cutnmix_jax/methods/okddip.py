@@ -21,6 +21,11 @@ class OKDDip(Method):
     all that W_q and W_k learn from, and through them into the peers. w rises as `Row.ramp_up` says.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "kd": "what attention picks of the peers' logits (for the leader their mean)",
+    }
+
     temperature: float = fields.field(3.0, fields.temperature, "tau of the KD; 3 in the original")
 
     def check(self, setup: Setup) -> None:

@@ -22,6 +22,12 @@ class ONE(Method):
     `Row.ramp_up` says.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "ensemble_ce": "the gated ensemble's own cross-entropy",
+        "kd": "the gated ensemble's logits",
+    }
+
     temperature: float = fields.field(3.0, fields.temperature, "tau of the KD; 3 in the original")
 
     def check(self, setup: Setup) -> None:

@@ -19,6 +19,13 @@ class PCL(Method):
     running mean of peer j on the images of peer j. w rises as `Row.ramp_up` says.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "pt": "the peer teacher's logits",
+        "mean_teacher": "the running means of the others",
+        "peer_teacher_ce": "the peer teacher's own cross-entropy",
+    }
+
     teachers = ("mean",)
 
     temperature: float = fields.field(3.0, fields.temperature, "tau of both KDs; 3 in the original")

@@ -20,6 +20,8 @@ class PSKD(Method):
     and training mode. They are kept for every training image, [J, N, K]; an image never seen has its label alone.
     """
 
+    meanings = {"ce": "cross-entropy with the labels, softened by what the network said before"}
+
     remembers: ClassVar[bool] = True
 
     last_share: float = fields.field(

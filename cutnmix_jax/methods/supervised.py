@@ -11,6 +11,8 @@ from cutnmix_jax.types import Batch, Clock, Terms, Tree, Views
 class Supervised(Method):
     """L^j = L_CE^j; several peers are trained side by side and never see one another."""
 
+    meanings = {"ce": _terms.CE}
+
     def loss(self, params: Tree, state: Tree, views: Views, batch: Batch, clock: Clock) -> tuple[Terms, Tree]:
         (outputs,), (targets,) = views, batch.targets
         return {"ce": _terms.cross_entropy(outputs, targets)}, state

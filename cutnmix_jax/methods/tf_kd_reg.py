@@ -18,6 +18,11 @@ class TfKDReg(Method):
     code takes the mean over the K classes, times 100; here it is the sum, which is the same with 100 classes.
     """
 
+    meanings = {
+        "ce": _terms.CE,
+        "kd": "a virtual teacher's probabilities, which are smoothed labels",
+    }
+
     correct: float = fields.field(0.99, fields.number(0, 1), "u of the image's class; 0.99 in the original")
     temperature: float = fields.field(20.0, fields.temperature, "tau of the teacher; 20 in the original")
 

@@ -12,7 +12,7 @@ from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
 from cutnmix_jax.settings import recipe
 
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
-EPOCHS, RAMP_UP = 240, 80
+EPOCHS = 240
 
 TITLES = {
     "baseline": "Baseline", "mixup": "MixUp", "cutmix": "CutMix", "dml": "DML", "dml_cutmix": "DML + CutMix",
@@ -99,7 +99,7 @@ class Choice(NamedTuple):
       backbones: names.
       variants: rows, or names of ablations; `all` for every row there is.
       seeds: numbers.
-      epochs: instead of the recipe's 240, with its milestones and ramp-ups in proportion; 0 keeps them.
+      epochs: instead of the recipe's 240, with its milestones and ramp-ups in proportion; none keeps them.
       mini: the embedded data, a tiny network and few epochs.
       data_dir: passed on.
       runs: the folder of all runs.
@@ -110,9 +110,9 @@ class Choice(NamedTuple):
     backbones: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    epochs: int = 0
+    epochs: int | None = None
     mini: bool = False
-    data_dir: str = ""
+    data_dir: str | None = None
     runs: Path = Path("runs")
 
 
@@ -179,7 +179,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     fields["epochs"] = epochs
     fields["optimizer.milestones"] = _milestones(epochs)
     if methods.row(row).ramp_up:
-        fields["ramp_up.epochs"] = max(1, epochs * RAMP_UP // EPOCHS)
+        fields["ramp_up.epochs"] = recipe.ramp_up_epochs(epochs)
     arguments = (
         f"--config={_config(backbone)}:{dataset},{row}",
         *(f"--config.{name}={value}" for name, value in fields.items()),

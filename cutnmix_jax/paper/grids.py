@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cutnmix_jax import metrics
 from cutnmix_jax.paper import launch
-from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number
+from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number, title
 
 MISSING = "—"
 Name = TypeVar("Name")
@@ -147,9 +147,11 @@ def notes(choice: Choice, grid: Grid) -> list[str]:
         notes.append(
             "**No reproduction of the paper**: embedded digits, a tiny network, few epochs; the machinery alone.\n"
         )
+    heads = {title(found.cell.row): headline(found.cell.row).removeprefix("accuracy_") for found in grid.values()}
+    others = [f", of {row} the {head.replace('_', ' ')}" for row, head in heads.items() if head != "accuracy"]
     notes.append(
         "Top-1 test accuracy in %, mean over seeds ± standard deviation (n - 1), "
-        f"n = {' or '.join(map(str, counts)) or '0'}; mean of the peers, of OKDDip the leader. " + _marks(grid)
+        f"n = {' or '.join(map(str, counts)) or '0'}; mean of the peers{''.join(others)}. " + _marks(grid)
     )
     if any(found.paper for found in grid.values()):
         notes.append("Below each number the paper's own, and ours minus it.")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cutnmix_jax import command, seeds
+from cutnmix_jax.command import given
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.paper.cells import TABLES, Choice
 
@@ -19,18 +20,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """The same without the table."""
-    parser.add_argument("--datasets", metavar="A,B")
-    parser.add_argument("--backbones", metavar="A,B")
-    parser.add_argument("--methods", metavar="A,B", help="rows of `train --list=methods`, or ablations; all: every row")
-    parser.add_argument("--seeds", metavar="95,96,97")
-    parser.add_argument("--epochs", type=int, default=0, help="instead of 240; milestones and ramp-ups in proportion")
+    parser.add_argument("--datasets", type=given, metavar="A,B")
+    parser.add_argument("--backbones", type=given, metavar="A,B")
+    parser.add_argument(
+        "--methods", type=given, metavar="A,B", help="rows of `train --list=methods`, or ablations; all: every row"
+    )
+    parser.add_argument("--seeds", type=given, metavar="95,96,97")
+    parser.add_argument("--epochs", type=int, help="instead of 240; milestones and ramp-ups in proportion")
     parser.add_argument(
         "--preset", choices=("mini",), help="embedded data, a tiny network, few epochs: no reproduction"
     )
-    parser.add_argument("--data_dir", default="", help="where tfds keeps its data")
-    parser.add_argument("--runs", help="the folder of all runs (runs; runs/mini for the preset)")
+    parser.add_argument("--data_dir", type=given, help="where tfds keeps its data")
+    parser.add_argument("--runs", type=given, help="the folder of all runs (runs; runs/mini for the preset)")
     parser.add_argument(
-        "--out", help="where files go (tables in the folder of the runs; a comparison is only printed without it)"
+        "--out",
+        type=given,
+        help="where files go (tables in the folder of the runs; a comparison is only printed without it)",
     )
 
 
@@ -41,7 +46,7 @@ def choice_of(known: argparse.Namespace) -> Choice:
       UsageError: a number makes no sense.
       OSError: the runs are in no folder.
     """
-    if known.epochs < 0:
+    if known.epochs is not None and known.epochs < 1:
         raise UsageError(f"--epochs={known.epochs}: must be at least 1")
     mini = known.preset == "mini"
     runs = command.folder_of(known.runs or ("runs/mini" if mini else "runs"), "--runs")

@@ -165,8 +165,6 @@ def _compare(known: argparse.Namespace, parser: argparse.ArgumentParser) -> None
             raise UsageError(
                 f"--{name} chooses cells of a table, and has no meaning with folders of runs; leave it out"
             )
-    if known.out == "":
-        raise UsageError("--out= names no folder; name one, or leave it out")
     folders = [command.folder_of(name, "RUN") for name in known.names]
     for folder in folders:
         _check_folder(folder)

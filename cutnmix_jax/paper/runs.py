@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from cutnmix_jax import continued, files, finished, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
 from cutnmix_jax.paper.grids import best
-from cutnmix_jax.settings import tree
+from cutnmix_jax.settings import tree, unused
 
 _MARKS = (finished.CONFIG, finished.RESULTS, metrics.ROWS)  # a folder with one of these is a run's
 _NO_RUNS = (finished.CHECKPOINTS, f"{finished.CHECKPOINTS}-damaged", "tensorboard")
@@ -19,7 +19,8 @@ class Run(NamedTuple):
     Attributes:
       folder: of the run, as it was asked for.
       seed: of the run.
-      fields: a path -> its value, of all fields but the seed that decide about the numbers.
+      fields: a path -> its value, of all fields but the seed that decide about the numbers; of a trained teacher what
+        it is.
       epochs: how many it is to have.
       head: the accuracy that its row of the tables shows.
       rows: its epochs so far.
@@ -170,7 +171,19 @@ def _read(folder: Path) -> Run:
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
     if fields.get("peers"):  # which replaces it
         fields["backbone.name"] = fields.pop("peers")
+    plain = unused.plain_recipe(settings)
+    fields |= {path: plain[path] for path in unused.unused(settings) if path in fields}  # no difference makes two runs
+    if teacher := _teacher(settings.teacher, results):
+        fields["teacher"] = teacher
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
+
+
+def _teacher(folder: str | None, results: dict[str, Any] | None) -> str:
+    """What a trained teacher is, as `cifar100/resnet110/baseline`; empty where there is none, or nobody knows it."""
+    taught = finished.read(Path(folder)) if folder else None
+    if not taught or (results or {}).get("teacher_sha256", taught["weights_sha256"]) != taught["weights_sha256"]:
+        return ""
+    return "/".join(taught[name] for name in ("dataset", "backbone", "method"))
 
 
 def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:

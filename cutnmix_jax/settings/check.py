@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from cutnmix_jax import backbones, data, methods
+from cutnmix_jax import backbones, console, data, methods
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
@@ -22,11 +22,15 @@ def checked(fields: Settings | tree.Tree) -> Settings:
     """
     settings = tree.to_settings(tree.of_settings(fields) if isinstance(fields, Settings) else fields)
     check(settings)
-    return dataclasses.replace(settings, num_peers=len(settings.backbones))
+    count = len(settings.backbones)
+    if settings.num_peers not in (count, methods.row(settings.method).num_peers):
+        console.warn(f"config.num_peers={settings.num_peers}: config.peers names {count} networks, and these count")
+    return dataclasses.replace(settings, num_peers=count)
 
 
 def check(settings: Settings) -> None:
     """Raises UsageError at the first field that cannot be carried out beside the others."""
+    _check_row(settings)
     _check_sizes(settings)
     _check_networks(settings)
     if not any(settings.weights.values()):
@@ -107,7 +111,7 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
 
 
 def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
-    """Raises UsageError unless each loss term has a weight and each weight other than 0 has a term.
+    """Raises UsageError unless each loss term has a weight and each weight a term; one of 0 may be any of the row.
 
     Args:
       settings: that have the weights.
@@ -124,6 +128,24 @@ def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]
         raise UsageError(
             f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
             "set it to 0 or choose other peers"
+        )
+    known = {*terms, *methods.row(settings.method).weights}
+    if unknown := sorted(set(weights) - known):
+        raise UsageError(
+            f"config.weights.{unknown[0]}: {settings.method} has no such loss term; {nearest(unknown[0], known)}"
+        )
+
+
+def _check_row(settings: Settings) -> None:
+    """A run is filed under its row, so it has to be one, and of the method that is trained."""
+    try:
+        row = methods.row(settings.method)
+    except UsageError as error:
+        raise UsageError(f"config.method: {error}") from error
+    if type(row.method) is not type(settings.loss):
+        raise UsageError(
+            f"config.method={settings.method!r} is a row of {methods.name_of(row.method)}, and config.loss.name is "
+            f"{methods.name_of(settings.loss)}; both follow from the argument, NAME:dataset,{settings.method}"
         )
 
 

@@ -112,8 +112,10 @@ def _methods() -> Iterator[str]:
         branches = " branches" if row.share_trunk else ""
         yield from _wrapped(name, f"J = {row.num_peers}{branches}; views {row.views}, mix {row.mix}; {terms}")
     yield "loss terms: --config.weights.TERM=WEIGHT; alpha, beta and gamma of Eq. 8 are those of dml, mmd and pt"
-    for name, meaning in methods.MEANINGS.items():
-        yield from _wrapped(name, meaning, width=16)
+    said = [(name, kind) for kind in map(methods.find, methods.names()) for name in kind.meanings]
+    for name in dict.fromkeys(name for name, _ in said):
+        meanings = dict.fromkeys(kind.meanings[name] for other, kind in said if other == name)
+        yield from _wrapped(name, "; or ".join(meanings), width=16)
 
 
 def _fields() -> Iterator[str]:

@@ -25,7 +25,14 @@ def quickstart(argument: str | None) -> ConfigDict:
     config.epochs = 20
     config.optimizer.milestones = (13, 17)
     config.batch_size = 32  # 1,500 images are too few for enough steps of 64
+    if config.ramp_up.terms:
+        config.ramp_up.epochs = ramp_up_epochs(config.epochs)
     return config
+
+
+def ramp_up_epochs(epochs: int) -> int:
+    """In how many of so many epochs weights rise: the share that 80 are of the paper's 240."""
+    return max(1, epochs * RampUp.epochs // Settings.epochs)
 
 
 def make(backbone: str, argument: str | None, dataset: str = "cifar100", method: str = "cutnmix") -> ConfigDict:

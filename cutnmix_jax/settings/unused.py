@@ -1,0 +1,52 @@
+"""Fields that have no effect beside the others, and those of them that somebody has set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cutnmix_jax.settings import Optimizer, Settings, recipe, tree
+
+# What looks at a field that not every optimizer, or one schedule alone, looks at.
+_LOOKED_AT_BY = {
+    **dict.fromkeys(("momentum", "nesterov"), ("sgd", "lars")),
+    **dict.fromkeys(("beta_1", "beta_2", "epsilon"), ("adamw",)),
+    "trust": ("lars",),
+    **dict.fromkeys(("milestones", "decay"), ("stepwise",)),
+}
+
+
+def unused(settings: Settings) -> dict[str, str]:
+    """The path of each field that has no effect, whatever its value -> what does not look at it."""
+    return {path: who for who, paths in _by_reason(settings) for path in paths}
+
+
+def set_in_vain(settings: Settings) -> dict[str, list[str]]:
+    """What does not look at some fields -> the paths of those that are not as the row's recipe has them."""
+    plain, given = plain_recipe(settings), tree.deciding(tree.of_settings(settings))
+    found: dict[str, list[str]] = {}
+    for path, who in unused(settings).items():
+        if given[path] != plain[path]:
+            found.setdefault(who, []).append(path)
+    return found
+
+
+def plain_recipe(settings: Settings) -> dict[str, Any]:
+    """The path of each field that decides -> its value by the recipe of the same row."""
+    row = recipe.of_row(settings.backbone.name, settings.dataset, settings.method)
+    return tree.deciding(tree.of_settings(row))
+
+
+def _by_reason(settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    mix, rising = settings.mix, settings.ramp_up.terms
+    if mix.kind == "none":
+        yield "a run with mix.kind=none", ["mix.prob", "mix.alpha", "mix.box"]
+    elif mix.kind != "cutnmix":
+        yield f"a run with mix.kind={mix.kind}", ["mix.box"]
+    if not any(settings.weights.get(name) for name in rising):
+        yield "a run in which no weight rises", ["ramp_up.terms", "ramp_up.epochs"]
+    optimizer = settings.optimizer
+    yield f"{optimizer.name} with a {optimizer.schedule} schedule", _of_others(optimizer)
+
+
+def _of_others(optimizer: Optimizer) -> list[str]:
+    chosen = {optimizer.name, optimizer.schedule}
+    return [f"optimizer.{name}" for name, by in _LOOKED_AT_BY.items() if not chosen & set(by)]
