@@ -117,7 +117,8 @@ def _best(names: Sequence[str], probabilities: "np.ndarray", top: int) -> list[t
 
 def _say_text(answer: Answer) -> None:
     classes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answer.classes)
-    print(f"{_printable(answer.path)}: {classes}")
+    said = f"{_printable(answer.path)}: {classes}"
+    print("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said))  # in one line
 
 
 def _say_json(answer: Answer) -> None:

@@ -24,7 +24,7 @@ class Trained(NamedTuple):
       backbone: the network.
       load: reads its variables, {'params': tree, 'batch_stats': tree}.
       folder: of the run, or of the export.
-      weights_sha256: `digests.of_network` of them.
+      weights_sha256: `digests.of_network` of them; empty where they are gone, and nothing else tells it.
       is_there: whether its weights are.
     """
 
@@ -64,8 +64,9 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         name = (fields.get("peers") or fields["backbone"]["name"]).split(",")[0].strip()
         trained_on, step = fields["dataset"], results[settings.teacher_which]["step"]
         sha256 = results["weights_sha256"]
-        if settings.teacher_which != "last" and step in digests.steps_in(path / finished.CHECKPOINTS):
-            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step))
+        if step != results["last"]["step"]:
+            is_there = step in digests.steps_in(path / finished.CHECKPOINTS)
+            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else ""
     # No more of it is looked at: a run of another version, with other fields, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its config.json cannot be read") from error
@@ -136,7 +137,7 @@ def check(trained: Trained, taught_by: str) -> None:
     Raises:
       UsageError: it is another one.
     """
-    if trained.weights_sha256 != taught_by:
+    if trained.weights_sha256 not in ("", taught_by):
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

@@ -38,8 +38,8 @@ from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import checked, setup
 from cutnmix_jax.signals import StopRequest
-from cutnmix_jax.student import start as start_from
 from cutnmix_jax.streams import handlers_kept
+from cutnmix_jax.student import start as start_from
 from cutnmix_jax.teacher import Trained
 from cutnmix_jax.types import Dataset
 

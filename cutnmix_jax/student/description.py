@@ -7,12 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from cutnmix_jax import backbones, precision
+from cutnmix_jax import backbones, data, precision
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Backbone, ImageShape
 
 FORMAT = 1  # of `student.json`; another number is of another version of this program
+
+# The types of its fields, and of what its lists are made of.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("resampling", "precision", "dataset", "method", "which", "chosen_by"), (str,)),
+    **dict.fromkeys(("seed", "epochs", "epoch", "step"), (int,)),
+    "accuracy": (float, int, type(None)),
+    "run": (dict,),
+}
+_LISTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("backbones", "class_names", "networks_sha256"), (str,)),
+    **dict.fromkeys(("image_shape", "peers"), (int,)),
+    **dict.fromkeys(("mean", "std"), (float, int)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +138,22 @@ def of_fields(fields: Mapping[str, Any]) -> Description:
       ValueError, TypeError, KeyError: they are of another version, or none.
     """
     values = dict(fields)
-    if (found := values.pop("format")) != FORMAT:
+    if (found := values.pop("format")) != FORMAT or type(found) is not int:
         raise ValueError(f"it has format {found}, and this version reads {FORMAT}")
+    for name, value in values.items():
+        each = value if name in _LISTS and isinstance(value, list) else [value]
+        if not all(type(one) in (_LISTS | _TYPES)[name] for one in each) or (name in _LISTS and each is not value):
+            raise ValueError(f"its {name} is {str(value)[:50]!r}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     description = Description(**values)
     H, W, C = description.image_shape
     if not all(type(size) is int and size > 0 for size in (H, W, C)) or not description.num_classes:
         raise ValueError("it says nothing of its images")
-    if len(description.mean) != C or len(description.std) != C or not min(description.std) > 0:
+    is_finite = np.isfinite([*description.mean, *description.std]).all()
+    if len(description.mean) != C or len(description.std) != C or not min(description.std) > 0 or not is_finite:
         raise ValueError("its mean and deviation are not those of its images")
+    if description.resampling not in data.RESAMPLINGS:
+        raise ValueError(f"its resampling {description.resampling!r} is not known")
     if description.precision not in precision.CHOICES:
         raise ValueError(f"its precision {description.precision!r} is not known")
     if not len(description.backbones) == len(description.networks_sha256) == len(description.peers) > 0:

@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 
-from cutnmix_jax import files
+from cutnmix_jax import digests, files
 from cutnmix_jax.errors import CheckpointError, UsageError, one_line
 from cutnmix_jax.student import card, description, network, program
 from cutnmix_jax.student.card import CARD, DESCRIPTION, PROGRAM, SUMS, WEIGHTS
@@ -19,6 +22,9 @@ from cutnmix_jax.student.description import Description
 from cutnmix_jax.student.network import Student
 
 _NEEDED = (DESCRIPTION, WEIGHTS)
+_TYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
+    f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)
+}
 
 
 def is_export(folder: Path) -> bool:
@@ -45,7 +51,9 @@ def write(student: Student, folder: Path, more: Mapping[str, bytes] | None = Non
             **(more or {}),
         }
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, folder.name).encode()}
+        # In its examples the folder is named where its name can stand in Python as it is, and is `.` otherwise.
+        named = folder.name if folder.name.isprintable() and not set(folder.name) & set("\"'\\`$|") else "."
+        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, named).encode()}
         for name, content in contents.items():
             files.write(temporary / name, content)
 
@@ -99,12 +107,33 @@ def read(folder: Path) -> Student:
     contents = _contents(folder)
     described = _described(folder, contents[DESCRIPTION])
     with _of_this_version(folder):
-        arrays = safetensors.numpy.load(contents[WEIGHTS])
+        arrays = _arrays(contents[WEIGHTS])
+        if tuple(_of_network(arrays, j) for j in range(len(described.backbones))) != described.networks_sha256:
+            raise CheckpointError(f"{folder / WEIGHTS} has other weights than {DESCRIPTION} says; export again")
         if not described.own_backbones:
             return network.make(described, arrays)
     if PROGRAM not in contents:
         raise CheckpointError(f"{folder / PROGRAM} is gone; restore it, or export again")
-    return Student(described, arrays, program.read(contents[PROGRAM], str(folder / PROGRAM)))
+    answer = program.read(contents[PROGRAM], str(folder / PROGRAM))
+    with _of_this_version(folder):
+        seen = jax.ShapeDtypeStruct((1, *described.image_shape), jnp.uint8)
+        if (shape := jax.eval_shape(answer, arrays, seen).shape) != (1, described.num_classes):
+            raise ValueError(f"its program says {list(shape)} to an image of {described.num_classes} classes")
+    return Student(described, arrays, answer)
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a file of safetensors; `safetensors.numpy.load` knows no bfloat16."""
+    return {
+        name: np.frombuffer(view["data"], jnp.dtype(_TYPES[view["dtype"]])).reshape(view["shape"])
+        for name, view in safetensors.deserialize(content)
+    }
+
+
+def _of_network(arrays: Mapping[str, np.ndarray], j: int) -> str:
+    """`digests.of_network` of network j, out of arrays by their names."""
+    prefix = f"{j}."
+    return digests.of_network({name[len(prefix) :]: leaf for name, leaf in arrays.items() if name.startswith(prefix)})
 
 
 def read_description(folder: Path) -> Description:
@@ -117,7 +146,7 @@ def _of_this_version(folder: Path) -> Iterator[None]:
     """While entered, what is wrong with the content of files that are as they were written is their version."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is not an export of this version ({one_line(error)[:200]}); use the version that made it"
         ) from error
@@ -125,7 +154,9 @@ def _of_this_version(folder: Path) -> Iterator[None]:
 
 def _described(folder: Path, content: bytes) -> Description:
     with _of_this_version(folder):
-        return description.of_fields(files.fields_of(content))
+        described = description.of_fields(files.fields_of(content))
+        card.text(described).encode()  # which looks at all that it says of its run
+        return described
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -137,7 +168,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
         sha256, _, name = line.partition("  ")
         if Path(name).name != name or not name:
             raise CheckpointError(f"{folder / SUMS} is damaged; restore it, or export again")
-        if name not in _NEEDED and not (folder / name).exists():
+        if name not in _NEEDED and not os.path.exists(folder / name):  # noqa: PTH110 - it takes any name
             continue
         contents[name] = _bytes(folder / name)
         if hashlib.sha256(contents[name]).hexdigest() != sha256:

@@ -161,4 +161,5 @@ def _answered(
     ]
     if len(logits) == 1:
         return logits[0]
-    return jnp.log(jnp.mean(jnp.stack([jax.nn.softmax(one) for one in logits]), axis=0))
+    # The logarithm of the mean of probabilities, also where a probability is 0 in float32.
+    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in logits]), axis=0) - np.log(len(logits))
