@@ -57,8 +57,8 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
     results, why_not = finished.look(path)
     if results is None:
         why_not = why_not and f" ({why_not[:300]})"
-        what = "no finished run and no export there"
-        raise UsageError(f"config.teacher={str(path)[:200]}: {what}{why_not}; train it first")
+        what = f"no finished run there{why_not} and no export"
+        raise UsageError(f"config.teacher={str(path)[:200]}: {what}; train it first")
     try:
         fields = files.read_fields(path / finished.CONFIG)
         name = (fields.get("peers") or fields["backbone"]["name"]).split(",")[0].strip()

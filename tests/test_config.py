@@ -442,7 +442,7 @@ WRONG_VALUES = {
     str: ("no such thing",),
 }
 KINDS = {"every_minutes": float, "average": float, "peers": str, "teacher": str}  # of fields without a value
-FREE_TEXT = ("data_dir", "method")  # any folder can be meant; and the method is refused whatever it is
+FREE_TEXT = ("data_dir", "init_from", "method")  # any folder can be meant; and the method is refused whatever it is
 
 
 def malformed(row_name):
@@ -521,6 +521,7 @@ def other(name, value):
     """Another value than the one a field has."""
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
                "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
+                   "teacher_which": "best", "init_from": "/x",
                "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "optimizer.name": "lars",
                "optimizer.schedule": "cosine", "average": 0.5, "ramp_up.terms": ("ce",)}  # fmt: skip
     if name in choices:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,15 @@ class Answers(NamedTuple):
     peers: tuple[Outputs, ...]
     ensemble: Any
     heads: dict[str, Any]
+
+
+def log_mean(logits: Sequence[jax.Array]) -> jax.Array:
+    """The logarithm of the mean of the probabilities of J networks, J times [n, K] to [n, K].
+
+    Finite where a probability is too small for a float32.
+    """
+    each = jnp.stack([jax.nn.log_softmax(one) for one in logits])
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(jnp.float32(len(logits)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +135,8 @@ class Evaluator:
     def _answer(self) -> jax.stages.Wrapped:
         def answer(state: TrainState, data: Data, start: jax.Array) -> Answers:
             rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
-            students, ensemble, heads = self._said(state, self._images(data, rows))
-            return Answers(students, jnp.log(ensemble), heads)
+            students, _, heads = self._said(state, self._images(data, rows))
+            return Answers(students, log_mean([out.logits for out in students]), heads)
 
         return compiled(answer)
 

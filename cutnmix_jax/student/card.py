@@ -1,5 +1,7 @@
 """The model card of an export, in the form that Hugging Face reads: facts in front, then text for people."""
 
+from collections.abc import Sequence
+
 import yaml
 
 from cutnmix_jax.student.description import Description
@@ -11,6 +13,12 @@ WEIGHTS, DESCRIPTION, PROGRAM, SUMS, CARD = (
     "SHA256SUMS",
     "README.md",
 )
+
+# Files that an export may have besides, see `formats`.
+OTHERS = {
+    "torch.safetensors": "a state dict for PyTorch; its metadata says how images are normalised",
+    "model.onnx": "the network for ONNX runtimes: `images` uint8 [n, H, W, C] to `logits` [n, K]",
+}
 
 _TEXT = """---
 {facts}---
@@ -53,19 +61,20 @@ From a shell, for pictures of any size: `cutnmix predict {folder} PICTURE...`
 | `{weights}` | the weights |
 | `{description}` | what the network is and was trained with, and the names of its classes |
 | `{program}` | the network as a program of StableHLO, made with `jax.export`: `call(weights, images)` gives logits |
-| `{sums}` | SHA-256 of each of these; `sha256sum -c {sums}` compares them |
+{others}| `{sums}` | SHA-256 of each of these; `sha256sum -c {sums}` compares them |
 
 Before you publish it, say its licence in `license:` above. `hf upload OWNER/NAME {folder}` puts it on the hub of
 Hugging Face.
 """
 
 
-def text(description: Description, folder: str = ".") -> str:
+def text(description: Description, folder: str = ".", others: Sequence[str] = ()) -> str:
     """The card of a student.
 
     Args:
       description: of it.
       folder: how its examples call the folder that it is in.
+      others: names of the files for other programs, of `OTHERS`.
     """
     H, W, C = description.image_shape
     return _TEXT.format(
@@ -75,6 +84,7 @@ def text(description: Description, folder: str = ".") -> str:
         classes=_classes(description),
         which={"average": "average of the weights"}.get(description.which, f"{description.which} epoch"),
         figures="\n".join(f"| {name} | {value} |" for name, value in _figures(description)),
+        others="".join(f"| `{name}` | {OTHERS[name]} |\n" for name in others),
         folder=folder, H=H, W=W, C=C, K=description.num_classes, epoch=description.epoch, epochs=description.epochs,
         step=description.step, weights=WEIGHTS, description=DESCRIPTION, program=PROGRAM, sums=SUMS,
     )  # fmt: skip

@@ -29,7 +29,7 @@ _TYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
 
 def is_export(folder: Path) -> bool:
     """Whether a folder says that it is an export."""
-    return (folder / DESCRIPTION).is_file()
+    return os.path.isfile(folder / DESCRIPTION)  # noqa: PTH113 - it takes any name
 
 
 def write(student: Student, folder: Path, more: Mapping[str, bytes] | None = None) -> None:
@@ -53,7 +53,7 @@ def write(student: Student, folder: Path, more: Mapping[str, bytes] | None = Non
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
         # In its examples the folder is named where its name can stand in Python as it is, and is `.` otherwise.
         named = folder.name if folder.name.isprintable() and not set(folder.name) & set("\"'\\`$|") else "."
-        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, named).encode()}
+        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, named, list(more or {})).encode()}
         for name, content in contents.items():
             files.write(temporary / name, content)
 

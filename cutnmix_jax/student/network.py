@@ -13,6 +13,7 @@ from cutnmix_jax import compiler, digests
 from cutnmix_jax.backbones import shapes_only
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine.batches import normalised
+from cutnmix_jax.engine.evaluation import log_mean
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student.description import Description
 from cutnmix_jax.types import Backbone, Tree
@@ -159,7 +160,4 @@ def _answered(
         network.apply(variables_of(arrays, j, like), seen, False)[0].logits
         for j, (network, like) in enumerate(zip(backbones, shapes, strict=True))
     ]
-    if len(logits) == 1:
-        return logits[0]
-    # The logarithm of the mean of probabilities, also where a probability is 0 in float32.
-    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in logits]), axis=0) - np.log(len(logits))
+    return logits[0] if len(logits) == 1 else log_mean(logits)
