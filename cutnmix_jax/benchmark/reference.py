@@ -10,17 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 from cutnmix_jax import stack
+from cutnmix_jax.backbones.running_order import in_running_order
 from cutnmix_jax.benchmark import jax_side
 from cutnmix_jax.engine import assemble, batches
 from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Mix, TrainState
-
-KINDS = {nn.Conv: "conv", nn.BatchNorm: "norm", nn.Dense: "dense"}
 
 
 def description(settings: Settings, classes: int) -> dict[str, Any]:
@@ -119,17 +117,8 @@ def weights(networks: Sequence[Any], params: tuple[Any, ...]) -> dict[str, np.nd
     """The weights of all peers by the order in which layers run: see `scripts/bench_torch/weights.py`."""
     arrays: dict[str, np.ndarray] = {}
     for j, (network, tree) in enumerate(zip(networks, params, strict=True)):
-        ran: list[tuple[str, tuple[str, ...]]] = []
-
-        def note(function: Any, args: tuple, kwargs: dict, context: Any, ran: list = ran) -> Any:
-            if type(context.module) in KINDS and context.method_name == "__call__":
-                ran.append((KINDS[type(context.module)], context.module.path))
-            return function(*args, **kwargs)
-
         shapes = jax.eval_shape(network.init, jax.random.key(0))
-        with nn.intercept_methods(note):
-            jax.eval_shape(lambda v, apply=network.apply: apply(v, jnp.zeros((1, 32, 32, 3)), False)[0], shapes)
-        for number, (kind, path) in enumerate(ran):
+        for number, (kind, path) in enumerate(in_running_order(network, shapes)):
             layer = tree
             for name in path:
                 layer = layer[name]

@@ -8,22 +8,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax import linen as nn  # noqa: TID251 - the walk is that of `benchmark/reference.py`, which is above this module
 
 from cutnmix_jax import backbones
 from cutnmix_jax.backbones.densenet import DenseNet
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.backbones.resnet import ResNet
+from cutnmix_jax.backbones.running_order import in_running_order
 from cutnmix_jax.backbones.vgg import VGG, WIDTHS
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.student.network import Student
 from cutnmix_jax.types import Backbone, Tree
 
-_KINDS = {nn.Conv: "conv", nn.BatchNorm: "norm", nn.Dense: "dense"}
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _AXES = {"conv": (3, 2, 0, 1), "dense": (1, 0)}  # of a kernel: HWIO -> OIHW, [in, out] -> [out, in]
 
@@ -98,23 +95,6 @@ def state_dict(name: str, num_classes: int, network: Backbone, variables: Mappin
         if kind == "norm":
             found[f"{layer.name}.num_batches_tracked"] = np.array(0, np.int64)
     return found
-
-
-def in_running_order(network: Backbone, variables: Mapping[str, Tree]) -> list[tuple[str, tuple[str, ...]]]:
-    """The kind and the path of each layer of a Linen network, in the order in which they run; nothing is computed."""
-    ran: list[tuple[str, tuple[str, ...]]] = []
-
-    def note(function: Any, args: tuple, kwargs: dict, context: Any) -> Any:
-        if type(context.module) in _KINDS and context.method_name == "__call__":
-            ran.append((_KINDS[type(context.module)], context.module.path))
-        return function(*args, **kwargs)
-
-    def run(variables: Mapping[str, Tree]) -> jax.Array:
-        return network.apply(variables, jnp.zeros((1, *network.image_shape)), False)[0].logits
-
-    with backbones.shapes_only(), nn.intercept_methods(note):
-        jax.eval_shape(run, variables)
-    return ran
 
 
 def _layer(variables: Mapping[str, Tree], path: tuple[str, ...]) -> dict[str, np.ndarray]:
