@@ -51,7 +51,15 @@ FILES = (
     "curves.png", ".lock", ".owner.json", "config.json.tmp", "environment.json.tmp", "results.json.tmp",
     "metrics.jsonl.tmp",
 )  # fmt: skip
-FOLDERS = ("checkpoints", "checkpoints-damaged", "tensorboard", "checkpoints/24", "checkpoints/20", "checkpoints/16")
+FOLDERS = (
+    "checkpoints",
+    "checkpoints-damaged",
+    "tensorboard",
+    "student",
+    "checkpoints/24",
+    "checkpoints/20",
+    "checkpoints/16",
+)
 INSIDE = (
     "digests", "digests/metadata", "digests/commit_success.txt", "state", "state/d", "state/manifest.ocdbt",
     "state/_METADATA", "state/_sharding", "state/ocdbt.process_0", "state/ocdbt.process_0/d",

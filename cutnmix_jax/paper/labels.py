@@ -20,16 +20,22 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
     """
     paths = sorted({path for group in groups for path in group.fields})
     paths = [*(path for path in NAMES if path in paths), *(path for path in paths if path not in NAMES)]
-    paths = [path for path in paths if len({group.fields.get(path, _ABSENT) for group in groups}) > 1]
+    paths = [path for path in paths if len(_values(groups, path)) > 1]
     if "method" not in paths:
         return paths, []
     pairs = [(group.fields, _of_row(group)) for group in groups]
     follow = [
         path
         for path in paths
-        if path not in NAMES and all(fields.get(path, _ABSENT) == row.get(path, _ABSENT) for fields, row in pairs)
+        if path not in NAMES and all(path not in fields or fields[path] == row.get(path) for fields, row in pairs)
     ]
     return [path for path in paths if path not in follow], follow
+
+
+def _values(groups: Sequence[Group], path: str) -> set[Any]:
+    """The values that groups have of a field; one that nothing in a group looks at makes no difference."""
+    of_method = path.startswith(("loss.", "weights."))  # another method may not have it
+    return {group.fields.get(path, _ABSENT) for group in groups if of_method or path in group.fields}
 
 
 def _of_row(group: Group) -> dict[str, Any]:

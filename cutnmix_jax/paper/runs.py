@@ -171,8 +171,8 @@ def _read(folder: Path) -> Run:
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
     if fields.get("peers"):  # which replaces it
         fields["backbone.name"] = fields.pop("peers")
-    plain = unused.plain_recipe(settings)
-    fields |= {path: plain[path] for path in unused.unused(settings) if path in fields}  # no difference makes two runs
+    for path in unused.unused(settings):  # no difference makes two runs
+        fields.pop(path, None)
     if teacher := _teacher(settings.teacher, results):
         fields["teacher"] = teacher
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)

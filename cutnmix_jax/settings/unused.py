@@ -1,7 +1,6 @@
 """Fields that have no effect beside the others, and those of them that somebody has set."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from cutnmix_jax.settings import Optimizer, Settings, recipe, tree
 
@@ -21,18 +20,13 @@ def unused(settings: Settings) -> dict[str, str]:
 
 def set_in_vain(settings: Settings) -> dict[str, list[str]]:
     """What does not look at some fields -> the paths of those that are not as the row's recipe has them."""
-    plain, given = plain_recipe(settings), tree.deciding(tree.of_settings(settings))
+    row = recipe.of_row(settings.backbone.name, settings.dataset, settings.method)
+    plain, given = (tree.deciding(tree.of_settings(one)) for one in (row, settings))
     found: dict[str, list[str]] = {}
     for path, who in unused(settings).items():
         if given[path] != plain[path]:
             found.setdefault(who, []).append(path)
     return found
-
-
-def plain_recipe(settings: Settings) -> dict[str, Any]:
-    """The path of each field that decides -> its value by the recipe of the same row."""
-    row = recipe.of_row(settings.backbone.name, settings.dataset, settings.method)
-    return tree.deciding(tree.of_settings(row))
 
 
 def _by_reason(settings: Settings) -> Iterator[tuple[str, list[str]]]:

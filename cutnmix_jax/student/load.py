@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cutnmix_jax import digests, finished
+from cutnmix_jax import digests, finished, storage
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.student import exported, of_run
@@ -53,7 +53,8 @@ def load_student(folder: str | Path) -> Student:
       UsageError: there is neither.
       CheckpointError: it is damaged, or of another version of this program.
     """
-    return load(Path(folder))
+    with storage.hush():
+        return load(Path(folder))
 
 
 def chosen(known: argparse.Namespace) -> Student:
