@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cutnmix_jax import digests, finished, storage
 from cutnmix_jax.command import folder_of
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.description import check_consent
 from cutnmix_jax.student.network import Student
@@ -38,7 +38,10 @@ def load(
     # Checkpoints of a finished run may be removed to save room; and what was exported needs no code of anybody's.
     enough = not digests.steps_in(folder / finished.CHECKPOINTS) or (run.settings.own_backbones and not backbone)
     if enough and not is_chosen and exported.is_export(left):
-        return exported.read(left)
+        student = exported.read(left)
+        if student.description.run["last"] != run.results["last"]:
+            raise CheckpointError(f"{left} is not of the run in {folder}; remove it, or restore the run's own")
+        return student
     check_consent(run.settings.backbones, backbone, folder)
     return of_run.load(run, which or of_run.LAST, peer, ensemble)
 
