@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from cutnmix_jax import backbones, data, evaluate, export, load_student, main, predict
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.checkpoint_reader import Reader
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.student import evaluated, exported, load, of_run
 from tests.runs import few
 
@@ -231,6 +232,19 @@ import numpy, cutnmix_jax
 numpy.save("ours.npy", cutnmix_jax.load_student("taken").logits(numpy.load("images.npy")))"""
     elsewhere(code, tmp_path, ("tests",))
     np.testing.assert_array_equal(np.load(tmp_path / "ours.npy"), said)
+
+
+def test_a_run_without_its_checkpoints_still_has_its_student(ours, tiny, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(ours, run)
+    shutil.rmtree(run / "checkpoints")
+    assert np.array_equal(load.load(run).logits(DIGITS[:3]), load_student(ours).logits(DIGITS[:3]))
+    with pytest.raises(CheckpointError, match="holds no checkpoint|is gone; restore it"):
+        load.load(run, peer=0)
+    shutil.rmtree(run / "student")
+    shutil.copytree(tiny / "student", run / "student")
+    with pytest.raises(CheckpointError, match="student is not of the run in"):
+        load.load(run)
 
 
 def test_any_number_of_images(tiny):
