@@ -1,6 +1,7 @@
 """How a command begins and ends: its arguments, its one line on stderr, its exit code."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,12 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Instead of the usage text and an exit."""
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def before_jax() -> None:
+    """Sets the environment of a process for a JAX that is imported later."""
+    if sys.version_info < (3, 12):  # JAX 0.10.1 logs an error for every program that it finds in its cache
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def given(text: str) -> str:

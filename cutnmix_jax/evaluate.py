@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cutnmix_jax import files, storage
-from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
+from cutnmix_jax.command import CommandLine, before_jax, exit_code_of, folder_of, given
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.student import choice
 
@@ -37,9 +37,9 @@ def _run(arguments: Sequence[str]) -> None:
     parser = CommandLine("python -m cutnmix_jax.evaluate", _DESCRIPTION, _EPILOG)
     choice.add_source(parser)
     parser.add_argument("--which", choices=(choice.LAST, choice.BEST), help="of a run: this epoch (last)")
-    parser.add_argument("--dataset", metavar="NAME", help="another data set with the same classes")
-    parser.add_argument("--data_dir", metavar="DIR", help="where prepared data sets lie")
-    parser.add_argument("--out", metavar="DIR", help="where JSON and pictures go")
+    parser.add_argument("--dataset", type=given, metavar="NAME", help="another data set with the same classes")
+    parser.add_argument("--data_dir", type=given, metavar="DIR", help="where prepared data sets lie")
+    parser.add_argument("--out", type=given, metavar="DIR", help="where JSON and pictures go")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
         return
@@ -93,8 +93,9 @@ def _pairs(answers: "Answers") -> list[dict[str, Any]]:
 def _show(answers: "Answers", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{answers.title}: {len(answers.labels):,} test images of {answers.dataset}")
+    table = Table(title=Text(f"{answers.title}: {len(answers.labels):,} test images of {answers.dataset}"))
     for column in ("", "accuracy %", "top-5 %", "nll", "ece %"):
         table.add_column(column, justify="right" if column else "left")
     for name, found in measured.items():
@@ -154,5 +155,6 @@ def _fields(
 
 
 if __name__ == "__main__":
+    before_jax()
     storage.hush()
     sys.exit(main())

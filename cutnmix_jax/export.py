@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from cutnmix_jax import storage
-from cutnmix_jax.command import PROGRAM, CommandLine, exit_code_of, folder_of
+from cutnmix_jax.command import PROGRAM, CommandLine, before_jax, exit_code_of, folder_of, given
 from cutnmix_jax.student import choice
 
 _DESCRIPTION = "Takes one network, or the ensemble, out of a finished run: a folder that is enough by itself."
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     parser = CommandLine("python -m cutnmix_jax.export", _DESCRIPTION, _EPILOG)
     choice.add(parser)
-    parser.add_argument("target", metavar="DIR", help="a folder that is not there yet")
+    parser.add_argument("target", type=given, metavar="DIR", help="a folder that is not there yet")
     parser.add_argument("--format", choices=("jax", "torch", "onnx"), default="jax", help="what DIR has besides")
-    parser.add_argument("--python", metavar="PATH", help="the Python of an environment with jax2onnx, for onnx")
+    parser.add_argument("--python", type=given, metavar="PATH", help="of an environment with jax2onnx, for onnx")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
         return
@@ -50,5 +50,6 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    before_jax()
     storage.hush()
     sys.exit(main())

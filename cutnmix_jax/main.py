@@ -167,7 +167,6 @@ def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 12):  # JAX 0.10.1 logs an error for every program that it finds in its cache
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    command.before_jax()
     storage.hush()  # to the end: what a failed save leaves behind is reported in threads of its own
     signals.end(main(own_process=True))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import console, continued, files, finished, folder, stack, teacher
+from cutnmix_jax import console, continued, digests, files, finished, folder, stack, teacher
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import described, one_line
 from cutnmix_jax.student import exported, of_run
@@ -40,6 +40,8 @@ def results(
     )
     if trained:
         found["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
+    if begun_as := continued.read_if_any(workdir / folder.ENVIRONMENT).get("init_sha256"):
+        found["init_sha256"] = begun_as
     for name in (continued.FORCED, continued.EXTENDED):
         if changes := continued.recorded(workdir, name):
             found[Path(name).stem] = changes
@@ -49,13 +51,20 @@ def results(
 def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path) -> None:
     """Writes the results; and beside them the student and the curves, which a run can do without."""
     files.write_json(workdir / finished.RESULTS, results)
-    with expendable(finished.STUDENT, Exception):
-        exported.write(of_run.load(of_run.look(workdir)), workdir / finished.STUDENT)
+    leave_student(workdir)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
     with expendable(folder.CURVES, Exception):
         from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
         pictures.curves(workdir / folder.CURVES, rows, title)
+
+
+def leave_student(workdir: Path) -> None:
+    """Writes the student of a finished run, where there is none and the run still has its weights."""
+    if exported.is_export(workdir / finished.STUDENT) or not digests.steps_in(workdir / finished.CHECKPOINTS):
+        return
+    with expendable(finished.STUDENT, Exception):
+        exported.write(of_run.load(of_run.look(workdir)), workdir / finished.STUDENT)
 
 
 @contextlib.contextmanager

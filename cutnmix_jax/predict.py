@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cutnmix_jax import storage
-from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
+from cutnmix_jax.command import CommandLine, before_jax, exit_code_of, folder_of, given
 from cutnmix_jax.errors import DataError, UsageError, one_line
 from cutnmix_jax.student import choice
 
@@ -52,7 +52,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("--top", type=int, default=3, metavar="N", help="how many classes are named (3)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     parser.add_argument("--csv", action="store_true", help="comma-separated values")
-    parser.add_argument("--sheet", metavar="FILE.png", help="draw the pictures, with what is said of them")
+    parser.add_argument("--sheet", type=given, metavar="FILE.png", help="draw the pictures, with what is said of them")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
         return
@@ -138,5 +138,6 @@ def _printable(path: "Path") -> str:
 
 
 if __name__ == "__main__":
+    before_jax()
     storage.hush()
     sys.exit(main())

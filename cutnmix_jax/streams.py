@@ -39,7 +39,8 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in before]:
-            root.removeHandler(handler)
+            if type(handler).__module__.partition(".")[0] == "absl":  # others are the program's own, or its network's
+                root.removeHandler(handler)
 
 
 def _open_closed() -> None:

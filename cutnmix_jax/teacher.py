@@ -93,7 +93,7 @@ def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> T
     backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
-        return exported.read(path).networks()[0]
+        return exported.read(path).networks(name)[0]  # which the students are, too, if it is somebody's own
 
     return Trained(backbone, load, str(path), described.networks_sha256[0], lambda: True)
 

@@ -112,6 +112,7 @@ def _train(
         if results and not opened.changed:
             if planned.trained and "teacher_sha256" in results:
                 teacher.check(planned.trained, results["teacher_sha256"])
+            outcome.leave_student(workdir)
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return results
@@ -179,6 +180,9 @@ def go_on(
         if restored:
             changed = _check_saved(workdir, engine, trained, restored, opened)
             print(f"continued from step {int(restored.state.state.step)}", flush=True)
+        before = continued.read_if_any(workdir / folder.ENVIRONMENT)
+        if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
+            made_with["init_sha256"] = begun_as
         saved, compiling = (restored.state, 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import continued, files, finished, methods, metrics
+from cutnmix_jax import continued, digests, files, finished, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
 from cutnmix_jax.paper.grids import best
 from cutnmix_jax.settings import tree, unused
+from cutnmix_jax.student import exported
 
 _MARKS = (finished.CONFIG, finished.RESULTS, metrics.ROWS)  # a folder with one of these is a run's
 _NO_RUNS = (finished.CHECKPOINTS, f"{finished.CHECKPOINTS}-damaged", "tensorboard")
@@ -173,17 +174,42 @@ def _read(folder: Path) -> Run:
         fields["backbone.name"] = fields.pop("peers")
     for path in unused.unused(settings):  # no difference makes two runs
         fields.pop(path, None)
-    if teacher := _teacher(settings.teacher, results):
-        fields["teacher"] = teacher
+    for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
+        if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
+            fields[field] = trained
     return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
 
 
-def _teacher(folder: str | None, results: dict[str, Any] | None) -> str:
-    """What a trained teacher is, as `cifar100/resnet110/baseline`; empty where there is none, or nobody knows it."""
-    taught = finished.read(Path(folder)) if folder else None
-    if not taught or (results or {}).get("teacher_sha256", taught["weights_sha256"]) != taught["weights_sha256"]:
-        return ""
-    return "/".join(taught[name] for name in ("dataset", "backbone", "method"))
+def _trained(folder: str | None, sha256: str | None) -> str:
+    """What a trained network is, as `cifar100/resnet110/baseline`, or else by its digest; empty where there is none.
+
+    Args:
+      folder: of a run or an export; None for none.
+      sha256: the digest that the run knows it by; None where it has not ended.
+    """
+    unknown = sha256[:12] if sha256 else folder or ""
+    path = Path(folder or "")
+    if not folder:
+        return unknown
+    try:
+        if exported.is_export(path):
+            found = exported.read_description(path)
+            name = "/".join((found.dataset, "+".join(found.backbones), found.method))
+            known = {found.networks_sha256[0], digests.of_json(found.networks_sha256)}
+        elif results := finished.read(path):
+            name = "/".join(results[part] for part in ("dataset", "backbone", "method"))
+            known = {results["weights_sha256"], _best_sha256(path, results)}
+        else:
+            return unknown
+    except (UserError, OSError, ValueError, LookupError, TypeError):
+        return unknown
+    return name if sha256 is None or sha256 in known else unknown
+
+
+def _best_sha256(folder: Path, results: dict[str, Any]) -> str:
+    """The digest of peer 0 of the best epoch; empty where its checkpoint is gone."""
+    checkpoints, step = folder / finished.CHECKPOINTS, results["best"]["step"]
+    return digests.of_saved_network(digests.read(checkpoints, step)) if step in digests.steps_in(checkpoints) else ""
 
 
 def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:

@@ -152,7 +152,7 @@ class Settings:
         None,
         or_none(text),
         "the folder of a finished run or an export that the peers begin as; of other classes without the head",
-        Change.NEVER,
+        Change.FREE,
     )
     mapping: str = field(
         "unroll",

@@ -63,7 +63,7 @@ From a shell, for pictures of any size: `cutnmix predict {folder} PICTURE...`
 | `{program}` | the network as a program of StableHLO, made with `jax.export`: `call(weights, images)` gives logits |
 {others}| `{sums}` | SHA-256 of each of these; `sha256sum -c {sums}` compares them |
 
-Before you publish it, say its licence in `license:` above. `hf upload OWNER/NAME {folder}` puts it on the hub of
+Before you publish it, add a line `license:` above. `hf upload OWNER/NAME {folder}` puts it on the hub of
 Hugging Face.
 """
 

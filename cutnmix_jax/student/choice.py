@@ -1,6 +1,6 @@
 """The arguments of a command that say which student is meant; nothing else is imported, so that `--help` is quick."""
 
-from cutnmix_jax.command import CommandLine
+from cutnmix_jax.command import CommandLine, given
 
 LAST, BEST, AVERAGE = WHICH = ("last", "best", "average")
 
@@ -15,5 +15,7 @@ def add(parser: CommandLine) -> None:
 
 def add_source(parser: CommandLine) -> None:
     """Adds the folder, and the leave to run code of a person's own."""
-    parser.add_argument("source", metavar="RUN_OR_EXPORT", help="the folder of a finished run, or of an export")
-    parser.add_argument("--backbone", metavar="my_pkg.nets:make", help="of a run with a network of your own: its code")
+    parser.add_argument("source", type=given, metavar="RUN_OR_EXPORT", help="a finished run, or an export")
+    parser.add_argument(
+        "--backbone", type=given, metavar="my_pkg.nets:make", help="of a run with a network of your own: its code"
+    )

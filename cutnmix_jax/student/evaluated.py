@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import compiler, data, digests, finished
+from cutnmix_jax import compiler, console, data, digests, files, finished
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, batches, peers
@@ -20,6 +20,8 @@ from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.of_run import Run
 from cutnmix_jax.types import Dataset, ImageShape, Spec, TrainState
+
+Counts = tuple[int | None, int | None]  # of training and test images that are read; None for all
 
 
 class Answers(NamedTuple):
@@ -71,8 +73,10 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     own = images.dataset in (None, settings.dataset)
     dataset = _images(
         images._replace(dataset=images.dataset or settings.dataset, data_dir=images.data_dir or settings.data_dir),
-        classes, tuple(seen["image_shape"]), settings.test_examples if own else None,
+        classes, tuple(seen["image_shape"]), (settings.train_examples, settings.test_examples) if own else (None, None),
     )  # fmt: skip
+    if own:
+        _check_same(run, digests.of_data(dataset))
     dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
     networks = assemble.networks(settings, len(classes))
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
@@ -100,6 +104,16 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     return Answers(title, dataset.name, dataset.test_labels, classes, logits, features)
 
 
+def _check_same(run: Run, sha256: str) -> None:
+    """Warns where the images of a data set are not those that a run was trained and tested with."""
+    try:
+        before = files.read_fields(run.folder / "environment.json").get("data_sha256")
+    except (OSError, ValueError, CheckpointError):
+        before = None
+    if before != sha256:
+        console.warn(f"the images of {run.settings.dataset} may be others than those that the run was tested with")
+
+
 def _state(arrays: Mapping[str, Any], evaluator: Evaluator, spec: Spec) -> TrainState:
     """What of a run's state its classifiers are made of."""
 
@@ -122,21 +136,21 @@ def of_export(folder: Path, images: Images) -> Answers:
     student = exported.read(folder)
     described = student.description
     dataset = _images(
-        images._replace(dataset=images.dataset or described.dataset), student.class_names, described.image_shape, None
+        images._replace(dataset=images.dataset or described.dataset), student.class_names, described.image_shape
     )
     name = "student" if len(described.backbones) == 1 else "ensemble"
     logits = {name: student.logits(dataset.test_images)}
     return Answers(described.title, dataset.name, dataset.test_labels, student.class_names, logits, {})
 
 
-def _images(images: Images, classes: tuple[str, ...], shape: ImageShape, count: int | None) -> Dataset:
+def _images(images: Images, classes: tuple[str, ...], shape: ImageShape, counts: Counts = (None, None)) -> Dataset:
     """A data set, if its classes and the size of its images are those of a student."""
     name = images.dataset or ""
     size = data.image_shape(name)
     if size != tuple(shape):
         seen, asked = ("x".join(map(str, one)) for one in (shape, size))
         raise DataError(f"{name} has images of {asked}, and what is evaluated takes {seen}; choose another --dataset")
-    dataset = data.load(name, images.data_dir, None, count)
+    dataset = data.load(name, images.data_dir, *counts)
     if dataset.class_names != classes:
         raise DataError(f"{name} has other classes than what is evaluated was trained on; choose another --dataset")
     return dataset

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -43,17 +43,18 @@ def write(student: Student, folder: Path, more: Mapping[str, bytes] | None = Non
     Raises:
       UsageError: something is there, it cannot be written, or no program can be made of the student.
     """
+    check_free(folder)
+    contents = {
+        DESCRIPTION: description.to_json(student.description).encode(),
+        WEIGHTS: safetensors.numpy.save(dict(student.arrays), metadata={"format": "flax"}),
+        PROGRAM: program.written(student),
+        **(more or {}),
+    }
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+    # In its examples the folder is named where its name can stand in Python as it is, and is `.` otherwise.
+    named = folder.name if folder.name.isprintable() and not set(folder.name) & set("\"'\\`$|") else "."
+    contents |= {SUMS: sums.encode(), CARD: card.text(student.description, named, list(more or {})).encode()}
     with _written_whole(folder) as temporary:
-        contents = {
-            DESCRIPTION: description.to_json(student.description).encode(),
-            WEIGHTS: safetensors.numpy.save(dict(student.arrays), metadata={"format": "flax"}),
-            PROGRAM: program.written(student),
-            **(more or {}),
-        }
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-        # In its examples the folder is named where its name can stand in Python as it is, and is `.` otherwise.
-        named = folder.name if folder.name.isprintable() and not set(folder.name) & set("\"'\\`$|") else "."
-        contents |= {SUMS: sums.encode(), CARD: card.text(student.description, named, list(more or {})).encode()}
         for name, content in contents.items():
             files.write(temporary / name, content)
 
@@ -73,23 +74,17 @@ def _written_whole(folder: Path) -> Iterator[Path]:
     check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        temporary = folder.with_name(f".{folder.name}-{os.getpid()}-{time.monotonic_ns()}")
+        temporary.mkdir()
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         temporary.replace(folder)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    """The rights that new folders do not get; it cannot be asked for without being set."""
-    os.umask(mask := os.umask(0o077))
-    return mask
 
 
 def read(folder: Path) -> Student:

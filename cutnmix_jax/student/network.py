@@ -15,7 +15,7 @@ from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine.batches import normalised
 from cutnmix_jax.engine.evaluation import log_mean
 from cutnmix_jax.precision import CHOICES
-from cutnmix_jax.student.description import Description
+from cutnmix_jax.student.description import Description, check_consent
 from cutnmix_jax.types import Backbone, Tree
 
 MOST_AT_ONCE = 256  # images that a network is shown at once
@@ -104,12 +104,16 @@ class Student:
                 self._programs[count] = compiler.compiled(self.answer).lower(weights, images).compile()
         return self._programs[count]
 
-    def networks(self) -> tuple[dict[str, Tree], ...]:
+    def networks(self, backbone: str | None = None) -> tuple[dict[str, Tree], ...]:
         """The variables of each network, {'params': tree, 'batch_stats': tree}.
 
+        Args:
+          backbone: a network of somebody's own, `my_pkg.nets:make`, whose code may be run because the caller says so.
+
         Raises:
-          UsageError: a network is somebody's own and cannot be made.
+          UsageError: a network is somebody's own and was not named, or cannot be made.
         """
+        check_consent(self.description.own_backbones, backbone, "the student")
         made = self.description.make()
         return tuple(variables_of(self.arrays, j, shapes_of(network)) for j, network in enumerate(made))
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, digests
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import UsageError, UserError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.description import Description
@@ -32,6 +33,39 @@ def _check(settings: Settings, names: Sequence[str]) -> None:
     for j, name in enumerate(settings.backbones):
         if (other := names[j % len(names)]) != name:
             raise UsageError(f"{where}: peer {j} is a {name}, and would begin as a {other}")
+
+
+def sha256(settings: Settings) -> str | None:
+    """What tells the networks of `settings.init_from` from others; None where they are not there."""
+    folder = Path(settings.init_from or "")
+    try:
+        if exported.is_export(folder):
+            return digests.of_json(exported.read_description(folder).networks_sha256)
+        return of_run.look(folder).results["weights_sha256"] if settings.init_from else None
+    except UserError:
+        return None
+
+
+def begun_as(settings: Settings, before: Mapping[str, Any], is_new: bool) -> str | None:
+    """The `sha256` of the networks that the peers of a run began as; None for random weights.
+
+    Args:
+      settings: of the run.
+      before: its `environment.json`.
+      is_new: whether it begins now.
+
+    Raises:
+      UsageError: it goes on, and `settings.init_from` holds other networks than those that it began as.
+    """
+    now, then = sha256(settings), before.get("init_sha256")
+    if is_new:
+        return now
+    if now and then and now != then:
+        raise UsageError(
+            f"config.init_from={settings.init_from} holds other networks than those that the run was begun as; "
+            "choose another --workdir"
+        )
+    return then
 
 
 def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> dict[str, jax.Array]:
@@ -59,6 +93,12 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
     found: dict[str, jax.Array] = {}
     for j, network in enumerate(networks):
         found |= _of_peer(student, j, network, same_classes, settings)
+    count = len(networks)
+    if same_classes and settings.same_images and len(student.description.backbones) < count:
+        raise UsageError(
+            f"config.init_from={settings.init_from} is one network, and {settings.method} shows all {count} peers the "
+            f"same images, so that they would stay one network; name a run of {count}, or set config.views=per_peer"
+        )
     return found
 
 
@@ -71,7 +111,7 @@ def _of_peer(
     wanted = digests.flat(shapes_of(network))
     found = {}
     for name, array in digests.flat(variables).items():
-        if name in left_out:
+        if name in left_out or not jnp.issubdtype(array.dtype, jnp.floating):  # a random key is the run's own
             continue
         if name not in wanted or wanted[name].shape != array.shape:
             raise UsageError(
