@@ -430,7 +430,7 @@ def test_every_row_can_be_compared(tmp_path):
         save(tmp_path / row, 0.8, row, heads={} if head == "accuracy" else {head: [0.5] * 4}, **teacher)
     groups, left_out = runs.gather([tmp_path])
     assert left_out == {} and len(groups) == len(rows_by_name())
-    assert labels.differing(groups)[0] == ["method"]  # all else follows from it
+    assert labels.differing(groups)[0] == ["method", "teacher"]  # all else follows from the method
 
 
 def test_eight_curves_are_told_apart(tmp_path, monkeypatch):

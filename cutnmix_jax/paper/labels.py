@@ -34,8 +34,8 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
 
 def _values(groups: Sequence[Group], path: str) -> set[Any]:
     """The values that groups have of a field; one that nothing in a group looks at makes no difference."""
-    of_method = path.startswith(("loss.", "weights."))  # another method may not have it
-    return {group.fields.get(path, _ABSENT) for group in groups if of_method or path in group.fields}
+    left_out = path.startswith(("mix.", "optimizer.", "ramp_up."))  # by `unused`; others a run may not have at all
+    return {group.fields.get(path, _ABSENT) for group in groups if path in group.fields or not left_out}
 
 
 def _of_row(group: Group) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""Networks that begin as others, what a folder may not make a process do, and a student that was never written."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from cutnmix_jax import data, evaluate, main
+from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.paper import labels, runs
+from cutnmix_jax.student import exported, load, program
+from tests.test_student import trained_in
+
+OWN = "--config.views=per_peer"
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A finished run of two peers, to begin as."""
+    return trained_in(tmp_path_factory.mktemp("before") / "run", "dml", "resnet8", "--config.epochs=1")
+
+
+def arrays_in(run):
+    reader = Reader(run / "checkpoints")
+    arrays = reader.arrays()
+    reader.close()
+    return {name: np.asarray(array) for name, array in arrays.items() if ".params.peers." in name}
+
+
+def test_one_network_for_peers_that_see_the_same_images_is_refused(before, tmp_path, capsys):
+    """They would learn the same in each step, and stay one network."""
+    command = ["--config=quickstart:digits,dml", "--config.train_examples=64", "--config.test_examples=30",
+               "--config.batch_size=16", "--config.epochs=1", "--config.optimizer.milestones=()",
+               f"--config.init_from={before / 'student'}", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    assert main.main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is one network, and dml shows all 2 peers the same images" in error
+    assert main.main([*command, OWN]) == 0
+    found = arrays_in(tmp_path / "run")
+    names = [name for name in found if name.startswith("state.params.peers.0.")]
+    assert any((found[name] != found[name.replace("peers.0.", "peers.1.")]).any() for name in names)
+
+
+def test_a_run_goes_on_wherever_the_networks_lie_that_it_began_as(before, tmp_path, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(before, source)
+    run = trained_in(tmp_path / "run", "dml", "resnet8", f"--config.init_from={source}", OWN)
+    told = json.loads((run / "results.json").read_text())
+    assert told["init_sha256"] == json.loads((before / "results.json").read_text())["weights_sha256"]
+    source.rename(tmp_path / "moved")
+    trained_in(run, "dml", "resnet8", f"--config.init_from={tmp_path / 'moved'}", OWN)
+    assert "finished before" in capsys.readouterr().out
+    (run / "results.json").unlink()  # as if it had been killed before its results
+    trained_in(run, "dml", "resnet8", f"--config.init_from={tmp_path / 'gone'}", OWN)
+    again = json.loads((run / "results.json").read_text())
+    assert [again[name] for name in ("init_sha256", "weights_sha256", "last")] == [
+        told[name] for name in ("init_sha256", "weights_sha256", "last")
+    ]
+    (run / "results.json").unlink()
+    with pytest.raises(AssertionError):  # run's own digest: it is another network than `before`
+        other = trained_in(tmp_path / "other", "dml", "resnet8", "--config.epochs=1", "--config.seed=3")
+        trained_in(run, "dml", "resnet8", f"--config.init_from={other}", OWN)
+    assert "holds other networks than those that the run was begun as" in capsys.readouterr().err
+
+
+def test_a_comparison_tells_runs_apart_that_began_as_others(before, tmp_path):
+    trained_in(tmp_path / "runs" / "a", "dml", "resnet8", f"--config.init_from={before}", OWN, "--config.epochs=1")
+    trained_in(tmp_path / "runs" / "b", "dml", "resnet8", OWN, "--config.epochs=1")
+    groups, left_out = runs.gather([tmp_path / "runs"])
+    assert left_out == {} and labels.differing(groups)[0] == ["init_from"]
+    assert {group.fields.get("init_from") for group in groups} == {None, "digits/resnet8/dml"}
+
+
+def test_a_student_that_was_never_written_is_written_by_the_next_start(before, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(before, run)
+    shutil.rmtree(run / "student")
+    trained_in(run, "dml", "resnet8", "--config.epochs=1")
+    images = data.load("digits").test_images[:4]
+    assert np.array_equal(exported.read(run / "student").logits(images), load.load(before).logits(images))
+    shutil.rmtree(run / "student")
+    shutil.rmtree(run / "checkpoints")
+    trained_in(run, "dml", "resnet8", "--config.epochs=1")
+    assert not (run / "student").exists()
+
+
+def test_code_that_a_folder_names_is_run_for_nobody_who_has_not_named_it(tmp_path):
+    run = trained_in(tmp_path / "run", "baseline", ":Tiny", "--config.epochs=1")
+    student = exported.read(run / "student")
+    with pytest.raises(UsageError, match="somebody's own; to run that code say --backbone=tests.tiny:Tiny"):
+        student.networks()
+    assert student.networks("tests.tiny:Tiny")[0].keys() == {"params", "batch_stats"}
+
+
+def test_a_program_that_calls_more_than_arithmetic_is_not_run():
+    call = jax.ffi.ffi_call("cutnmix_test_target", jax.ShapeDtypeStruct((2,), jnp.float32))
+    unchecked = [jax_export.DisabledSafetyCheck.custom_call("cutnmix_test_target")]
+    made = jax_export.export(jax.jit(call), disabled_checks=unchecked, platforms=("cpu",))
+    content = made(jax.ShapeDtypeStruct((2,), jnp.float32)).serialize()
+    with pytest.raises(CheckpointError, match="calls cutnmix_test_target, which is no arithmetic; it is not run"):
+        program.read(bytes(content), "program")
+
+
+def test_evaluate_tells_of_other_images_and_of_an_empty_value(before, tmp_path, monkeypatch, capsys):
+    assert evaluate.main([str(before)]) == 0
+    assert "may be others" not in capsys.readouterr().err
+    assert evaluate.main([str(before), "--dataset="]) == 2
+    assert "argument --dataset: is empty; give a value, or leave it out" in capsys.readouterr().err
+    digits = data.load("digits")
+    changed = digits._replace(train_images=digits.train_images[::-1].copy())
+    monkeypatch.setattr(data, "_loaded", lambda *_: changed)
+    assert evaluate.main([str(before)]) == 0
+    assert "the images of digits may be others than those that the run was tested with" in capsys.readouterr().err
