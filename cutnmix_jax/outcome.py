@@ -7,6 +7,7 @@ from typing import Any
 
 from cutnmix_jax import console, continued, digests, files, finished, folder, stack, teacher
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import described, one_line
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.teacher import Trained
@@ -48,10 +49,17 @@ def results(
     return found
 
 
-def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path) -> None:
-    """Writes the results; and beside them the student and the curves, which a run can do without."""
+def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path, saved: Saved) -> None:
+    """Writes the results; and beside them the student and the curves, which a run can do without.
+
+    Args:
+      results: from `results`.
+      rows: of all epochs.
+      workdir: the run's folder.
+      saved: the state at the end.
+    """
     files.write_json(workdir / finished.RESULTS, results)
-    leave_student(workdir)
+    leave_student(workdir, saved)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
     with expendable(folder.CURVES, Exception):
         from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
@@ -59,12 +67,18 @@ def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path) -> None:
         pictures.curves(workdir / folder.CURVES, rows, title)
 
 
-def leave_student(workdir: Path) -> None:
-    """Writes the student of a finished run, where there is none and the run still has its weights."""
+def leave_student(workdir: Path, saved: Saved | None = None) -> None:
+    """Writes the student of a finished run, where there is none and the run still has its weights.
+
+    Args:
+      workdir: the run's folder.
+      saved: the state at the end, where it is at hand.
+    """
     if exported.is_export(workdir / finished.STUDENT) or not digests.steps_in(workdir / finished.CHECKPOINTS):
         return
     with expendable(finished.STUDENT, Exception):
-        exported.write(of_run.load(of_run.look(workdir)), workdir / finished.STUDENT)
+        arrays = None if saved is None else digests.flat(saved)
+        exported.write(of_run.load(of_run.look(workdir), arrays=arrays), workdir / finished.STUDENT)
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def digest(networks: Tree) -> str:
 def check_there(trained: Trained) -> None:
     """Raises UsageError where the weights of a teacher are gone; a student that has ended needs them no more."""
     if not trained.is_there():
-        raise UsageError(f"config.teacher={trained.folder}: its checkpoint is gone; restore it or train it again")
+        raise UsageError(f"config.teacher={trained.folder}: its checkpoints are gone; restore them or train it again")
 
 
 def check(trained: Trained, taught_by: str) -> None:

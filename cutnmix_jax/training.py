@@ -200,12 +200,12 @@ def go_on(
         rows = restored.rows if restored else []
         with contextlib.closing(metrics.Metrics(workdir, rows, opened.check)) as written:
             began = loop.Began(start, compiling, draw_first_batch)
-            state = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch).state
+            ended = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch)
 
     seconds = float(saved.wall_seconds) + time.monotonic() - start  # of all starts together
-    results = outcome.results(engine, dataset, trained, state, written.rows, seconds, workdir)
+    results = outcome.results(engine, dataset, trained, ended.state, written.rows, seconds, workdir)
     opened.check()
-    outcome.write(results, written.rows, workdir)
+    outcome.write(results, written.rows, workdir, ended)
     console.table(results)
     print(f"run: {workdir}", flush=True)
     return results

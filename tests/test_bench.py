@@ -134,6 +134,7 @@ def test_growth_draws_a_picture(tmp_path):
     assert (tmp_path / "g.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_suite_names_what_it_could_not_measure(tmp_path):
     path = tmp_path / "suite.json"
     done = bench(

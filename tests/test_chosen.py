@@ -100,6 +100,7 @@ def test_the_number_of_peers_follows_their_names_for_a_caller_too():
     assert check.checked(other).num_peers == 3 and check.checked(settings) == settings
 
 
+@pytest.mark.slow
 def test_stopped_in_an_epoch_that_is_not_evaluated(made, tmp_path):
     made.train(tmp_path / "one")
     stopped_after(made, tmp_path / "other", 7)

@@ -219,7 +219,8 @@ def test_nothing_of_an_export_is_run(exports, tmp_path, monkeypatch):
     assert not is_refused(folder, said)
     Image.fromarray(DIGITS[0]).save(tmp_path / "0.png")
     command = [sys.executable, "-P", "-m", "cutnmix_jax", "predict", ".", "../0.png"]
-    assert subprocess.run(command, cwd=folder).returncode == 0 and not (tmp_path / "run").exists()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    assert subprocess.run(command, cwd=folder, env=environment).returncode == 0 and not (tmp_path / "run").exists()
 
 
 def exported_to(target, source):

@@ -582,6 +582,7 @@ ATTACKS = (
 
 
 @as_root
+@pytest.mark.slow
 @pytest.mark.rounds(1, 70)
 def test_a_table_that_is_attacked(number, whole_table, tmp_path):
     """The same command again makes it whole, or names the cell that somebody has to look at."""

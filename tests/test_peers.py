@@ -109,7 +109,7 @@ def test_trunk_and_tail_are_the_whole_network(name):
     assert trunk["params"] and tail["params"]
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_trunk_and_tail_compute_the_same_numbers(train):
     for name in ("resnet8", "tests.tiny:Tiny"):
         [network] = networks(name)

@@ -190,7 +190,7 @@ def in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "name", few(["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"], ("tests.test_types:Mixed",))
+    "name", few(["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"], ("tests.tiny:half",))
 )
 def test_a_loop_of_steps_takes_such_a_network(name):
     """A loop wants the types that come out of a step to be those that went in."""

@@ -58,7 +58,13 @@ def look(folder: Path) -> Run:
     return Run(folder, settings, results, metrics.read_rows(folder / metrics.ROWS))
 
 
-def load(run: Run, which: str = LAST, peer: int | None = None, ensemble: bool = False) -> Student:
+def load(
+    run: Run,
+    which: str = LAST,
+    peer: int | None = None,
+    ensemble: bool = False,
+    arrays: Mapping[str, jax.Array] | None = None,
+) -> Student:
     """Loads a network of a run, or the ensemble of its peers.
 
     Args:
@@ -66,6 +72,7 @@ def load(run: Run, which: str = LAST, peer: int | None = None, ensemble: bool = 
       which: `last` or `best` epoch, or the `average` of the weights at the end.
       peer: its number; the best one of that epoch where nothing is said.
       ensemble: all peers instead of one.
+      arrays: of the state of that epoch by their names, where they are at hand; read from its checkpoint otherwise.
 
     Raises:
       UsageError: there is no such peer, or no average.
@@ -82,8 +89,9 @@ def load(run: Run, which: str = LAST, peer: int | None = None, ensemble: bool = 
     chosen, chosen_by = (peer, "") if peer is not None else _best(row, count, which)
     peers = tuple(range(count)) if ensemble else (chosen,)
     description = describe(run, which, peers, "" if ensemble or count == 1 else chosen_by)
-    with contextlib.closing(Reader(run.folder / finished.CHECKPOINTS)) as checkpoints:
-        arrays = checkpoints.arrays(epoch["step"])
+    if arrays is None:
+        with contextlib.closing(Reader(run.folder / finished.CHECKPOINTS)) as checkpoints:
+            arrays = checkpoints.arrays(epoch["step"])
     try:
         return taken(description, arrays, settings.share_trunk)
     except (ValueError, KeyError) as error:
