@@ -39,8 +39,7 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in before]:
-            if type(handler).__module__.partition(".")[0] == "absl":  # others are the program's own, or its network's
-                root.removeHandler(handler)
+            root.removeHandler(handler)
 
 
 def _open_closed() -> None:

@@ -160,10 +160,10 @@ def test_students_of_unlike_teachers_make_groups(tmp_path):
     save(tmp_path / "of" / "gone", 0.5, "kd", seed=4, teacher=tmp_path / "gone")
     save(tmp_path / "of" / "replaced", 0.5, "kd", seed=5, teacher=tmp_path / "a", told={"teacher_sha256": "before"})
     groups = runs.gather([tmp_path / "of"]).groups
-    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4, 5]]
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4], [5]]
     assert labels.differing(groups) == (["teacher"], [])
     shown = [labels.value(group, "teacher") for group in groups]
-    assert shown == ["digits/made up/baseline", "digits/made up/cutmix", "—"]
+    assert shown == ["digits/made up/baseline", "digits/made up/cutmix", str(tmp_path / "gone"), "before"]
 
 
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):

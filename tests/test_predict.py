@@ -261,7 +261,7 @@ def test_what_no_run_begins_as(run, taken, tmp_path, monkeypatch, capsys):
         assert main.main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "never").exists()
     moved = shutil.copytree(taken, tmp_path / "moved")
-    command += [f"--config.init_from={moved}", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.init_from={moved}", f"--workdir={tmp_path / 'run'}", "--config.views=per_peer"]
     assert main.main([*command, "--config.epochs=1"]) == 0
     shutil.rmtree(moved)
     assert main.main([*command, "--config.epochs=2", "--extend"]) == 0
