@@ -330,6 +330,7 @@ def test_initial_weights_of_a_resnet():
     np.testing.assert_array_equal(params["BatchNorm_0"]["bias"], np.zeros(16))
 
 
+@pytest.mark.slow
 def test_initial_weights_of_a_vgg():
     params = initial(VGG(100, (1, 1, 1, 1, 1)))
     assert_normal(params["Conv_1"]["kernel"], math.sqrt(2 / (9 * 128)))  # 64 in, 128 out
@@ -339,6 +340,7 @@ def test_initial_weights_of_a_vgg():
     assert not any(params[f"Conv_{i}"]["bias"].any() for i in range(5))
 
 
+@pytest.mark.slow
 def test_initial_weights_of_a_densenet():
     params = initial(DenseNet(100, (2, 2)))
     assert_normal(params["DenseLayer_0"]["Conv_1"]["kernel"], math.sqrt(2 / (9 * 48)))  # 48 in, 12 out

@@ -114,6 +114,7 @@ def test_a_worker_says_why_it_failed():
     one.close()
 
 
+@pytest.mark.slow
 def test_one_program_and_the_bare_one():
     done = bench(*QUICK, "--bare", "--config.batch_size=8")
     assert done.returncode == 0, done.stderr

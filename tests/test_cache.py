@@ -58,6 +58,7 @@ def test_on_a_full_disk(left, tmp_path):
     assert "No space left" in errors[0]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_read_on_a_read_only_disk(tmp_path):
     errors = mounted(tmp_path / "disk", f'read_again("{tmp_path}")', "test_cache")
     assert len(errors) == 1 and "Read-only file system" in errors[0], errors

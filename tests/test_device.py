@@ -60,7 +60,8 @@ def test_what_cannot_be_read_or_removed_ends_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(1, "1 step per call"), (4, "1 step per call; 3 further devices stay idle")]
+    ("count", "said"),
+    [(1, "1 step per call"), pytest.param(4, "1 step per call; 3 further devices stay idle", marks=pytest.mark.slow)],
 )
 def test_devices_that_stay_idle_are_told(count, said, tmp_path):
     command = [sys.executable, "-m", "cutnmix_jax.main", *TINY, *ONE_STEP, f"--workdir={tmp_path / 'run'}"]

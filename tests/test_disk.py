@@ -138,6 +138,7 @@ def read_only(disk):
     print("as it should be")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_through_the_command(tmp_path):
     errors = mounted(tmp_path / "disk", f'through_the_command("{tmp_path / "disk"}")')
     assert errors[-1].startswith("error: cannot ") and "give the same command again" in errors[-1]

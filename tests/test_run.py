@@ -485,6 +485,7 @@ def test_what_else_is_in_a_new_folder_is_told(tmp_path, capsys):
         assert capsys.readouterr().err.splitlines() == [warning] * told
 
 
+@pytest.mark.slow
 def test_every_change_by_force_is_kept(finished, tmp_path):
     workdir = copy_of(finished[0], tmp_path)
     longer = [*TINY, "--config.epochs=4", f"--workdir={workdir}", "--force"]
@@ -967,6 +968,7 @@ def test_every_target_of_kdcl_trains(target, tmp_path):
     assert main.main(arguments) == 0
 
 
+@pytest.mark.slow
 def test_kdcl_weighs_its_peers_by_images_it_does_not_train_on(tmp_path):
     arguments = [*of_row("kdcl"), "--config.loss.target=general", "--config.held_out_examples=20"]
     assert main.main([*arguments, f"--workdir={tmp_path / 'whole'}"]) == 0

@@ -189,9 +189,7 @@ def in_bfloat16():
     return plain._replace(init=init, apply=apply)
 
 
-@pytest.mark.parametrize(
-    "name", few(["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"], ("tests.tiny:half",))
-)
+@pytest.mark.parametrize("name", few(["", "tests.tiny:half", "tests.tiny:half_nnx", "tests.test_types:Mixed"], ()))
 def test_a_loop_of_steps_takes_such_a_network(name):
     """A loop wants the types that come out of a step to be those that went in."""
     what = {"backbone": backbones.load(name, K), "features": 6} if name else {"backbone": in_bfloat16()}
