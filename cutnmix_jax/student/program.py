@@ -53,11 +53,12 @@ def read(program: bytes, name: str) -> Answer:
     """
     try:
         exported = export.deserialize(bytearray(program))
+        foreign = _called_by(exported) - _HARMLESS
     except Exception as error:
         raise CheckpointError(
             f"JAX {jax.__version__} cannot read {name} ({one_line(error)[:200]}); use a newer one, or export again"
         ) from error
-    if foreign := _called_by(exported) - _HARMLESS:
+    if foreign:
         raise CheckpointError(f"{name} calls {min(foreign)}, which is no arithmetic; it is not run")
     if jax.default_backend() not in {"gpu" if name == "cuda" else name for name in exported.platforms}:
         raise UsageError(f"{name} is for {' and '.join(exported.platforms)}, not for {jax.default_backend()}")
