@@ -115,7 +115,7 @@ def test_networks_that_are_too_sure_for_float32(run, tmp_path, monkeypatch):
     def sure(arrays):
         return {name: array * np.float32(1e6) if "Dense" in name else array for name, array in arrays.items()}
 
-    student, read = own(run, ensemble=True), evaluated.Reader.arrays
+    student, read = own(run, ensemble=True), of_run.Reader.arrays
     arrays = sure(student.arrays)
     parts = [{name[2:]: leaf for name, leaf in arrays.items() if name.startswith(f"{j}.")} for j in (0, 1)]
     described = dataclasses.replace(student.description, networks_sha256=tuple(map(digests.of_network, parts)))
@@ -123,7 +123,7 @@ def test_networks_that_are_too_sure_for_float32(run, tmp_path, monkeypatch):
     logits = load_student(tmp_path / "sure").logits(DIGITS)
     assert np.isfinite(logits).all() and logits.min() < -1e3
     assert told([tmp_path / "sure"], tmp_path / "out")["classifiers"]["ensemble"]["nll"] > 1
-    monkeypatch.setattr(evaluated.Reader, "arrays", lambda reader, step: sure(read(reader, step)))
+    monkeypatch.setattr(of_run.Reader, "arrays", lambda reader, step: sure(read(reader, step)))
     answers = evaluated.of_run(of_run.look(run), "last", evaluated.Images())
     np.testing.assert_allclose(answers.logits["ensemble"], logits[:30], rtol=1e-4, atol=1e-4)
     assert evaluate.main([str(run), CONSENT]) == 0

@@ -44,7 +44,7 @@ student = cutnmix_jax.load_student("{folder}")
 student.predict(images).names  # images: uint8 [n, {H}, {W}, {C}]
 ```
 
-With JAX and safetensors alone, on a CPU or an NVIDIA GPU:
+With `pip install jax flatbuffers safetensors` alone (JAX {jax} or newer), on a CPU or an NVIDIA GPU:
 
 ```python
 import jax.export, safetensors.numpy
@@ -84,6 +84,7 @@ def text(description: Description, folder: str = ".", others: Sequence[str] = ()
         classes=_classes(description),
         which={"average": "average of the weights"}.get(description.which, f"{description.which} epoch"),
         figures="\n".join(f"| {name} | {value} |" for name, value in _figures(description)),
+        jax=description.run["versions"].get("jax", "of this run"),
         others="".join(f"| `{name}` | {OTHERS[name]} |\n" for name in others),
         folder=folder, H=H, W=W, C=C, K=description.num_classes, epoch=description.epoch, epochs=description.epochs,
         step=description.step, weights=WEIGHTS, description=DESCRIPTION, program=PROGRAM, sums=SUMS,

@@ -1,6 +1,5 @@
 """What the classifiers of a run or of an export say to the test images of a data set."""
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import compiler, console, data, digests, files, finished
-from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax import compiler, console, data, digests, files
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, batches, peers
 from cutnmix_jax.engine.companions import Average, Companion, Companions, RunningMean
@@ -18,7 +16,7 @@ from cutnmix_jax.engine.evaluation import Evaluator
 from cutnmix_jax.errors import CheckpointError, DataError, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
-from cutnmix_jax.student.of_run import Run
+from cutnmix_jax.student.of_run import Run, saved_arrays
 from cutnmix_jax.types import Dataset, ImageShape, Spec, TrainState
 
 Counts = tuple[int | None, int | None]  # of training and test images that are read; None for all
@@ -80,8 +78,7 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
     networks = assemble.networks(settings, len(classes))
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
-    with contextlib.closing(Reader(run.folder / finished.CHECKPOINTS)) as checkpoints:
-        arrays = checkpoints.arrays(epoch["step"])
+    arrays = saved_arrays(run, epoch["step"])
     known: dict[str, Companion] = {"mean": RunningMean(joined)}
     companions = {name: known[name] for name in settings.loss.teachers if name in known}
     if settings.average is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ def look(folder: Path) -> Run:
       CheckpointError: it is of another version of this program.
     """
     results, why_not = finished.look(folder)
+    if not os.path.lexists(folder):  # noqa: PTH110 - it takes any name
+        raise UsageError(f"there is no {folder}; name the folder of a finished run, or of an export")
     if results is None:
         why_not = why_not and f" ({why_not[:300]})"
         raise UsageError(f"{folder}: no finished run there{why_not}; train it to its end first")
@@ -89,13 +92,20 @@ def load(
     chosen, chosen_by = (peer, "") if peer is not None else _best(row, count, which)
     peers = tuple(range(count)) if ensemble else (chosen,)
     description = describe(run, which, peers, "" if ensemble or count == 1 else chosen_by)
-    if arrays is None:
-        with contextlib.closing(Reader(run.folder / finished.CHECKPOINTS)) as checkpoints:
-            arrays = checkpoints.arrays(epoch["step"])
+    arrays = saved_arrays(run, epoch["step"]) if arrays is None else arrays
     try:
         return taken(description, arrays, settings.share_trunk)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{run.folder}: its networks are not in its checkpoint ({one_line(error)})") from error
+
+
+def saved_arrays(run: Run, step: int) -> dict[str, jax.Array]:
+    """All arrays of the state of a step, by their names; CheckpointError where they are gone or damaged."""
+    checkpoints, left = run.folder / finished.CHECKPOINTS, run.folder / finished.STUDENT
+    if not digests.steps_in(checkpoints) and left.is_dir():
+        raise CheckpointError(f"the checkpoints of {run.folder} are gone; what is left of it is {left}, take that")
+    with contextlib.closing(Reader(checkpoints)) as reader:
+        return reader.arrays(step)
 
 
 def describe(run: Run, which: str, peers: tuple[int, ...], chosen_by: str) -> Description:
