@@ -71,6 +71,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(_HELD.sub("", str(error)).split())
 
 
+def printable(text: str) -> str:
+    """A text without what would end a line or move a cursor; such characters as Python writes them."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def described(error: BaseException, most: int = 300) -> str:
     """The type and the message of somebody else's error, cut before they fill the screen."""
     message = one_line(error)

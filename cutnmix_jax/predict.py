@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cutnmix_jax import storage
 from cutnmix_jax.command import CommandLine, before_jax, exit_code_of, folder_of, given
-from cutnmix_jax.errors import DataError, UsageError, one_line
+from cutnmix_jax.errors import DataError, UsageError, one_line, printable
 from cutnmix_jax.student import choice
 
 if TYPE_CHECKING:
@@ -117,22 +117,21 @@ def _best(names: Sequence[str], probabilities: "np.ndarray", top: int) -> list[t
 
 def _say_text(answer: Answer) -> None:
     classes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answer.classes)
-    said = f"{_printable(answer.path)}: {classes}"
-    print("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said))  # in one line
+    print(printable(f"{_encodable(answer.path)}: {classes}"))
 
 
 def _say_json(answer: Answer) -> None:
     (best, _), *_ = answer.classes
-    print(json.dumps({"file": _printable(answer.path), "class": best, "probabilities": dict(answer.classes)}))
+    print(json.dumps({"file": _encodable(answer.path), "class": best, "probabilities": dict(answer.classes)}))
 
 
 def _say_csv(top: int) -> Any:
     write = csv.writer(sys.stdout).writerow
     write(["file", *(f"{what}_{i + 1}" for i in range(top) for what in ("class", "probability"))])
-    return lambda answer: write([_printable(answer.path), *itertools.chain(*answer.classes)])
+    return lambda answer: write([_encodable(answer.path), *itertools.chain(*answer.classes)])
 
 
-def _printable(path: "Path") -> str:
+def _encodable(path: "Path") -> str:
     """The name of a file, whatever bytes it is made of."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 

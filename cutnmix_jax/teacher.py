@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, data, digests, files, finished
@@ -14,6 +13,7 @@ from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported
+from cutnmix_jax.student.network import shapes_of
 from cutnmix_jax.types import Backbone, Tree
 
 
@@ -73,9 +73,8 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
     backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
-        shapes = jax.eval_shape(backbone.init, jax.eval_shape(jax.random.key, 0))
         with contextlib.closing(Reader(path / finished.CHECKPOINTS)) as checkpoints:
-            network = checkpoints.read_network(shapes, step)
+            network = checkpoints.read_network(shapes_of(backbone), step)
         if digests.of_network(network) != sha256:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cutnmix_jax.errors import UserError
+from cutnmix_jax.errors import UserError, printable
 from cutnmix_jax.paper.grids import MISSING
 from cutnmix_jax.paper.runs import Group
 from cutnmix_jax.settings import recipe, tree
@@ -45,11 +45,6 @@ def _of_row(group: Group) -> dict[str, Any]:
         return tree.deciding(tree.of_settings(recipe.of_row(str(backbone), str(dataset), str(method))))
     except UserError:
         return {}
-
-
-def printable(text: str) -> str:
-    """A text without what would end a line or move a cursor; such characters as Python writes them."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def value(group: Group, path: str) -> str:

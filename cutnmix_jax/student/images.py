@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from cutnmix_jax.errors import DataError, UsageError, one_line
+from cutnmix_jax.errors import DataError, UsageError, one_line, printable
 
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 1 << 29  # of a file; MOST_PIXELS with three bytes each fit in
@@ -49,12 +49,12 @@ def find(names: Sequence[str]) -> list[Path]:
         try:
             mode = os.stat(name).st_mode  # noqa: PTH116 - an empty name is no folder, and `Path("")` is one
         except (OSError, ValueError) as error:
-            raise UsageError(f"{_named(name)}: {_why(error)}; name files of pictures, or folders of them") from error
+            raise UsageError(f"{printable(name)}: {_why(error)}; name files of pictures, or folders of them") from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise UsageError(f"{_named(name)}: {_kind(mode)}; name files of pictures, or folders of them")
+            raise UsageError(f"{printable(name)}: {_kind(mode)}; name files of pictures, or folders of them")
         inside = _walk(name) if stat.S_ISDIR(mode) else [Path(name)]
         if not inside:
-            raise UsageError(f"{_named(name)}: a folder without pictures ({', '.join(sorted(SUFFIXES))})")
+            raise UsageError(f"{printable(name)}: a folder without pictures ({', '.join(sorted(SUFFIXES))})")
         found += inside
     return found
 
@@ -76,7 +76,7 @@ def _walk(top: str) -> list[Path]:
         errors.append(failed)
     for error in errors:
         where, why = getattr(error, "filename", None) or top, getattr(error, "strerror", None) or "nested too deeply"
-        raise DataError(f"{_named(where)}: the folder cannot be read ({why})") from error
+        raise DataError(f"{printable(where)}: the folder cannot be read ({why})") from error
     return sorted(found)
 
 
@@ -107,7 +107,7 @@ def _read(path: Path, size: tuple[int, int], method: Image.Resampling) -> Read:
     try:
         return _decoded(path, size, method)
     except Exception as error:  # damaged files make decoders raise errors of all types
-        return DataError(f"{_named(path)}: {_why(error)}")  # not raised from it: its frames hold the picture
+        return DataError(f"{printable(str(path))}: {_why(error)}")  # not raised from it: its frames hold the picture
 
 
 def _decoded(path: Path, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
@@ -232,8 +232,4 @@ def _why(error: BaseException) -> str:
     if isinstance(error, MemoryError | Image.DecompressionBombError):  # of a frame or a tile; else it is known before
         return "too large for the memory"
     known = str(error) if isinstance(error, DataError) else getattr(error, "strerror", None)
-    return known or f"damaged or no picture ({_named(one_line(error)[:100] or type(error).__name__)})"
-
-
-def _named(name: Path | str) -> str:  # in one line, and without what would steer a terminal
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
+    return known or f"damaged or no picture ({printable(one_line(error)[:100] or type(error).__name__)})"
