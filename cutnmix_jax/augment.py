@@ -1,8 +1,13 @@
 """Crop and flip, MixUp, CutMix and CutnMix: pure functions of a key and arrays.
 
-J peers, n images of H x W pixels. Throughout, lambda is the share of the *partner* image x_k, as Eq. 5 and 6 write it;
-CutMix's own code calls the share of the original image lambda, which is the same law because Beta(a, a) is symmetric.
+Each has two halves, one that draws and one that does what was drawn, so that a run can draw all batches of an epoch at
+once. J peers, n images of H x W pixels.
+
+Throughout, lambda is the share of the *partner* image x_k, as Eq. 5 and 6 write it; CutMix's own code calls the share
+of the original image lambda, which is the same law because Beta(a, a) is symmetric.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +20,31 @@ Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
 
 
-def crop_flip(key: jax.Array, images: jax.Array, flip: bool) -> jax.Array:
-    """Random crop out of the zero-padded image and, where `flip`, a mirror image half of the time.
+class Crops(NamedTuple):
+    """Where n images are cut out of the padded ones, and which are mirrored.
 
-    Args:
-      key: PRNG key.
-      images: [n, H, W, C], any dtype; not yet normalised, so that the padding is black.
-      flip: whether to mirror at all.
-
-    Returns:
-      [n, H, W, C] of the same dtype.
+    Attributes:
+      offsets: [n, 2] int32, the first row and column.
+      mirrored: [n] bool; None where none is.
     """
+
+    offsets: jax.Array
+    mirrored: jax.Array | None
+
+
+def draw_crops(key: jax.Array, num_images: int, flip: bool) -> Crops:
+    """Draws crops for n images, uniformly, and a mirror image half of the time where `flip`."""
     crop_key, flip_key = jax.random.split(key)
+    offsets = jax.random.randint(crop_key, (num_images, 2), 0, 2 * PADDING + 1)
+    return Crops(offsets, jax.random.bernoulli(flip_key, 0.5, (num_images,)) if flip else None)
+
+
+def cropped(images: jax.Array, crops: Crops) -> jax.Array:
+    """Cuts images [n, H, W, C] out of the zero-padded ones; not yet normalised, so that the padding is black."""
     padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    offsets = jax.random.randint(crop_key, (len(images), 2), 0, 2 * PADDING + 1)
-    crop = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
-    cropped = crop(padded, offsets)
-    if not flip:
-        return cropped
-    mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
-    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
+    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
+    found = cut(padded, crops.offsets)
+    return found if crops.mirrored is None else jnp.where(crops.mirrored[:, None, None, None], found[:, :, ::-1], found)
 
 
 def draw_ratio(key: jax.Array, alpha: float) -> jax.Array:
@@ -143,6 +153,52 @@ def box_mask(box: jax.Array, size: Size) -> jax.Array:
     return rows[:, None] & columns[None, :]
 
 
+def draw_mix(
+    key: jax.Array, num_boxes: int, num_images: int, size: Size, *, kind: str, prob: float, alpha: float, box: str
+) -> Mix:
+    """Draws how a batch is mixed.
+
+    Args:
+      key: PRNG key.
+      num_boxes: B, one for each view and peer.
+      num_images: n.
+      size: (H, W).
+      kind: as of `mix`, like the other three.
+      prob: the chance that the batch is mixed.
+      alpha: of Beta(alpha, alpha).
+      box: one of `BOX_READINGS`.
+
+    Returns:
+      partner [n], amount [B] and boxes [B, 4].
+    """
+    coin_key, partner_key, box_key = jax.random.split(key, 3)
+    no_box = jnp.zeros((num_boxes, 4), jnp.int32)
+    if kind == "none":
+        return Mix(jnp.arange(num_images), jnp.zeros(num_boxes), no_box)
+    partner = jax.random.permutation(partner_key, num_images)
+    mixed = jax.random.bernoulli(coin_key, prob)
+    if kind == "mixup":
+        amount = jnp.where(mixed, draw_ratio(box_key, alpha), 0.0)
+        return Mix(partner, jnp.broadcast_to(amount, (num_boxes,)), no_box)
+    one_box = kind == "cutmix"
+    boxes, amount = cutnmix_boxes(box_key, 1 if one_box else num_boxes, alpha, size, "cutmix" if one_box else box)
+    boxes, amount = jnp.broadcast_to(boxes, (num_boxes, 4)), jnp.broadcast_to(amount, (num_boxes,))
+    return Mix(partner, jnp.where(mixed, amount, 0.0), jnp.where(mixed, boxes, 0))
+
+
+def mixed_images(images: jax.Array, how: Mix, kind: str) -> jax.Array:
+    """Mixes images [B, n, H, W, C] as `draw_mix` has drawn it for them."""
+    if kind == "none":
+        return images
+    partners = images[:, how.partner]
+    if kind == "mixup":
+        amount = how.amount[:, None, None, None, None]
+        return amount * partners + (1 - amount) * images
+    size = images.shape[2], images.shape[3]
+    masks = jax.vmap(lambda box: box_mask(box, size))(how.boxes)[:, None, :, :, None]
+    return jnp.where(masks, partners, images)
+
+
 def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: float, box: str) -> tuple[jax.Array, Mix]:
     """Mixes every image with a partner from the same batch, the same partner for all peers.
 
@@ -163,24 +219,9 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
     """
     if images.ndim != 5:
         raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")
-    num_peers, num_images, height, width, _ = images.shape
-    size = (height, width)
-    coin_key, partner_key, box_key = jax.random.split(key, 3)
-    no_box = jnp.zeros((num_peers, 4), jnp.int32)
-    if kind == "none":
-        return images, Mix(jnp.arange(num_images), jnp.zeros(num_peers), no_box)
-    partner = jax.random.permutation(partner_key, num_images)
-    mixed = jax.random.bernoulli(coin_key, prob)
-    if kind == "mixup":
-        amount = jnp.where(mixed, draw_ratio(box_key, alpha), 0.0)
-        blended = amount * images[:, partner] + (1 - amount) * images
-        return blended, Mix(partner, jnp.broadcast_to(amount, (num_peers,)), no_box)
-    one_box = kind == "cutmix"
-    boxes, amount = cutnmix_boxes(box_key, 1 if one_box else num_peers, alpha, size, "cutmix" if one_box else box)
-    boxes, amount = jnp.broadcast_to(boxes, (num_peers, 4)), jnp.broadcast_to(amount, (num_peers,))
-    boxes, amount = jnp.where(mixed, boxes, 0), jnp.where(mixed, amount, 0.0)
-    masks = jax.vmap(lambda peer_box: box_mask(peer_box, size))(boxes)[:, None, :, :, None]
-    return jnp.where(masks, images[:, partner], images), Mix(partner, amount, boxes)
+    num_boxes, num_images, height, width, _ = images.shape
+    how = draw_mix(key, num_boxes, num_images, (height, width), kind=kind, prob=prob, alpha=alpha, box=box)
+    return mixed_images(images, how, kind), how
 
 
 def mixed_targets(own: jax.Array, how: Mix) -> jax.Array:

@@ -227,8 +227,9 @@ def _check_saved(
 def _new(engine: Engine) -> tuple[Saved, float]:
     """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
     asked, shapes = time.monotonic(), engine.shapes()
-    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed(0), 1):
+    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed_shapes(), 1):
         saved = jax.block_until_ready(engine.init())
+        jax.block_until_ready(engine.feed(0))  # compiles its program, too
     return saved, time.monotonic() - asked
 
 

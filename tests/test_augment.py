@@ -12,6 +12,10 @@ EXACT = ("cutmix", "uniform", "inside", "wrap")  # the readings under which Eq. 
 KEYS = jax.random.split(jax.random.key(0), 20_000)
 
 
+def crop_flip(key, images, flip):
+    return augment.cropped(images, augment.draw_crops(key, len(images), flip))
+
+
 def boxes_of(reading, num_peers=2, alpha=1.0, keys=KEYS):
     draw = jax.jit(jax.vmap(lambda key: augment.cutnmix_boxes(key, num_peers, alpha, (32, 32), reading)))
     return map(np.asarray, draw(keys))
@@ -55,7 +59,7 @@ def masks_of(boxes):
 
 def test_crops_are_crops_of_the_zero_padded_image():
     images = np.random.default_rng(1).integers(1, 256, (40, 32, 32, 3), dtype=np.uint8)
-    views = np.asarray(augment.crop_flip(jax.random.key(3), jnp.array(images), True))
+    views = np.asarray(crop_flip(jax.random.key(3), jnp.array(images), True))
     assert views.dtype == np.uint8
     seen = set()
     for image, view in zip(images, views, strict=True):
@@ -72,7 +76,7 @@ def test_crops_are_crops_of_the_zero_padded_image():
 def test_crop_offsets_are_uniform_and_half_are_mirrored():
     image = np.zeros((32, 32, 1), np.uint8)
     image[10, 8] = 1  # a crop moves it to 14 - top, 12 - left; a mirror image to 31 - that
-    views = np.asarray(augment.crop_flip(jax.random.key(0), jnp.array(np.tile(image, (9000, 1, 1, 1))), True))
+    views = np.asarray(crop_flip(jax.random.key(0), jnp.array(np.tile(image, (9000, 1, 1, 1))), True))
     _, rows, columns, _ = np.nonzero(views)
     np.testing.assert_allclose(np.bincount(14 - rows, minlength=9) / 9000, 1 / 9, atol=0.015)
     mirrored = columns > 15
@@ -83,7 +87,7 @@ def test_crop_offsets_are_uniform_and_half_are_mirrored():
 
 def test_no_flip_where_mirror_images_are_other_things():
     images = np.random.default_rng(1).integers(1, 256, (60, 32, 32, 1), dtype=np.uint8)
-    views = np.asarray(augment.crop_flip(jax.random.key(3), jnp.array(images), False))
+    views = np.asarray(crop_flip(jax.random.key(3), jnp.array(images), False))
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     for image, view in zip(padded, views, strict=True):
         assert any((image[t : t + 32, l : l + 32] == view).all() for t in range(9) for l in range(9))  # noqa: E741

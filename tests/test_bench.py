@@ -91,7 +91,9 @@ def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     _, (params, stats, _), (images, _), _ = jax_side.bare(engine.settings, 10)
     state = engine.shapes().state
     chex.assert_trees_all_equal_shapes((params, stats), (state.params["peers"], state.batch_stats))
-    assert images.shape == jax.eval_shape(lambda: engine.batch_at(0, engine.feed(0))[0].images).shape[1:]
+    assert (
+        images.shape == jax.eval_shape(lambda feed: engine.batch_at(0, feed)[0].images, engine.feed_shapes()).shape[1:]
+    )
 
 
 def test_times_and_ratios():

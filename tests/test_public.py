@@ -353,9 +353,8 @@ def test_the_loop_in_docs_ends_at_our_numbers():
     }
     statistics, momentum = own_loop.statistics, own_loop.optimizer.init(weights)
     for t in range(made.engine.steps_per_epoch):
-        key = batches.step_keys(feed.key, t)[0]
-        index = batches.rows_at(feed.order, t, made.settings.batch_size, made.engine.steps_per_epoch)
-        batch, _ = unmixed(key, feed.data, index)
+        key = batches.step_keys(made.engine.key, t)[0]
+        batch, _ = unmixed(key, feed.data, feed.rows[t])
         seen, targets = batch.images[0], jax.nn.one_hot(batch.labels, 10)
         mix_key = jax.random.split(key)[1]
         weights, statistics, momentum, terms = own_loop.step(weights, statistics, momentum, mix_key, seen, targets)

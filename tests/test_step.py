@@ -208,14 +208,14 @@ def test_epochs_are_permutations_that_differ():
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert (orders[0] != orders[1]).any()
     assert (np.asarray(batches.epoch_order(jax.random.key(96), 0, 40)) != orders[0]).any()
-    np.testing.assert_array_equal(built("baseline").feed(2).order, orders[2])
+    np.testing.assert_array_equal(built("baseline").feed(2).rows.ravel(), orders[2])
 
 
 def test_an_epoch_sees_each_image_once():
     engine = built("baseline")
     feed = engine.feed(1)
     rows = np.concatenate([engine.batch_at(step, feed)[0].indices for step in range(4, 8)])
-    np.testing.assert_array_equal(rows, feed.order)
+    np.testing.assert_array_equal(rows, feed.rows.ravel())
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -224,13 +224,25 @@ def test_batches_are_a_function_of_seed_and_step():
     one, _ = engine.batch_at(3, feed)
     again, _ = engine.batch_at(jnp.int32(3), feed)
     chex.assert_trees_all_equal(one, again)
-    same_rows = feed._replace(order=jnp.tile(feed.order[30:], 4))
+    same_rows = feed._replace(rows=jnp.tile(feed.rows[3], (4, 1)))
     here, there = (engine.batch_at(step, same_rows)[0] for step in (3, 2))
     np.testing.assert_array_equal(here.indices, there.indices)
     assert np.any(here.images != there.images)
-    assert np.any(engine.batch_at(3, feed._replace(key=jax.random.key(96)))[0].images != one.images)
+    other = build("cutnmix", seed=96).feed(0)._replace(rows=feed.rows)
+    assert np.any(engine.batch_at(3, other)[0].images != one.images)
     np.testing.assert_array_equal(one.targets[0, 0], one.targets[0, 1])
-    np.testing.assert_array_equal(one.labels, DATASET.train_labels[feed.order[30:]])
+    np.testing.assert_array_equal(one.labels, DATASET.train_labels[feed.rows[3]])
+
+
+@pytest.mark.parametrize("row", ["cutnmix", "cs_kd", "ddgsd", "mixup"])
+def test_a_batch_drawn_with_its_epoch_is_the_one_drawn_alone(row):
+    engine = built(row)
+    feed = engine.feed(1)
+    for step in (4, 6):
+        key, forward_key = batches.step_keys(engine.key, step)
+        together = engine.batch_at(step, feed)
+        chex.assert_trees_all_equal(together, engine.make_batch(key, engine.train_data, feed.rows[step - 4]))
+        assert feed.keys[step - 4] == forward_key
 
 
 def test_each_peer_has_the_label_of_its_own_box():

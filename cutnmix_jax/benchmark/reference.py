@@ -18,7 +18,7 @@ from cutnmix_jax.engine import assemble, batches
 from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.types import Batch, Mix, TrainState
+from cutnmix_jax.types import Batch, Mix, TrainState, Tree
 
 
 def description(settings: Settings, classes: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
     n, num_peers = settings.batch_size, len(settings.backbones)
     images, targets = made_up(steps, num_peers, n, classes)
 
-    def make_batch(key: jax.Array, data: batches.Data, index: jax.Array) -> tuple[Batch, Mix]:
+    def make_batch(data: batches.Data, index: jax.Array, draws: Tree) -> tuple[Batch, Mix]:
         number = index[0] // n
         seen = jax.lax.dynamic_index_in_dim(jnp.asarray(images), number)
         target = jax.lax.dynamic_index_in_dim(jnp.asarray(targets), number)
@@ -73,10 +73,12 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
 
     found = assemble.networks(settings, classes)
     engine = dataclasses.replace(
-        assemble.engine(settings, jax_side.made_up(steps * n, classes), found), make_batch=make_batch, steps_per_call=1
+        assemble.engine(settings, jax_side.made_up(steps * n, classes), found),
+        make_batch=batches.BatchMaker(lambda *_: (), make_batch),
+        steps_per_call=1,
     )
     # The step's row of the images is its number.
-    feed = engine.feed(0)._replace(order=jnp.arange(steps * n))
+    feed = engine.feed(0)._replace(rows=jnp.arange(steps * n).reshape(steps, n))
 
     def at(rate: float) -> Feed:
         return feed._replace(rates=jnp.full_like(feed.rates, rate))

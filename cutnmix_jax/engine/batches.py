@@ -1,5 +1,6 @@
 """What each network sees in a step: a pure function of the key of the run, the training set and the step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from cutnmix_jax import augment
 from cutnmix_jax.method import View
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.types import Batch, Dataset, Mix
+from cutnmix_jax.types import Batch, Dataset, Mix, Tree
 
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
 
@@ -31,7 +32,35 @@ class Data(NamedTuple):
     starts: jax.Array | None = None
 
 
-BatchMaker = Callable[[jax.Array, Data, jax.Array], tuple[Batch, Mix]]
+class Draws(NamedTuple):
+    """All that is random in a batch; no image, so that those of an epoch are small.
+
+    Attributes:
+      rows: [views, n] int32, the rows of the training set that each view shows.
+      crops: for each view the crops of J networks, or of one where all see the same; None where it is not cropped.
+      how: `augment.draw_mix` of a box for each view and peer, [views * J].
+    """
+
+    rows: jax.Array
+    crops: tuple[augment.Crops | None, ...]
+    how: Mix
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
+    """How a batch comes about.
+
+    Attributes:
+      draw: `draw(key, data, index) -> draws`, of n rows of the training set.
+      make: `make(data, index, draws) -> (batch, how it was mixed)`.
+    """
+
+    draw: Callable[[jax.Array, Data, jax.Array], Tree]
+    make: Callable[[Data, jax.Array, Tree], tuple[Batch, Mix]]
+
+    def __call__(self, key: jax.Array, data: Data, index: jax.Array) -> tuple[Batch, Mix]:
+        """Both."""
+        return self.make(data, index, self.draw(key, data, index))
 
 
 def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -40,18 +69,13 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
     return batch_key, forward_key
 
 
-def epoch_order(key: jax.Array, epoch: int, num_train: int) -> jax.Array:
+def epoch_order(key: jax.Array, epoch: jax.Array | int, num_train: int) -> jax.Array:
     """The order in which an epoch sees the training set: a permutation, [N] int32."""
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), num_train)
 
 
-def rows_at(order: jax.Array, step: jax.Array | int, batch_size: int, steps_per_epoch: int) -> jax.Array:
-    """The rows of the training set that are the batch of a step, [n] int32, from the order of its epoch."""
-    return jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
-
-
 def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
-    """Makes the function from a key, the training set and n rows of it to the batch that the peers see.
+    """Makes what draws and what makes the batches that the peers see.
 
     Gather, a crop and flip for each peer or one for all, mix, normalise.
 
@@ -63,31 +87,40 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
     mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
     num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
     count = 1 if settings.same_images else num_peers  # of images where all see the same
+    size = dataset.train_images.shape[1:3]
 
-    def seen_by_peers(key: jax.Array, images: jax.Array, view: View) -> jax.Array:
+    def draw_crops(key: jax.Array, num_images: int, view: View) -> augment.Crops | None:
         if not view.crop:
-            return jnp.broadcast_to(images, (count, *images.shape))
+            return None
         if settings.views == "shared":
-            seen = augment.crop_flip(key, images, dataset.flip)
-            return jnp.broadcast_to(seen, (count, *seen.shape))
-        keys = [jax.random.fold_in(key, j) for j in range(count)]
-        return jnp.stack([augment.crop_flip(peer_key, images, dataset.flip) for peer_key in keys])
+            one = augment.draw_crops(key, num_images, dataset.flip)
+            return jax.tree.map(lambda leaf: leaf[None], one)
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(count))
+        return jax.vmap(lambda peer_key: augment.draw_crops(peer_key, num_images, dataset.flip))(keys)
 
-    def make_batch(key: jax.Array, data: Data, index: jax.Array) -> tuple[Batch, Mix]:
+    def draw(key: jax.Array, data: Data, index: jax.Array) -> Draws:
         view_key, mix_key = jax.random.split(key)
-        images, labels = data.images[index], data.labels[index]
-        seen = [seen_by_peers(view_key, images, views[0])]
+        rows, crops = [index], [draw_crops(view_key, len(index), views[0])]
         for number, view in enumerate(views[1:], start=1):
             pair_key, crop_key = jax.random.split(jax.random.fold_in(view_key, num_peers + number))
             of_class = view.image == "same_class"
-            others = data.images[same_class_rows(pair_key, data, labels)] if of_class else images
-            seen.append(seen_by_peers(crop_key, others, view))
+            rows.append(same_class_rows(pair_key, data, data.labels[index]) if of_class else index)
+            crops.append(draw_crops(crop_key, len(index), view))
         # One partner and one lambda for all; of CutnMix a box for each peer and view.
-        mixed, how = augment.mix(
-            mix_key, jnp.concatenate(seen).astype(jnp.float32) / 255,
+        how = augment.draw_mix(
+            mix_key, len(views) * count, len(index), size,
             kind=mix.kind, prob=mix.prob, alpha=mix.alpha, box=mix.box,
         )  # fmt: skip
-        shape = (len(views), count)
+        return Draws(jnp.stack(rows), tuple(crops), how)
+
+    def seen_by_peers(images: jax.Array, crops: augment.Crops | None) -> jax.Array:
+        seen = images[None] if crops is None else jax.vmap(augment.cropped, (None, 0))(images, crops)
+        return jnp.broadcast_to(seen, (count, *seen.shape[1:]))
+
+    def make(data: Data, index: jax.Array, draws: Draws) -> tuple[Batch, Mix]:
+        seen = [seen_by_peers(data.images[rows], crops) for rows, crops in zip(draws.rows, draws.crops, strict=True)]
+        labels, how, shape = data.labels[index], draws.how, (len(views), count)
+        mixed = augment.mixed_images(jnp.concatenate(seen).astype(jnp.float32) / 255, how, mix.kind)
         targets = augment.mixed_targets(jax.nn.one_hot(labels, dataset.num_classes), how)
         targets = targets.reshape(*shape, *targets.shape[1:])
         targets = jnp.broadcast_to(targets, (len(views), num_peers, *targets.shape[2:]))
@@ -95,7 +128,23 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
         by_view = Mix(how.partner, how.amount.reshape(shape), how.boxes.reshape(*shape, 4))
         return batch, by_view
 
-    return make_batch
+    return BatchMaker(draw, make)
+
+
+def epoch_draws(
+    make_batch: BatchMaker, steps_per_epoch: int, batch_size: int, key: jax.Array, data: Data, epoch: jax.Array | int
+) -> tuple[jax.Array, Tree, jax.Array]:
+    """Draws what is random in all steps of an epoch, from the key of the run.
+
+    Returns:
+      The rows of the training set in each batch, [steps, n] int32; what is drawn for each, leaves [steps, ...]; and the
+      keys of the forward passes, [steps].
+    """
+    order = epoch_order(key, epoch, len(data.labels))
+    rows = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+    steps = epoch * steps_per_epoch + jnp.arange(steps_per_epoch)
+    batch_keys, forward_keys = jax.vmap(step_keys, (None, 0))(key, steps)
+    return rows, jax.vmap(make_batch.draw, (0, None, 0))(batch_keys, data, rows), forward_keys
 
 
 def same_class_rows(key: jax.Array, data: Data, labels: jax.Array) -> jax.Array:

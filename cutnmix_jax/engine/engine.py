@@ -95,7 +95,7 @@ class Engine:
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""
-        return float(self._optimizer[1](np.array([epoch * self.steps_per_epoch]))[0])
+        return float(self._rates(epoch)[0])
 
     def init(self) -> Saved:
         """The state before the first step."""
@@ -141,14 +141,28 @@ class Engine:
 
     def feed(self, epoch: int) -> Feed:
         """What the steps of an epoch, 0-based, are made of."""
-        order = batches.epoch_order(self.key, epoch, len(self.train_data.labels))
-        steps = epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)
-        return Feed(self.train_data, order, jnp.asarray(self._optimizer[1](steps)), self.key)
+        return Feed(self.train_data, self._rates(epoch), *self._draw(self.key, self.train_data, epoch))
+
+    def feed_shapes(self) -> Feed:
+        """What a feed looks like, with nothing drawn."""
+        drawn = jax.eval_shape(self._draws, self.key, self.train_data, 0)
+        return Feed(self.train_data, self._rates(0), *drawn)
+
+    def _rates(self, epoch: int) -> jax.Array:
+        return jnp.asarray(self._optimizer[1](epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)))
+
+    def _draws(self, key: jax.Array, data: Data, epoch: jax.Array | int) -> tuple[jax.Array, Tree, jax.Array]:
+        size = self.steps_per_epoch, self.settings.batch_size
+        return batches.epoch_draws(self.make_batch, *size, key, data, epoch)
+
+    @functools.cached_property
+    def _draw(self) -> jax.stages.Wrapped:
+        return compiled(self._draws, once=True)
 
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
         """The batch of a step, counted from 0, out of the feed of its epoch."""
-        index = batches.rows_at(feed.order, step, self.settings.batch_size, self.steps_per_epoch)
-        return self.make_batch(batches.step_keys(feed.key, step)[0], feed.data, index)
+        rows, draws = jax.tree.map(lambda leaf: leaf[step % self.steps_per_epoch], (feed.rows, feed.draws))
+        return self.make_batch.make(feed.data, rows, draws)
 
     def objective(
         self, params: Tree, state: TrainState, batch: Batch, clock: Clock, key: jax.Array
@@ -189,9 +203,8 @@ class Engine:
 
     def step(self, state: TrainState, sums: Totals, feed: Feed) -> tuple[TrainState, Totals]:
         """One step of training, not compiled."""
-        rate = feed.rates[state.step % self.steps_per_epoch]
+        rate, forward_key = (of_steps[state.step % self.steps_per_epoch] for of_steps in (feed.rates, feed.keys))
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
-        forward_key = batches.step_keys(feed.key, state.step)[1]
         batch, _ = self.batch_at(state.step, feed)
         by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEW_KEY))
         batch = batch._replace(teachers=by_teachers)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from cutnmix_jax.engine.batches import Data
-from cutnmix_jax.types import Totals, TrainState
+from cutnmix_jax.types import Totals, TrainState, Tree
 
 
 class Saved(NamedTuple):
@@ -22,12 +22,15 @@ class Feed(NamedTuple):
 
     Attributes:
       data: the training set.
-      order: in which the epoch sees it, [N] int32.
-      rates: the learning rate of each step of the epoch, float32.
-      key: of the run.
+      rates: the learning rate of each of its steps, [steps] float32.
+      rows: of the training set, in each step, [steps, n] int32.
+      draws: what is random in the batch of each step, drawn at once: within a step it would be some 30 of the kernels
+        that a GPU launches, and more than a third of what is compiled. Leaves [steps, ...].
+      keys: of the forward passes of each step, [steps].
     """
 
     data: Data
-    order: jax.Array
     rates: jax.Array
-    key: jax.Array
+    rows: jax.Array
+    draws: Tree
+    keys: jax.Array
