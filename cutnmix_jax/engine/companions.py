@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.engine.optim import as_float32, as_types_of
-from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.peers import Peers, are_shared
 from cutnmix_jax.types import Backbone, Tree
 
 MEAN_DECAY = 0.999  # as PCL (Wu and Gong 2021) has it
@@ -63,9 +63,10 @@ class Frozen(Companion):
 
     def forward(self, variables: Tree, params: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple, Tree]:
         del params, key
+        shared = are_shared(images, self.num_peers)
         own = {name: trees[0] for name, trees in variables.items()}
         outputs = [self.backbone.apply(own, seen, False)[0] for seen in images]
-        return tuple(outputs * self.num_peers if len(images) == 1 else outputs), variables
+        return tuple(outputs * self.num_peers if shared else outputs), variables
 
 
 @dataclasses.dataclass(frozen=True)

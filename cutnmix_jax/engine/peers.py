@@ -24,7 +24,8 @@ class Peers(NamedTuple):
         are mapped, else a tuple with one tree per peer. With a shared trunk the tree of peer 0 is a whole network and
         those of the others are tails alone.
       forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, a tuple of `Outputs` and
-        what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
+        what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same, and nothing else,
+        see `are_shared`.
     """
 
     init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -122,12 +123,24 @@ def begun(variables: tuple[Tree, Tree], start: Mapping[str, jax.Array]) -> tuple
     return joined["params"], joined["batch_stats"]
 
 
+def are_shared(images: jax.Array, count: int) -> bool:
+    """Whether the images of a forward pass are one set for all of `count` networks, or one for each.
+
+    Raises:
+      ValueError: they are neither; JAX reads the last row where an index is beyond it, without a word.
+    """
+    if len(images) not in (1, count):
+        raise ValueError(f"images are {list(images.shape)}: for {count} networks their first axis must be 1 or {count}")
+    return len(images) == 1
+
+
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:
     def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
+        shared = are_shared(images, len(backbones))
         results = [
             backbone.apply(
                 {"params": params[j], "batch_stats": batch_stats[j]},
-                images[j if len(images) > 1 else 0],
+                images[0 if shared else j],
                 train,
                 jax.random.fold_in(key, j),
             )
@@ -142,6 +155,7 @@ def _branched(split: Split, count: int) -> Forward:
     """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n images."""
 
     def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
+        shared = are_shared(images, count)
         trunk = {"params": _trunk(split, params[0]), "batch_stats": _trunk(split, batch_stats[0])}
         joined = images.reshape(-1, *images.shape[-3:])
         maps, trunk_stats = split.trunk(trunk, joined, train, jax.random.fold_in(key, count))
@@ -149,7 +163,7 @@ def _branched(split: Split, count: int) -> Forward:
         outputs, stats = [], []
         for j in range(count):
             n = images.shape[1]
-            own = slice(None) if len(images) == 1 else slice(j * n, (j + 1) * n)
+            own = slice(None) if shared else slice(j * n, (j + 1) * n)
             tail = {"params": _tail(split, params[j]), "batch_stats": _tail(split, batch_stats[j])}
             out, tail_stats = split.tail(tail, maps[own], train, jax.random.fold_in(key, j))
             outputs.append(out._replace(trunk=pooled[own]))
@@ -166,7 +180,7 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     def forward(params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array) -> Passed:
         keys = jnp.stack([jax.random.fold_in(key, j) for j in range(count)])
         variables = {"params": params.tree, "batch_stats": batch_stats.tree}
-        shared = len(images) == 1
+        shared = are_shared(images, count)
         mapped = jax.vmap(lambda v, x, k: apply(v, x, train, k), in_axes=(0, None if shared else 0, 0), out_axes=0)
         outputs, stats = mapped(variables, images[0] if shared else images, keys)
         return stack.apart(Stack(outputs, count)), Stack(stats, count)
