@@ -1,38 +1,20 @@
 """A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, data, digests, files, finished
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.engine.companions import Trained
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.network import shapes_of
 from cutnmix_jax.types import Backbone, Tree
-
-
-class Trained(NamedTuple):
-    """A trained network: peer 0 of a finished run, or an exported one.
-
-    Attributes:
-      backbone: the network.
-      load: reads its variables, {'params': tree, 'batch_stats': tree}.
-      folder: of the run, or of the export.
-      weights_sha256: `digests.of_network` of them; empty where they are gone, and nothing else tells it.
-      is_there: whether its weights are.
-    """
-
-    backbone: Backbone
-    load: Callable[[], dict[str, Tree]]
-    folder: str
-    weights_sha256: str
-    is_there: Callable[[], bool]
 
 
 def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trained:

@@ -198,7 +198,7 @@ def begun(row, source, *flags):
     for more in ([f"--config.init_from={source}"], []):
         settings = command_line.from_flags(f"configs/quickstart.py:{row}", [TINY, *SMALL, *flags, *more])
         dataset = data.load(settings.dataset, None, 64, 30)
-        networks = training.plan(settings).networks
+        networks = training.plan(settings)
         load = functools.partial(start.load, settings, dataset, networks.backbones)
         states.append(assemble.engine(settings, dataset, networks, load_start=load if more else None).init().state)
     return jax.device_get(states)

@@ -46,7 +46,6 @@ class Engine:
       test_data: likewise.
       held_out: images that are not trained on, for a method that asks; else None.
       validation_data: images that are not trained on, to choose the best epoch by; None where the test set does.
-      load_frozen: reads the variables of the trained teacher; None where there is none.
       load_start: reads what the peers begin as, see `peers.begun`; None where they begin at random.
       steps_per_call: training steps in each compiled call.
     """
@@ -61,7 +60,6 @@ class Engine:
     test_data: Data
     held_out: Data | None
     validation_data: Data | None
-    load_frozen: Callable[[], dict[str, Tree]] | None
     load_start: Callable[[], Mapping[str, jax.Array]] | None
     steps_per_call: int
 
@@ -100,10 +98,8 @@ class Engine:
     def init(self) -> Saved:
         """The state before the first step."""
         saved = compiled(self._fresh, once=True)(self.load_start() if self.load_start else {})
-        if self.load_frozen is None:
-            return saved
-        frozen = {name: (tree,) for name, tree in self.load_frozen().items()}
-        return saved._replace(state=saved.state._replace(teachers=saved.state.teachers | {"frozen": frozen}))
+        teachers = self.companions.with_loaded(saved.state.teachers)
+        return saved._replace(state=saved.state._replace(teachers=teachers))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
