@@ -1,5 +1,7 @@
 """What the benchmark counts and prints, and that it runs."""
 
+import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones
-from cutnmix_jax.benchmark import flops, jax_side, report, run, worker
+from cutnmix_jax import backbones, methods
+from cutnmix_jax.benchmark import flops, jax_side, reference, report, run, suites, worker
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import recipe
 from tests.runs import Made
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +96,25 @@ def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     state = engine.shapes().state
     chex.assert_trees_all_equal_shapes((params, stats), (state.params["peers"], state.batch_stats))
     assert images.shape == jax.eval_shape(lambda: engine.batch_at(0, engine.feed(0))[0].images).shape[1:]
+
+
+def test_pytorch_is_beside_the_rows_that_it_has_alone():
+    """Another row's terms were left out there, and the speeds compared all the same."""
+    known = {}
+    for row in methods.rows_by_name():
+        try:
+            known[row] = reference.description(recipe.of_row("resnet8", "cifar100", row), 100)
+        except UsageError as error:
+            assert str(error).startswith(f"{row}: the PyTorch program has no ") and "choose another row" in str(error)
+    wanted = {"baseline", "mixup", "cutmix", "dml", "dml_cutmix"}
+    assert set(known) == wanted | {"cutnmix", "cutnmix_dml", "cutnmix_mmd", "cutnmix_pt"}
+    assert known["dml"]["temperature"] == 3.0 and not known["cutnmix"]["teacher_moves_peers"]
+    averaged = dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), average=0.9)
+    with pytest.raises(UsageError, match="dml: the PyTorch program has no networks beside the peers"):
+        reference.description(averaged, 100)
+    asked = argparse.Namespace(classes=100, images=100)
+    with pytest.raises(UsageError, match="kdcl: the PyTorch program has no loss term kd"):
+        suites.compared(["resnet8"], asked, {"method": "kdcl"}, ["B"])
 
 
 def test_times_and_ratios():

@@ -56,9 +56,14 @@ def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worke
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
         } | spec.get("environment", {})
         return worker.start("ours", sys.executable, "cutnmix_jax.benchmark.jax_side", spec, environment)
-    asked = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
     environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
-    return worker.start(tier, torch_python(), "scripts.bench_torch", asked | {"tier": tier}, environment)
+    return worker.start(tier, torch_python(), "scripts.bench_torch", torch_spec(spec, tier), environment)
+
+
+def torch_spec(spec: Mapping[str, Any], tier: str) -> dict[str, Any]:
+    """What a worker with the PyTorch program is told; UsageError where that program cannot do it."""
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    return reference.description(settings, spec["classes"]) | {"tier": tier}
 
 
 def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float) -> report.Found:

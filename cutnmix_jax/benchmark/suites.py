@@ -128,6 +128,8 @@ def compared(
     for tier in [*compiled, None, *(tier for tier in tiers if tier not in compiled)]:
         for name in names:
             spec = run.spec_of({**fields, "backbone": name}, classes=known.classes, images=known.images)
+            if tier:
+                run.torch_spec(spec, tier)  # what PyTorch cannot do is said before anything starts
             programs[name if tier is None else f"{name}, torch {tier}"] = (spec, tier)
     return programs
 
