@@ -16,7 +16,7 @@ from cutnmix_jax.engine.terms import mixed_accuracy
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods.cutnmix import CutnMix
-from cutnmix_jax.settings import VIEWS, Mix, Optimizer, recipe
+from cutnmix_jax.settings import VIEWS, Mix, Optimizer, command_line, recipe
 from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
 from tests.runs import few
 
@@ -384,6 +384,19 @@ def counting_backbone():
         return outputs, {"passes": stats["passes"] + 1, "last": images.mean()} if train else stats
 
     return Backbone("counting", init, apply)
+
+
+def test_each_view_has_the_label_of_its_own_box():
+    flags = ["--config.mix.kind=cutnmix", "--config.mix.box=own"]
+    settings = command_line.from_flags("configs/quickstart.py:digits,ddgsd", flags)
+    engine = build("ddgsd", mix=settings.mix)
+    batch, how = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
+    own = np.eye(K)[np.asarray(batch.labels)]
+    assert how.amount[0, 0] != how.amount[1, 0]
+    for view in range(2):
+        share = float(how.amount[view, 0])
+        wanted = share * own[np.asarray(how.partner)] + (1 - share) * own
+        np.testing.assert_allclose(batch.targets[view, 0], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])

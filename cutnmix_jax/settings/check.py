@@ -64,11 +64,6 @@ def check(settings: Settings) -> None:
         )
     if not frozen:  # the other ones are checked with their teacher
         method.check(setup(settings))
-    if len(method.views) > 1 and settings.mix.kind == "cutnmix" and settings.mix.box == "own":
-        raise UsageError(
-            f"config.mix.box='own': {settings.method} has one label for {len(method.views)} views; choose another "
-            "reading"
-        )
 
 
 def _taught() -> list[str]:
