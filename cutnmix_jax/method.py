@@ -13,11 +13,11 @@ class View(NamedTuple):
     """One of the views of an image that each network sees in a step.
 
     Attributes:
-      image: `own`, the image of the batch, or `same_class`, another training image of its class.
+      same_class: whether it is another training image of the class; otherwise it is the image of the batch.
       crop: whether it is cropped and mirrored anew; otherwise it is the image as it lies in the data set.
     """
 
-    image: str = "own"
+    same_class: bool = False
     crop: bool = True
 
 

@@ -103,7 +103,7 @@ def engine(
     dataset, held_out, validation = _split(dataset, settings)
     classes = dataset.num_classes
     joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
-    of_class = any(view.image == "same_class" for view in settings.loss.views)
+    of_class = any(view.same_class for view in settings.loss.views)
     gpu_steps = settings.steps_per_call or GPU_STEPS_PER_CALL
     return Engine(
         settings=settings,

@@ -79,8 +79,7 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
         seen = [seen_by_peers(view_key, images, views[0])]
         for number, view in enumerate(views[1:], start=1):
             pair_key, crop_key = jax.random.split(jax.random.fold_in(view_key, num_peers + number))
-            of_class = view.image == "same_class"
-            others = data.images[same_class_rows(pair_key, data, labels)] if of_class else images
+            others = data.images[same_class_rows(pair_key, data, labels)] if view.same_class else images
             seen.append(seen_by_peers(crop_key, others, view))
         # One partner and one lambda for all; of CutnMix a box for each peer and view.
         mixed, how = augment.mix(
