@@ -7,12 +7,18 @@ CutMix's own code calls the share of the original image lambda, which is the sam
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import fields
 from cutnmix_jax.types import Mix
 
 PADDING = 4  # pixels on each side before the crop, as every repository of the paper's lineage has it
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
 Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
+# What `mix` may be asked for, of a run and of a training loop of one's own.
+PROB = fields.number(0, 1)
+# At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
+ALPHA = fields.number(1e-3, 1e6)
+BOX = fields.one_of(BOX_READINGS)
 
 
 def crop_flip(key: jax.Array, images: jax.Array, flip: bool) -> jax.Array:
@@ -111,7 +117,12 @@ def cutnmix_boxes(
 
     Returns:
       boxes [J, 4] int32 (top, left, height, width) and lambda [J] float32, the partner's share in the label.
+
+    Raises:
+      ValueError: there is no such reading.
     """
+    if wrong := BOX(reading):
+        raise ValueError(f"box={reading!r}: {wrong}")
     ratio_key, box_key, place_key = jax.random.split(key, 3)
     ratio = draw_ratio(ratio_key, alpha)
     if reading in ("raw", "own"):
@@ -159,8 +170,10 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
       The mixed images, and how they were mixed.
 
     Raises:
-      ValueError: the images have other axes.
+      ValueError: the images have other axes, or there is no such kind or box.
     """
+    if kind not in MIX_KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(MIX_KINDS)}")
     if images.ndim != 5:
         raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")
     num_peers, num_images, height, width, _ = images.shape

@@ -136,11 +136,11 @@ def test_pixels_of_bytes_stay_bytes():
         (IMAGES, TARGETS[:4], {}, r"for each of the n = 6 images, not \[4, 3\]; jax.nn.one_hot"),
         (IMAGES, jnp.arange(N), {}, r"targets are \[n, K\].* not \[6\]"),
         (IMAGES, jnp.ones((N, K), int), {}, "targets are int32; distributions are of a floating type"),
-        (IMAGES, TARGETS, {"alpha": 0}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"alpha": float("inf")}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"prob": 1.5}, "prob from 0 to 1"),
-        (IMAGES, TARGETS, {"box": "round"}, "box='round': must be one of cutmix, uniform"),
+        (IMAGES, TARGETS, {"alpha": 0}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"alpha": float("inf")}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"prob": 1.5}, "prob=1.5: must be a finite number, at least 0, at most 1"),
+        (IMAGES, TARGETS, {"box": "round"}, "box='round': not known; .*cutmix, inside, own"),
     ],
 )
 def test_wrong_arrays_are_a_value_error(images, targets, more, message):
