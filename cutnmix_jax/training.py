@@ -60,7 +60,7 @@ def train(
       workdir: the run's folder; made if it is not there.
       stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
         and raises StoppedError; no other signal is listened to.
-      force: go on with a run although its fields have changed.
+      force: go on with a run although its fields have changed; not together with `extend`.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
       on_epoch: called with the row of each epoch that this call finishes. What it raises leaves this call, after what
         was trained is saved; another call goes on from there.
@@ -77,6 +77,8 @@ def train(
         raise TypeError(f"settings are a {type(settings).__name__}; cutnmix_jax.configure makes Settings")
     if on_epoch is not None and not callable(on_epoch):
         raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
+    if force and extend:
+        raise UsageError("force and extend: leave one of them out")
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:

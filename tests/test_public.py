@@ -48,6 +48,8 @@ def test_what_is_no_setting_and_no_function_is_told_before_anything_is_trained(t
     settings = cutnmix_jax.configure("quickstart", {"epochs": 1, "optimizer.milestones": ()})
     with pytest.raises(TypeError, match="on_epoch is a int, not a function of a row"):
         cutnmix_jax.train(settings, tmp_path / "run", on_epoch=3)
+    with pytest.raises(UsageError, match="force and extend: leave one of them out"):
+        cutnmix_jax.train(settings, tmp_path / "run", force=True, extend=True)
     assert not (tmp_path / "run").exists()
 
 
