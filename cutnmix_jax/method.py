@@ -119,7 +119,8 @@ class Row:
       mix: how batches are mixed.
       share_trunk: whether the peers share one trunk.
       ramp_up: the terms whose weights rise over the first `config.ramp_up.epochs` epochs.
-      headline: the accuracy that the tables show; that of the peers' mean, or `accuracy_` and the name of a head.
+      headline: the accuracy that the tables show: `accuracy`, the peers' mean, `accuracy_ensemble`, or `accuracy_` and
+        the name of one of the method's heads.
     """
 
     method: Method

@@ -11,6 +11,7 @@ from cutnmix_jax import methods, objective
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
+from cutnmix_jax.methods import cutnmix
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.names import term_names
 from cutnmix_jax.settings import command_line, recipe, tree
@@ -216,6 +217,18 @@ def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeyp
     settings = command_line.from_flags("configs/quickstart.py", [])
     with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
         assemble.networks(settings, 10)
+
+
+def test_a_headline_that_is_not_measured_is_told_before_the_training(monkeypatch):
+    settings = command_line.from_flags("configs/quickstart.py", [])
+    found = methods.row("cutnmix")
+    for headline in ("accuracy_ensemble", "accuracy_peer_teacher", "accuracy_peer_teachr"):
+        monkeypatch.setitem(cutnmix.ROWS, "cutnmix", dataclasses.replace(found, headline=headline))
+        if headline.endswith("teachr"):
+            with pytest.raises(UsageError, match="'accuracy_peer_teachr' is not measured; did you mean"):
+                assemble.networks(settings, 10)
+        else:
+            assemble.networks(settings, 10)
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])

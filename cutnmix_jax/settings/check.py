@@ -92,6 +92,8 @@ def setup(settings: Settings, teacher: str | None = None) -> Setup:
 def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) -> None:
     """Raises UsageError where a term or a head has a name that a row of `metrics.jsonl` has for something else.
 
+    Or where the accuracy that the tables show of the row is none of those that it has.
+
     Args:
       settings: of the run.
       terms: names of the loss terms.
@@ -103,6 +105,9 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
                 raise UsageError(
                     f"{settings.method}: its {kind} {name!r} needs another name: a word that stands for nothing else"
                 )
+    measured = ("accuracy", *(f"accuracy_{name}" for name in ("ensemble", *heads)))
+    if (shown := methods.row(settings.method).headline) not in measured:
+        raise UsageError(f"{settings.method}: its headline {shown!r} is not measured; {nearest(shown, measured)}")
 
 
 def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
