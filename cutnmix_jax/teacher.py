@@ -65,6 +65,10 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
+    if settings.teacher_which != "last":
+        raise UsageError(
+            f"config.teacher_which={settings.teacher_which}: {path} is an export, which is of one epoch; leave it out"
+        )
     described = exported.read_description(path)
     if len(described.backbones) > 1:
         raise UsageError(

@@ -165,9 +165,13 @@ def test_an_export_teaches_as_its_run_does(run, taken, tmp_path, monkeypatch, ca
     exported.write(own(run, ensemble=True), tmp_path / "both")
     asked, load = [], foreign.import_attribute
     monkeypatch.setattr(foreign, "import_attribute", lambda name: (asked.append(name), load(name))[1])
-    for teacher, backbone, says in ((tmp_path / "both", TINY, "ensemble of 2"), (taken, "resnet8", "students of its")):
-        backbone = backbone if backbone == TINY else f"--config.backbone.name={backbone}"
-        command = ["--config=configs/quickstart.py:digits,kd", backbone, *SMALL, f"--config.teacher={teacher}"]
+    of_its_kind = "--config.backbone.name=resnet8"
+    for teacher, flags, says in (
+        (tmp_path / "both", [TINY], "ensemble of 2"),
+        (taken, [of_its_kind], "students of its"),
+        (taken, [TINY, "--config.teacher_which=best"], "is an export, which is of one epoch; leave it out"),
+    ):
+        command = ["--config=configs/quickstart.py:digits,kd", *flags, *SMALL, f"--config.teacher={teacher}"]
         capsys.readouterr()
         assert main.main([*command, f"--workdir={tmp_path / 'never'}"]) == 2
         [error] = capsys.readouterr().err.splitlines()

@@ -62,6 +62,11 @@ def check(settings: Settings) -> None:
             f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out, or "
             f"choose {' or '.join(_taught())}"
         )
+    if settings.teacher_which != "last" and not settings.teacher:
+        raise UsageError(
+            f"config.teacher_which={settings.teacher_which}: there is no teacher; leave it out, or name one with "
+            "--config.teacher=DIR"
+        )
     if not frozen:  # the other ones are checked with their teacher
         method.check(setup(settings))
 
