@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,9 +13,6 @@ from cutnmix_jax.paper.cells import Cell, headline
 from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree
-
-_CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
-
 
 HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
 
@@ -185,7 +181,7 @@ def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str) 
 
 def _ended(table: _Table, job: Job, code: int, stopping: bool) -> None:
     cell = job.run.cell
-    if code in _CUT_OFF and (stopping or cell not in table.resumed):
+    if code in signals.CUT_OFF and (stopping or cell not in table.resumed):
         # What somebody else stopped goes on, but once, because they may mean it.
         table.resumed.add(cell)
         table.waiting.insert(0, cell)
