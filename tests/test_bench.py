@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones, methods
+from cutnmix_jax.benchmark import __main__ as command
 from cutnmix_jax.benchmark import flops, jax_side, reference, report, run, suites, worker
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import recipe
@@ -174,6 +175,29 @@ def test_the_suite_names_what_it_could_not_measure(tmp_path):
     # The PyTorch program has no such network, or there is no PyTorch.
     assert any(reason in found["tests.tiny:Tiny, torch B"]["error"] for reason in ("KeyError", "No module named"))
     assert "not measured" in done.stdout and "times tier" not in done.stdout
+
+
+def asked(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", *arguments])
+    return command.arguments()[0]
+
+
+def test_tiers_are_read_once(monkeypatch):
+    """With a blank after the comma a tier passed the check and was none of those that are started."""
+    assert asked(monkeypatch, "--tiers=A, Cmax").tiers == ("A", "Cmax")
+    programs = suites.compared(["resnet8"], argparse.Namespace(classes=100, images=100), {}, ["A", "Cmax"])
+    assert [tier for _, tier in programs.values()] == ["Cmax", None, "A"]
+    assert asked(monkeypatch).tiers is asked(monkeypatch).backbones is asked(monkeypatch).steps is None
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--steps=0", "--windows=0", "--classes=0", "--images=-1", "--peak=0", "--budget=nan", "--tiers=", "--backbones=,",
+     "--sweep=", "--sweep=num_peers", "--sweep=num_peers=,", "--trace=", "--json=", "--tiers=A,D"],
+)  # fmt: skip
+def test_nothing_is_no_default(argument, monkeypatch):
+    with pytest.raises(UsageError, match=f"{argument.partition('=')[0]}.*(must be|is empty|has no values|no tier 'D')"):
+        asked(monkeypatch, argument)
 
 
 @pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])
