@@ -59,13 +59,16 @@ class Method:
       meanings: the name of a loss term -> what it is, or what it learns from, for those who read its name for the first
         time; any may be left out.
       remembers: whether it learns from what was said of an image in earlier epochs, so that its terms depend on which
-        images of the training set they are, and on the epoch and the number of all epochs.
+        images of the training set they are.
+      counts_epochs: whether its terms depend on the epoch and on how many the run has, so that a longer run is another
+        one from its first epoch on.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(),)
     teachers: ClassVar[tuple[str, ...]] = ()
     meanings: ClassVar[Mapping[str, str]] = {}
     remembers: ClassVar[bool] = False
+    counts_epochs: ClassVar[bool] = False
 
     @property
     def calibrates(self) -> bool:

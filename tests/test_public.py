@@ -232,7 +232,8 @@ def test_every_row_has_its_objective_or_a_reason():
         outputs = outputs_of(row.num_peers)
         views = outputs if len(row.method.views) == 1 else [outputs, outputs_of(row.num_peers, seed=1)]
         teachers = {name: [outputs_of(row.num_peers, seed=2)] for name in row.method.teachers}
-        more = {"indices": jnp.arange(N), "epoch": 1, "epochs": 4} if row.method.remembers else {}
+        more = {"indices": jnp.arange(N)} if row.method.remembers else {}
+        more |= {"epoch": 1, "epochs": 4} if row.method.counts_epochs else {}
         loss, (terms, _) = objective(params, state, views, TARGETS, teachers=teachers, **more)
         assert jnp.isfinite(loss) and set(terms) <= set(objective.weights)
         made.append(name)
@@ -253,7 +254,8 @@ def remembering(objective, indices):
         ("dml", lambda o: o({}, {}, [out.logits for out in outputs_of()], TARGETS), "must be `Outputs` of each"),
         ("ddgsd", lambda o: o({}, {}, outputs_of(1), TARGETS), "must be 2 views, each with"),
         ("kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "no outputs of the 'frozen' one"),
-        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices, epoch or epochs are missing"),
+        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices are missing"),
+        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS, indices=jnp.arange(N), epoch=1), "or epochs are missing"),
         (
             "ps_kd",
             lambda o: remembering(o, jnp.arange(N) + 100),

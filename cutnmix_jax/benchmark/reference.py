@@ -66,8 +66,8 @@ def _lacking(settings: Settings) -> str:
         return "no networks beside the peers"
     if len(method.views) > 1:
         return "no second view"
-    if method.remembers:
-        return "no memory of an image"
+    if method.remembers or method.counts_epochs:
+        return "no memory of an image and no number of the epoch"
     return "no weights that rise" if set(weighted) & set(settings.ramp_up.terms) else ""
 
 
