@@ -9,10 +9,15 @@ import numpy as np
 
 from cutnmix_jax import augment
 from cutnmix_jax.method import View
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import MOST_PEERS, Settings
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
+
+# What is folded into the key of a step's forward passes: below it the number of a peer, or J for a shared trunk (see
+# `peers.keys`); from it on the number of a view after the first, or 0 for the teachers.
+VIEW_KEY = 1000
+assert VIEW_KEY > MOST_PEERS
 
 
 class Data(NamedTuple):
@@ -38,6 +43,11 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
     """The keys of a step: of its batch, and of its forward passes."""
     batch_key, forward_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, STEP), step))
     return batch_key, forward_key
+
+
+def view_key(key: jax.Array, view: int) -> jax.Array:
+    """The key of the passes of a view, from that of a step's forward passes or of its teachers'."""
+    return jax.random.fold_in(key, VIEW_KEY + view) if view else key
 
 
 def epoch_order(key: jax.Array, epoch: int, num_train: int) -> jax.Array:
@@ -78,6 +88,7 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
         images, labels = data.images[index], data.labels[index]
         seen = [seen_by_peers(view_key, images, views[0])]
         for number, view in enumerate(views[1:], start=1):
+            # From 2 on: `split`, as in `crop_flip`, gives what 0 and 1 folded in would.
             pair_key, crop_key = jax.random.split(jax.random.fold_in(view_key, num_peers + number))
             others = data.images[same_class_rows(pair_key, data, labels)] if view.same_class else images
             seen.append(seen_by_peers(crop_key, others, view))

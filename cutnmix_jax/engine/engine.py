@@ -27,9 +27,6 @@ from cutnmix_jax.objective import weighted
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views
 
-# Folded into the key of a step's forward passes: VIEW_KEY + v for view v after the first, VIEW_KEY for the teachers.
-VIEW_KEY = 1000
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
@@ -169,8 +166,7 @@ class Engine:
         """Each view in a training pass of its own, with batch statistics of its own."""
         by_view = []
         for view, seen in enumerate(images):
-            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
-            outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, view_key)
+            outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, batches.view_key(key, view))
             by_view.append(outputs)
         return tuple(by_view), batch_stats
 
@@ -178,8 +174,7 @@ class Engine:
         """What the teachers say to every view, and their next variables."""
         own, by_view = state.teachers, []
         for view, seen in enumerate(batch.images):
-            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
-            outputs, own = self.companions.forward(own, state.params["peers"], seen, view_key)
+            outputs, own = self.companions.forward(own, state.params["peers"], seen, batches.view_key(key, view))
             by_view.append(outputs)
         return {name: tuple(outputs[name] for outputs in by_view) for name in self.companions.kinds}, own
 
@@ -189,7 +184,7 @@ class Engine:
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         forward_key = batches.step_keys(feed.key, state.step)[1]
         batch, _ = self.batch_at(state.step, feed)
-        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEW_KEY))
+        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, batches.VIEW_KEY))
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, (terms, by_view, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)
