@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import flax.linen as nn
@@ -71,6 +72,7 @@ def said(capfd, *arguments, code=0):
     """The lines of stdout as text, and of stderr."""
     capfd.readouterr()
     assert predict.main([*map(str, arguments)]) == code
+    assert not any("PIL" in str(one) for one in warnings.filters)  # of whoever calls it
     streams = capfd.readouterr()
     return streams.out, streams.err.splitlines()
 
