@@ -100,6 +100,8 @@ def engine(
       UsageError: JAX computes wrong numbers here, or the method learns from a trained teacher and there is none.
     """
     compiler.check()
+    if "frozen" in settings.loss.teachers and found.teacher is None:
+        raise UsageError(f"{settings.method} learns from a trained teacher, and there is none here; choose another row")
     dataset, held_out, validation = _split(dataset, settings)
     classes = dataset.num_classes
     joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
@@ -125,8 +127,6 @@ def _companions(settings: Settings, joined: peers.Peers, trained: Trained | None
     known: dict[str, Companion] = {"mean": RunningMean(joined)}
     if trained:
         known["frozen"] = Frozen(trained, len(settings.backbones))
-    elif "frozen" in settings.loss.teachers:
-        raise UsageError(f"{settings.method} learns from a trained teacher, and there is none here; choose another row")
     kinds = {name: known[name] for name in settings.loss.teachers}
     if settings.average is not None:
         kinds["average"] = Average(joined, settings.average)
