@@ -48,7 +48,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         sha256 = results["weights_sha256"]
         if step != results["last"]["step"]:
             is_there = step in digests.steps_in(path / finished.CHECKPOINTS)
-            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else ""
+            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else None
     # No more of it is looked at: a run of another version, with other fields, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its config.json cannot be read") from error
@@ -122,7 +122,7 @@ def check(trained: Trained, taught_by: str) -> None:
     Raises:
       UsageError: it is another one.
     """
-    if trained.weights_sha256 not in ("", taught_by):
+    if trained.weights_sha256 not in (None, taught_by):
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

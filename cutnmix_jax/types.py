@@ -175,13 +175,13 @@ class Spec(NamedTuple):
       num_classes: K.
       feature_sizes: D of each peer.
       num_train: N, examples in the training set.
-      trunk_size: C, channels of the shared trunk; 0 where there is none.
+      trunk_size: C, channels of the shared trunk; None where there is none.
     """
 
     num_classes: int
     feature_sizes: tuple[int, ...]
     num_train: int
-    trunk_size: int = 0
+    trunk_size: int | None = None
 
 
 class Totals(NamedTuple):

@@ -82,7 +82,7 @@ def test_images_are_for_all_or_for_each(how):
     three = networks("tests.tiny:Tiny") * 3
     images = jax.ShapeDtypeStruct((2, 8, 32, 32, 3), jnp.float32)
     if how == "frozen":
-        frozen = companions.Frozen(companions.Trained(three[0], None, "", "", None), 3)
+        frozen = companions.Frozen(companions.Trained(three[0], None, "", None, None), 3)
         variables = (jax.eval_shape(frozen.init, (), ()),)
     else:
         joined = peers.make(three, "vmap" if how == "vmap" else "unroll", share_trunk=how == "branched")

@@ -70,8 +70,8 @@ def build(row, *, backbone=None, features=D, dataset=DATASET, loop=False, **fiel
     fields = {"batch_size": 10, "epochs": 3, "optimizer": optimizer} | fields
     settings = dataclasses.replace(recipe.of_row("linear", "digits", row), **fields)
     backbone, count = backbone or linear_backbone(), settings.num_peers
-    trained = Trained(backbone, lambda: backbone.init(jax.random.key(0)), "made up", "", lambda: True)
-    trunk = features if settings.share_trunk else 0
+    trained = Trained(backbone, lambda: backbone.init(jax.random.key(0)), "made up", None, lambda: True)
+    trunk = features if settings.share_trunk else None
     found = assemble.Networks((backbone,) * count, (features,) * count, trunk, trained)
     engine = assemble.engine(settings, dataset, found)
     return dataclasses.replace(engine, steps_per_call=50) if loop else engine
@@ -441,12 +441,12 @@ def test_a_frozen_teacher_is_a_network_and_its_weights():
     weights = jax.tree.map(jnp.ones_like, linear_backbone().init(KEY))
     engine = build("kd")
     frozen = dataclasses.replace(
-        engine.companions.kinds["frozen"], trained=Trained(linear_backbone(), lambda: weights, "", "", None)
+        engine.companions.kinds["frozen"], trained=Trained(linear_backbone(), lambda: weights, "", None, None)
     )
     engine = dataclasses.replace(engine, companions=engine.companions._replace(kinds={"frozen": frozen}))
     held = engine.init().state.teachers["frozen"]
     chex.assert_trees_all_equal(held, {name: (tree,) for name, tree in weights.items()})
-    alone = assemble.Networks((linear_backbone(),), (D,), 0, None)
+    alone = assemble.Networks((linear_backbone(),), (D,), None, None)
     with pytest.raises(UsageError, match="kd learns from a trained teacher, and there is none here"):
         assemble.engine(engine.settings, DATASET, alone)
 

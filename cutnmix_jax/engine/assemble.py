@@ -26,13 +26,13 @@ class Networks(NamedTuple):
     Attributes:
       backbones: of each peer; those of one architecture are the same object, so that it is traced once.
       sizes: D of each.
-      trunk_size: C, channels of the shared trunk; 0 where there is none.
+      trunk_size: C, channels of the shared trunk; None where there is none.
       teacher: the trained network that teaches them; None where there is none.
     """
 
     backbones: tuple[Backbone, ...]
     sizes: tuple[int, ...]
-    trunk_size: int
+    trunk_size: int | None
     teacher: Trained | None
 
 
@@ -54,7 +54,7 @@ def networks(settings: Settings, num_classes: int, teacher: Trained | None = Non
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
             seen = "x".join(map(str, shape))
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
-        trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
+        trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else None
         sizes = tuple(size_of[name] for name in settings.backbones)
         spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
@@ -114,7 +114,7 @@ def engine(
         peers=joined,
         companions=_companions(settings, joined, found.teacher),
         make_batch=batches.make_batch_maker(dataset, settings),
-        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
+        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else None),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
         held_out=held_out,
         validation_data=validation,

@@ -115,10 +115,10 @@ def same_class_rows(key: jax.Array, data: Data, labels: jax.Array) -> jax.Array:
     return data.by_class[jax.random.randint(key, labels.shape, first, end)]
 
 
-def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> Data:
+def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> Data:
     """Puts images on the device, with the rows of each class beside them where K is given."""
     data = Data(jnp.asarray(images), jnp.asarray(labels))
-    if not num_classes:
+    if num_classes is None:
         return data
     starts = np.searchsorted(np.sort(labels), np.arange(num_classes + 1))
     by_class = np.argsort(labels, kind="stable")

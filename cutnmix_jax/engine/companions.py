@@ -21,14 +21,14 @@ class Trained(NamedTuple):
       backbone: the network.
       load: reads its variables, {'params': tree, 'batch_stats': tree}.
       folder: of the run, or of the export.
-      weights_sha256: `digests.of_network` of them; empty where they are gone, and nothing else tells it.
+      weights_sha256: `digests.of_network` of them; None where they are gone, and nothing else tells it.
       is_there: whether its weights are.
     """
 
     backbone: Backbone
     load: Callable[[], dict[str, Tree]]
     folder: str
-    weights_sha256: str
+    weights_sha256: str | None
     is_there: Callable[[], bool]
 
 

@@ -121,7 +121,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         while table.running or (table.waiting and not pool.stopping):
             while not pool.stopping and len(table.running) < jobs and (cell := _next(table)):
                 slot = min(set(range(jobs)) - {job.slot for job in table.running.values()})
-                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else "")
+                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else None)
             for cell, code in pool.ended().items():
                 _ended(table, table.running.pop(cell), code, pool.stopping)
             display.update([job.run for job in table.running.values()], table.done, len(cells))
@@ -160,9 +160,9 @@ def _is_held(table: _Table, cell: Cell) -> bool:
     return time.monotonic() - table.held.setdefault(cell, time.monotonic()) < HELD_SECONDS
 
 
-def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str) -> None:
+def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str | None) -> None:
     # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
-    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device else {}
+    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device is not None else {}
     log = cell.workdir / LOG
     try:
         logged = progress.size(log)
