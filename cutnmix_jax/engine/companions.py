@@ -33,7 +33,7 @@ class Trained(NamedTuple):
 
 
 class Companion:
-    """One kind of them, which stands still, teaches nobody and reports nothing unless it says otherwise.
+    """One kind of them. One that overrides nothing but `init` never changes, teaches nobody and reports nothing.
 
     Its variables are an entry of `TrainState.teachers`; `params` and `batch_stats` are those of the peers.
     """

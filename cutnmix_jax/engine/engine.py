@@ -1,4 +1,4 @@
-"""What trains and evaluates the networks of a run: one object that owns all of it, so that no two parts can disagree.
+"""What trains and evaluates the networks of a run: one object that has all of it, put together by `assemble.engine`.
 
 Everything random is a pure function of (seed, purpose, step or epoch), so the step number in the state is all there is
 to know about where in the data a run stands.
