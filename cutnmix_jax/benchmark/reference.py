@@ -84,6 +84,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
         learning rate. A rate for all networks does not exist: where one barely moves, another is chaotic, so that
         PyTorch in float32 and in float64 part within three steps.
     """
+    described = description(settings, classes)  # before anything is compiled
     n, num_peers = settings.batch_size, len(settings.backbones)
     images, targets = made_up(steps, num_peers, n, classes)
 
@@ -121,7 +122,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
     for _ in range(steps):
         state, totals = engine.train_steps(state, zero, at(learning_rate), 1)
         losses.append(float(totals.sums["loss"]))
-    spec = json.dumps(description(settings, classes) | {"learning_rate": learning_rate})
+    spec = json.dumps(described | {"learning_rate": learning_rate})
     arrays |= {"images": images, "targets": targets, "losses": np.array(losses), "spec": np.array(spec)}
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
