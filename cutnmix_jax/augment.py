@@ -12,12 +12,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import fields
 from cutnmix_jax.types import Mix
 
 PADDING = 4  # pixels on each side before the crop, as every repository of the paper's lineage has it
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
 Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
+# What `mix` may be asked for, of a run and of a training loop of one's own.
+PROB = fields.number(0, 1)
+# At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
+ALPHA = fields.number(1e-3, 1e6)
+BOX = fields.one_of(BOX_READINGS)
 
 
 class Crops(NamedTuple):
@@ -121,7 +127,12 @@ def cutnmix_boxes(
 
     Returns:
       boxes [J, 4] int32 (top, left, height, width) and lambda [J] float32, the partner's share in the label.
+
+    Raises:
+      ValueError: there is no such reading.
     """
+    if wrong := BOX(reading):
+        raise ValueError(f"box={reading!r}: {wrong}")
     ratio_key, box_key, place_key = jax.random.split(key, 3)
     ratio = draw_ratio(ratio_key, alpha)
     if reading in ("raw", "own"):
@@ -156,21 +167,27 @@ def box_mask(box: jax.Array, size: Size) -> jax.Array:
 def draw_mix(
     key: jax.Array, num_boxes: int, num_images: int, size: Size, *, kind: str, prob: float, alpha: float, box: str
 ) -> Mix:
-    """Draws how a batch is mixed.
+    """Draws how a batch is mixed: every image with a partner from the same batch, the same one for all peers.
 
     Args:
       key: PRNG key.
       num_boxes: B, one for each view and peer.
       num_images: n.
       size: (H, W).
-      kind: as of `mix`, like the other three.
-      prob: the chance that the batch is mixed.
-      alpha: of Beta(alpha, alpha).
-      box: one of `BOX_READINGS`.
+      kind: `none`; `mixup` (Zhang et al. 2017: the weighted mean, one lambda); `cutmix` (one box for all peers, as
+        Eq. 2 and 3 in the paper's DML with CutMix); `cutnmix` (a box per peer, Eq. 5 to 7).
+      prob: the chance that a batch is mixed at all; one coin for all peers.
+      alpha: of Beta(alpha, alpha), the law of lambda.
+      box: for `cutnmix`, one of `BOX_READINGS`; see `cutnmix_boxes`.
 
     Returns:
       partner [n], amount [B] and boxes [B, 4].
+
+    Raises:
+      ValueError: there is no such kind or box.
     """
+    if kind not in MIX_KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(MIX_KINDS)}")
     coin_key, partner_key, box_key = jax.random.split(key, 3)
     no_box = jnp.zeros((num_boxes, 4), jnp.int32)
     if kind == "none":
@@ -200,22 +217,13 @@ def mixed_images(images: jax.Array, how: Mix, kind: str) -> jax.Array:
 
 
 def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: float, box: str) -> tuple[jax.Array, Mix]:
-    """Mixes every image with a partner from the same batch, the same partner for all peers.
-
-    Args:
-      key: PRNG key.
-      images: [B, n, H, W, C] float32, not yet normalised: a batch for each box, that is for each view and peer.
-      kind: `none`; `mixup` (Zhang et al. 2017: the weighted mean, one lambda); `cutmix` (one box for all peers, as
-        Eq. 2 and 3 in the paper's DML with CutMix); `cutnmix` (a box per peer, Eq. 5 to 7).
-      prob: the chance that a batch is mixed at all; one coin for all peers.
-      alpha: of Beta(alpha, alpha), the law of lambda.
-      box: for `cutnmix`, one of `BOX_READINGS`; see `cutnmix_boxes`.
+    """Draws how to mix images [B, n, H, W, C] float32, not yet normalised, and mixes them. Arguments as of `draw_mix`.
 
     Returns:
       The mixed images, and how they were mixed.
 
     Raises:
-      ValueError: the images have other axes.
+      ValueError: the images have other axes, or there is no such kind or box.
     """
     if images.ndim != 5:
         raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")

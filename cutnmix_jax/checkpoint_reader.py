@@ -131,7 +131,7 @@ class Reader:
         """
         flat = self.arrays(step)
         with self._blamed(self._newest() if step is None else step):
-            return {name: digests.part_of(flat, digests.PEER_0[name], like) for name, like in shapes.items()}
+            return {name: digests.part_of(flat, f"{digests.PEERS[name]}.0", like) for name, like in shapes.items()}
 
     def arrays(self, step: int | None = None) -> dict[str, jax.Array]:
         """All arrays of a state by their names, as `digests.flat` gives them.

@@ -59,6 +59,11 @@ def given(text: str) -> str:
     return text
 
 
+def values_of(text: str | None) -> tuple[str, ...]:
+    """The values of a list with commas; none where nothing is given."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
 def folder_of(name: str, flag: str) -> Path:
     """A folder as a person names it: a shell does not know that `~` in `--workdir=~/runs` is a home.
 

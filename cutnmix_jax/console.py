@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a summary, progress, a table."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 REFRESH_SECONDS = 0.5
+# What `Display.update` prints where there is no terminal: the epoch, the step of all steps, and the time left.
+PROGRESS = re.compile(r"epoch (\d+)/\d+ (step \d+/\d+) .*? left ((?:\d+ days?, )?[\d:]+)")
 
 
 def summary(lines: Mapping[str, str]) -> None:
@@ -98,7 +101,7 @@ class Display(InTerminal):
         self._progress.update(self._task, completed=step, description=counted, speed=speed)
         if not self._console.is_terminal and rate > 0:
             left = timedelta(seconds=round((self._total - step) / rate))
-            print(f"{counted} step {step}/{self._total} {speed} left {left} {terms}", flush=True)
+            print(f"{counted} step {step}/{self._total} {speed} left {left} {terms}", flush=True)  # see `PROGRESS`
 
     def epoch_done(self, row: Mapping[str, Any], epochs: int) -> None:
         """Prints the two lines of a finished epoch."""

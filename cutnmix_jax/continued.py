@@ -205,8 +205,8 @@ def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
         return "it takes more epochs, not fewer"
     if changed[0].before > 1 and changed[0].before % settings.eval_every_epochs:
         return f"with eval_every_epochs={settings.eval_every_epochs} its last epoch would not have been evaluated"
-    if settings.optimizer.schedule != "stepwise" or settings.loss.remembers:
-        what = settings.method if settings.loss.remembers else f"schedule={settings.optimizer.schedule}"
+    if settings.optimizer.schedule != "stepwise" or settings.loss.counts_epochs:
+        what = settings.method if settings.loss.counts_epochs else f"schedule={settings.optimizer.schedule}"
         return f"with {what} the earlier epochs depend on how many there are"
     return ""
 

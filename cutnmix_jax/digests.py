@@ -21,7 +21,7 @@ _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a pr
 FORMAT = 4  # of what is said of a checkpoint; another number is of another version of this program
 
 # Where the network of peer 0 stands in a state.
-PEER_0 = {"params": "state.params.peers.0", "batch_stats": "state.batch_stats.0"}
+PEERS = {"params": "state.params.peers", "batch_stats": "state.batch_stats"}
 
 # `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, the
 # fields of the `config`, `stream`, and `all`, the SHA-256 of all these.
@@ -93,7 +93,7 @@ def of_saved_network(record: Digests) -> str:
     return of_json(
         {
             part + name.removeprefix(prefix): text
-            for part, prefix in PEER_0.items()
+            for part, prefix in ((part, f"{peers}.0") for part, peers in PEERS.items())
             for name, text in record["arrays"].items()
             if name.startswith(f"{prefix}.")
         }

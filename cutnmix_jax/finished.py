@@ -61,7 +61,9 @@ def look(folder: Path) -> Looked:
 
 
 def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
-    """What `results.json` says: the last epoch, the headline, and the best one by the mean accuracy of the peers.
+    """What `results.json` says of what was trained, on which images, and of the last epoch and the best one.
+
+    The best is that with the highest mean accuracy of the peers, on the images that `best_by` names.
 
     Args:
       settings: of the run.

@@ -13,11 +13,11 @@ class View(NamedTuple):
     """One of the views of an image that each network sees in a step.
 
     Attributes:
-      image: `own`, the image of the batch, or `same_class`, another training image of its class.
+      same_class: whether it is another training image of the class; otherwise it is the image of the batch.
       crop: whether it is cropped and mirrored anew; otherwise it is the image as it lies in the data set.
     """
 
-    image: str = "own"
+    same_class: bool = False
     crop: bool = True
 
 
@@ -59,13 +59,16 @@ class Method:
       meanings: the name of a loss term -> what it is, or what it learns from, for those who read its name for the first
         time; any may be left out.
       remembers: whether it learns from what was said of an image in earlier epochs, so that its terms depend on which
-        images of the training set they are, and on the epoch and the number of all epochs.
+        images of the training set they are.
+      counts_epochs: whether its terms depend on the epoch and on how many the run has, so that a longer run is another
+        one from its first epoch on.
     """
 
     views: ClassVar[tuple[View, ...]] = (View(),)
     teachers: ClassVar[tuple[str, ...]] = ()
     meanings: ClassVar[Mapping[str, str]] = {}
     remembers: ClassVar[bool] = False
+    counts_epochs: ClassVar[bool] = False
 
     @property
     def calibrates(self) -> bool:
@@ -119,7 +122,8 @@ class Row:
       mix: how batches are mixed.
       share_trunk: whether the peers share one trunk.
       ramp_up: the terms whose weights rise over the first `config.ramp_up.epochs` epochs.
-      headline: the accuracy that the tables show; that of the peers' mean, or `accuracy_` and the name of a head.
+      headline: the accuracy that the tables show: `accuracy`, the peers' mean, `accuracy_ensemble`, or `accuracy_` and
+        the name of one of the method's heads.
     """
 
     method: Method

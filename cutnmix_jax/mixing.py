@@ -45,8 +45,6 @@ def cutnmix(
     Raises:
       ValueError: arrays of other shapes or types, or numbers out of range.
     """
-    if box not in augment.BOX_READINGS:
-        raise ValueError(f"box={box!r}: must be one of {', '.join(augment.BOX_READINGS)}")
     return _mixed(key, images, targets, kind="cutnmix", alpha=alpha, prob=prob, box=box)
 
 
@@ -75,10 +73,12 @@ def _mixed(
         )
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         raise ValueError(f"targets are {targets.dtype}; distributions are of a floating type")
-    if not 1e-3 <= alpha <= 1e6 or not 0 <= prob <= 1:
-        raise ValueError(f"alpha={alpha}, prob={prob}: alpha must be from 0.001 to 1e6, prob from 0 to 1")
+    alpha, prob = float(alpha), float(prob)
+    for name, check, value in (("alpha", augment.ALPHA, alpha), ("prob", augment.PROB, prob)):
+        if wrong := check(value):
+            raise ValueError(f"{name}={value}: {wrong}")
     many = images if images.ndim == 5 else images[None]
-    mixed, how = augment.mix(key, many, kind=kind, prob=float(prob), alpha=float(alpha), box=box)
+    mixed, how = augment.mix(key, many, kind=kind, prob=prob, alpha=alpha, box=box)
     found = Mixed(mixed, augment.mixed_targets(targets, how), how)
     if images.ndim == 5:
         return found

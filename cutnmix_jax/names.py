@@ -59,7 +59,9 @@ def _outputs(spec: Spec) -> tuple[Outputs, ...]:
     def array(width: int) -> Any:
         return jax.ShapeDtypeStruct((_images(spec), width), jnp.float32)
 
+    trunk = None if spec.trunk_size is None else array(spec.trunk_size)
+
     def of(size: int) -> Outputs:
-        return Outputs(array(spec.num_classes), array(size), array(spec.trunk_size) if spec.trunk_size else None)
+        return Outputs(array(spec.num_classes), array(size), trunk)
 
     return tuple(map(of, spec.feature_sizes))

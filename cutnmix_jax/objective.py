@@ -75,9 +75,9 @@ class Objective:
           outputs: `Outputs` of each of J networks, logits [n, K] and features [n, D]. For a method with several views
             a sequence of such, one for each view.
           targets: [n, K] for all networks alike, or [J, n, K]; with several views also [views, J, n, K].
-          indices: [n] int32, the rows of the training set that the images are,
+          indices: [n] int32, the rows of the training set that the images are, where the method remembers images.
           epoch: 0-based, and
-          epochs: of the whole training: these three where the method remembers images.
+          epochs: of the whole training, both where its terms depend on them.
           teachers: the name of a teacher -> for each view its J `Outputs`, where the method has any.
 
         Returns:
@@ -93,8 +93,10 @@ class Objective:
             raise ValueError(f"teachers: no outputs of the {sorted(missing)[0]!r} one, which this method learns from")
         for name, of_teacher in (teachers or {}).items():
             _check_teacher(name, of_teacher, views)
-        if self.method.remembers and (indices is None or epoch is None or epochs is None):
-            raise ValueError("indices, epoch or epochs are missing: this method remembers what it saw of an image")
+        if self.method.remembers and indices is None:
+            raise ValueError("indices are missing: this method remembers what it saw of an image")
+        if self.method.counts_epochs and (epoch is None or epochs is None):
+            raise ValueError("epoch or epochs are missing: the terms of this method depend on them")
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
         if indices is not None and self.method.remembers:

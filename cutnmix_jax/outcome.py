@@ -10,14 +10,12 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import described, one_line
 from cutnmix_jax.student import exported, of_run
-from cutnmix_jax.teacher import Trained
 from cutnmix_jax.types import Dataset, Row, TrainState
 
 
 def results(
     engine: Engine,
     dataset: Dataset,
-    trained: Trained | None,
     state: TrainState,
     rows: Sequence[Row],
     seconds: float,
@@ -28,7 +26,6 @@ def results(
     Args:
       engine: of the run.
       dataset: all of its images.
-      trained: its teacher.
       state: at the end.
       rows: of all epochs.
       seconds: that all starts took together.
@@ -39,7 +36,7 @@ def results(
     found["weights_sha256"] = teacher.digest(
         stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})
     )
-    if trained:
+    if engine.companions.trained:
         found["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
     if begun_as := continued.read_if_any(workdir / folder.ENVIRONMENT).get("init_sha256"):
         found["init_sha256"] = begun_as

@@ -69,19 +69,20 @@ def _run(arguments: Sequence[str]) -> None:
 
     paths = images.find(known.pictures)
     student = load.chosen(known)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that are damaged, where the picture is not
     total, failed = 0, 0
     shown: list[tuple[str, np.ndarray, list[tuple[str, float]]]] = []
     say = _say_csv(min(known.top, len(student.class_names))) if known.csv else _say_json if known.json else _say_text
-    for answer in answers(student, paths, known.top):
-        total += 1
-        if isinstance(answer, DataError):
-            failed += 1
-            print(f"error: {one_line(answer)}", file=sys.stderr)
-            continue
-        say(answer)
-        if sheet and len(shown) < sheets.MOST:
-            shown.append((str(answer.path), answer.picture, answer.classes))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that are damaged, where the picture is not
+        for answer in answers(student, paths, known.top):
+            total += 1
+            if isinstance(answer, DataError):
+                failed += 1
+                print(f"error: {one_line(answer)}", file=sys.stderr)
+                continue
+            say(answer)
+            if sheet and len(shown) < sheets.MOST:
+                shown.append((str(answer.path), answer.picture, answer.classes))
     if sheet and shown:
         try:
             sheets.draw(sheet, shown, total - failed - len(shown))

@@ -5,7 +5,6 @@ of time unless NVIDIA's Multi-Process Service lets their kernels overlap.
 """
 
 import contextlib
-import signal
 import statistics
 import subprocess
 import threading
@@ -70,7 +69,7 @@ def _echo(seed: int, process: subprocess.Popen) -> None:
 
 
 def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
-    by_signal = (StoppedError.exit_code, *((-signal.SIGTERM, signals.AT_ONCE) if stopped else ()))
+    by_signal = signals.CUT_OFF if stopped else (StoppedError.exit_code,)
     for seed, code in codes.items():
         if code != 0 and code not in by_signal:
             raise of_exit_code(code)(f"seed {seed} ended with exit code {code}; see its lines above")

@@ -13,6 +13,8 @@ from cutnmix_jax.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # the last one of a terminal that is closed
 AT_ONCE = 130  # exit code after a second signal
+# What a process that was asked to stop may end with; the second one before Python could listen.
+CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, AT_ONCE)
 ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may both send the same request
 
 _STOPPING = b"stopping: what has begun, steps or compiling, is finished and saved; once more to end at once\n"

@@ -1,38 +1,20 @@
 """A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
 from cutnmix_jax import backbones, data, digests, files, finished
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.engine.companions import Trained
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.network import shapes_of
 from cutnmix_jax.types import Backbone, Tree
-
-
-class Trained(NamedTuple):
-    """A trained network: peer 0 of a finished run, or an exported one.
-
-    Attributes:
-      backbone: the network.
-      load: reads its variables, {'params': tree, 'batch_stats': tree}.
-      folder: of the run, or of the export.
-      weights_sha256: `digests.of_network` of them; empty where they are gone, and nothing else tells it.
-      is_there: whether its weights are.
-    """
-
-    backbone: Backbone
-    load: Callable[[], dict[str, Tree]]
-    folder: str
-    weights_sha256: str
-    is_there: Callable[[], bool]
 
 
 def find(settings: Settings, num_classes: int, dtype: Any = jnp.float32) -> Trained:
@@ -66,7 +48,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         sha256 = results["weights_sha256"]
         if step != results["last"]["step"]:
             is_there = step in digests.steps_in(path / finished.CHECKPOINTS)
-            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else ""
+            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else None
     # No more of it is looked at: a run of another version, with other fields, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its config.json cannot be read") from error
@@ -83,6 +65,10 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
+    if settings.teacher_which != "last":
+        raise UsageError(
+            f"config.teacher_which={settings.teacher_which}: {path} is an export, which is of one epoch; leave it out"
+        )
     described = exported.read_description(path)
     if len(described.backbones) > 1:
         raise UsageError(
@@ -136,7 +122,7 @@ def check(trained: Trained, taught_by: str) -> None:
     Raises:
       UsageError: it is another one.
     """
-    if trained.weights_sha256 not in ("", taught_by):
+    if trained.weights_sha256 not in (None, taught_by):
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -40,15 +40,7 @@ from cutnmix_jax.settings.check import checked, setup
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
-from cutnmix_jax.teacher import Trained
 from cutnmix_jax.types import Dataset
-
-
-class Plan(NamedTuple):
-    """What is known of a run before its folder is opened: its networks, and the trained teacher, if it has one."""
-
-    networks: assemble.Networks
-    trained: Trained | None
 
 
 @handlers_kept()
@@ -68,7 +60,7 @@ def train(
       workdir: the run's folder; made if it is not there.
       stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
         and raises StoppedError; no other signal is listened to.
-      force: go on with a run although its fields have changed.
+      force: go on with a run although its fields have changed; not together with `extend`.
       start: `time.monotonic()` when the command was given; now, where nothing is said.
       on_epoch: called with the row of each epoch that this call finishes. What it raises leaves this call, after what
         was trained is saved; another call goes on from there.
@@ -85,6 +77,8 @@ def train(
         raise TypeError(f"settings are a {type(settings).__name__}; cutnmix_jax.configure makes Settings")
     if on_epoch is not None and not callable(on_epoch):
         raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
+    if force and extend:
+        raise UsageError("force and extend: leave one of them out")
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
@@ -102,40 +96,34 @@ def _train(
     settings: Settings, workdir: Path, stop: StopRequest, allowed: Allowed, start: float, on_epoch: loop.OnEpoch
 ) -> dict[str, Any]:
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
-    planned = plan(settings)
+    networks = plan(settings)
     is_new = not os.path.exists(workdir)  # noqa: PTH110 - it takes any name
     if is_new and settings.init_from:
         start_from.check(settings)
-    dataset = _load(settings, planned) if is_new else None
+    dataset = _load(settings, networks) if is_new else None
     with storage.hush(), folder.opened(workdir, settings, allowed) as opened:
         results, why_not = finished.look(workdir)
         if results and not opened.changed:
-            if planned.trained and "teacher_sha256" in results:
-                teacher.check(planned.trained, results["teacher_sha256"])
+            if networks.teacher and "teacher_sha256" in results:
+                teacher.check(networks.teacher, results["teacher_sha256"])
             outcome.leave_student(workdir)
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return results
         folder.check_checkpoints(workdir)
-        dataset = dataset or _load(settings, planned)
+        dataset = dataset or _load(settings, networks)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):
-            engine = _engine(settings, dataset, planned)
-            return go_on(engine, workdir, dataset, planned.trained, stop, opened, start, why_not, on_epoch)
+            engine = _engine(settings, dataset, networks)
+            return go_on(engine, workdir, dataset, stop, opened, start, why_not, on_epoch)
 
 
-def _engine(settings: Settings, dataset: Dataset, planned: Plan) -> Engine:
-    load_start = functools.partial(start_from.load, settings, dataset, planned.networks.backbones)
-    return assemble.engine(
-        settings,
-        dataset,
-        planned.networks,
-        load_frozen=planned.trained.load if planned.trained else None,
-        load_start=load_start if settings.init_from else None,
-    )
+def _engine(settings: Settings, dataset: Dataset, networks: assemble.Networks) -> Engine:
+    load_start = functools.partial(start_from.load, settings, dataset, networks.backbones)
+    return assemble.engine(settings, dataset, networks, load_start if settings.init_from else None)
 
 
-def plan(settings: Settings) -> Plan:
-    """Makes the networks, without a number in them, and finds the trained teacher.
+def plan(settings: Settings) -> assemble.Networks:
+    """Makes the networks, without a number in them, and finds the trained teacher, before the folder is opened.
 
     Raises:
       UsageError: the method does not fit them, or a network or the folder of the teacher is not what it should be.
@@ -145,14 +133,14 @@ def plan(settings: Settings) -> Plan:
     if settings.teacher:
         trained = teacher.find(settings, classes, CHOICES[settings.precision].activations)
         settings.loss.check(setup(settings, trained.backbone.name))
-    return Plan(assemble.networks(settings, classes, trained and trained.backbone), trained)
+    return assemble.networks(settings, classes, trained)
 
 
-def _load(settings: Settings, planned: Plan) -> Dataset:
+def _load(settings: Settings, networks: assemble.Networks) -> Dataset:
     dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
-    assemble.check(settings, planned.networks, dataset)
-    if planned.trained:
-        teacher.check_there(planned.trained)
+    assemble.check(settings, networks, dataset)
+    if networks.teacher:
+        teacher.check_there(networks.teacher)
     return dataset
 
 
@@ -160,7 +148,6 @@ def go_on(
     engine: Engine,
     workdir: Path,
     dataset: Dataset,
-    trained: Trained | None,
     stop: StopRequest,
     opened: folder.Opened,
     start: float,
@@ -178,7 +165,7 @@ def go_on(
         # What was saved, if anything.
         restored, changed = checkpoints.restore(engine.shapes()), []
         if restored:
-            changed = _check_saved(workdir, engine, trained, restored, opened)
+            changed = _check_saved(workdir, engine, restored, opened)
             print(f"continued from step {int(restored.state.state.step)}", flush=True)
         before = continued.read_if_any(workdir / folder.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
@@ -203,7 +190,7 @@ def go_on(
             ended = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch)
 
     seconds = float(saved.wall_seconds) + time.monotonic() - start  # of all starts together
-    results = outcome.results(engine, dataset, trained, ended.state, written.rows, seconds, workdir)
+    results = outcome.results(engine, dataset, ended.state, written.rows, seconds, workdir)
     opened.check()
     outcome.write(results, written.rows, workdir, ended)
     console.table(results)
@@ -211,12 +198,10 @@ def go_on(
     return results
 
 
-def _check_saved(
-    workdir: Path, engine: Engine, trained: Trained | None, restored: Restored, opened: folder.Opened
-) -> list[tree.Difference]:
+def _check_saved(workdir: Path, engine: Engine, restored: Restored, opened: folder.Opened) -> list[tree.Difference]:
     """The fields that have changed; UserError unless what was saved can go on with them and with this teacher."""
     changed = continued.check_saved(workdir, restored.config, engine.settings, opened.allowed)
-    if trained:
+    if trained := engine.companions.trained:
         teacher.check(trained, teacher.digest(restored.state.state.teachers["frozen"]))
     begun, total = int(restored.state.state.step), engine.total_steps
     if opened.allowed is not Allowed.NONE and changed and begun >= total:

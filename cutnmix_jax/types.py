@@ -119,11 +119,14 @@ class Batch(NamedTuple):
 class Mix(NamedTuple):
     """How a batch was mixed; what the picture of the first batch shows.
 
+    The axes of lambda and of the boxes are those of the images before n: [B] from `augment.mix`; [views, J] of a batch
+    of a run, or [views, 1] where all peers see the same; [J], or none at all, from the functions of `mixing`.
+
     Attributes:
       partner: [n] int32, k of Eq. 5: the row of the batch that is mixed into each row.
-      amount: [views, J] float32, lambda of Eq. 6: the share of the partner in the image and in the target.
-      boxes: [views, J, 4] int32 as (top, left, height, width); a box may wrap around only where `mix.box` says so. All
-        zero for MixUp and where nothing was mixed.
+      amount: float32, lambda of Eq. 6: the share of the partner in the image and in the target.
+      boxes: [..., 4] int32 as (top, left, height, width); a box may wrap around only where `mix.box` says so. All zero
+        for MixUp and where nothing was mixed.
     """
 
     partner: jax.Array
@@ -150,6 +153,8 @@ class Clock(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that training changes; a step changes no array's type.
 
+    What is said to be a tuple with a tree for each peer is a `Stack` where the peers are mapped, see `engine.peers`.
+
     Attributes:
       step: int32 scalar, optimizer steps done.
       params: {'peers': (tree of peer 0, ...), 'method': tree}; float32, or the types that a user's network gives them.
@@ -162,7 +167,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     params: dict[str, Tree]
-    batch_stats: tuple[Tree, ...]
+    batch_stats: Tree
     method_state: Tree
     opt_state: Tree
     teachers: Tree
@@ -175,13 +180,13 @@ class Spec(NamedTuple):
       num_classes: K.
       feature_sizes: D of each peer.
       num_train: N, examples in the training set.
-      trunk_size: C, channels of the shared trunk; 0 where there is none.
+      trunk_size: C, channels of the shared trunk; None where there is none.
     """
 
     num_classes: int
     feature_sizes: tuple[int, ...]
     num_train: int
-    trunk_size: int = 0
+    trunk_size: int | None = None
 
 
 class Totals(NamedTuple):

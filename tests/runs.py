@@ -37,10 +37,8 @@ class Made:
     def __init__(self, row="cutnmix", *more):
         self.settings = command_line.from_flags(f"configs/quickstart.py:digits,{row}", [*TEN_EPOCHS, *more])
         examples = self.settings.train_examples, self.settings.test_examples
-        planned = training.plan(self.settings)
-        load = planned.trained and planned.trained.load
         dataset = data.load(self.settings.dataset, None, *examples)
-        self.engine = assemble.engine(self.settings, dataset, planned.networks, load)
+        self.engine = assemble.engine(self.settings, dataset, training.plan(self.settings))
         self.first = jax.device_get(self.engine.init())
 
     def train(self, workdir, stop=None, engine=None, began=None):

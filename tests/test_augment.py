@@ -57,6 +57,15 @@ def masks_of(boxes):
     return np.asarray(jax.vmap(jax.vmap(lambda box: augment.box_mask(box, (32, 32))))(jnp.asarray(boxes)))
 
 
+def test_what_is_misspelled_is_nothing_else():
+    """Each was taken for the last one of its kind."""
+    images = jnp.zeros((2, 3, 8, 8, 3))
+    with pytest.raises(ValueError, match="kind='cutmx': must be one of none, mixup, cutmix, cutnmix"):
+        augment.mix(KEYS[0], images, kind="cutmx", prob=1.0, alpha=1.0, box="cutmix")
+    with pytest.raises(ValueError, match="box='insid': not known; did you mean 'inside'"):
+        augment.mix(KEYS[0], images, kind="cutnmix", prob=1.0, alpha=1.0, box="insid")
+
+
 def test_crops_are_crops_of_the_zero_padded_image():
     images = np.random.default_rng(1).integers(1, 256, (40, 32, 32, 3), dtype=np.uint8)
     views = np.asarray(crop_flip(jax.random.key(3), jnp.array(images), True))

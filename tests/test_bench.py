@@ -1,5 +1,7 @@
 """What the benchmark counts and prints, and that it runs."""
 
+import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones
-from cutnmix_jax.benchmark import flops, jax_side, report, run, worker
+from cutnmix_jax import backbones, methods
+from cutnmix_jax.benchmark import __main__ as command
+from cutnmix_jax.benchmark import flops, jax_side, reference, report, run, suites, worker
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import recipe
 from tests.runs import Made
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +101,25 @@ def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     )
 
 
+def test_pytorch_is_beside_the_rows_that_it_has_alone():
+    """Another row's terms were left out there, and the speeds compared all the same."""
+    known = {}
+    for row in methods.rows_by_name():
+        try:
+            known[row] = reference.description(recipe.of_row("resnet8", "cifar100", row), 100)
+        except UsageError as error:
+            assert str(error).startswith(f"{row}: the PyTorch program has no ") and "choose another row" in str(error)
+    wanted = {"baseline", "mixup", "cutmix", "dml", "dml_cutmix"}
+    assert set(known) == wanted | {"cutnmix", "cutnmix_dml", "cutnmix_mmd", "cutnmix_pt"}
+    assert known["dml"]["temperature"] == 3.0 and not known["cutnmix"]["teacher_moves_peers"]
+    averaged = dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), average=0.9)
+    with pytest.raises(UsageError, match="dml: the PyTorch program has no networks beside the peers"):
+        reference.description(averaged, 100)
+    asked = argparse.Namespace(classes=100, images=100)
+    with pytest.raises(UsageError, match="kdcl: the PyTorch program has no loss term kd"):
+        suites.compared(["resnet8"], asked, {"method": "kdcl"}, ["B"])
+
+
 def test_times_and_ratios():
     assert report.timing([0.2, 0.4, 0.3], 100) == pytest.approx(
         {"step_ms": 3.0, "step_ms_mean": 3.0, "step_ms_std": 1.0, "windows": 3, "steps_per_window": 100}
@@ -153,6 +177,29 @@ def test_the_suite_names_what_it_could_not_measure(tmp_path):
     # The PyTorch program has no such network, or there is no PyTorch.
     assert any(reason in found["tests.tiny:Tiny, torch B"]["error"] for reason in ("KeyError", "No module named"))
     assert "not measured" in done.stdout and "times tier" not in done.stdout
+
+
+def asked(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", *arguments])
+    return command.arguments()[0]
+
+
+def test_tiers_are_read_once(monkeypatch):
+    """With a blank after the comma a tier passed the check and was none of those that are started."""
+    assert asked(monkeypatch, "--tiers=A, Cmax").tiers == ("A", "Cmax")
+    programs = suites.compared(["resnet8"], argparse.Namespace(classes=100, images=100), {}, ["A", "Cmax"])
+    assert [tier for _, tier in programs.values()] == ["Cmax", None, "A"]
+    assert asked(monkeypatch).tiers is asked(monkeypatch).backbones is asked(monkeypatch).steps is None
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--steps=0", "--windows=0", "--classes=0", "--images=-1", "--peak=0", "--budget=nan", "--tiers=", "--backbones=,",
+     "--sweep=", "--sweep=num_peers", "--sweep=num_peers=,", "--trace=", "--json=", "--tiers=A,D"],
+)  # fmt: skip
+def test_nothing_is_no_default(argument, monkeypatch):
+    with pytest.raises(UsageError, match=f"{argument.partition('=')[0]}.*(must be|is empty|has no values|no tier 'D')"):
+        asked(monkeypatch, argument)
 
 
 @pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])

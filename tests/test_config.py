@@ -106,6 +106,7 @@ WRONG = [
     ([row("kd")], "--config.teacher=DIR"),
     ([row("kd"), "--config.teacher=nowhere"], "no finished run"),
     ([row("dml"), "--config.teacher=nowhere"], "no trained teacher"),
+    ([QUICK, "--config.teacher_which=best"], "config.teacher_which=best: there is no teacher; leave it out"),
     ([row("kdcl"), "--config.loss.target=minlogits"], "did you mean 'minlogit'"),
     ([row("kdcl"), "--config.loss.target=general"], "needs --config.held_out_examples"),
     ([row("kdcl"), "--config.held_out_examples=100"], "kdcl does not use them"),

@@ -216,6 +216,14 @@ def test_every_data_set_is_what_it_says(name):
     assert same(data.load(name, PREPARED), read)
 
 
+def test_an_archive_of_what_needs_none_is_refused(monkeypatch, tmp_path, capsys):
+    assert main(["prepare", "--dataset=digits", "--archive=mine.tar.gz"]) == 2
+    assert capsys.readouterr().err == "error: --archive=mine.tar.gz: digits has nothing to prepare; leave it out\n"
+    monkeypatch.delitem(_builder.BUILDERS, "cifar10")
+    with pytest.raises(UsageError, match=r"data set 'cifar10': its SOURCE has no builder in cutnmix_jax/data/_builder"):
+        prepare("cifar10", str(tmp_path))
+
+
 # Digits.
 
 

@@ -46,7 +46,7 @@ def test_against_numpy(size, sizes):
     data, settings = batches.on_device(images, labels), recipe.of_row("rules", "digits", "dml")
     state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
     engine = Engine(
-        settings, dataset, Spec(K, (K, K), size), Rules, Companions({}), None, data, data, None, None, None, None, 1
+        settings, dataset, Spec(K, (K, K), size), Rules, Companions({}), None, data, data, None, None, None, 1
     )
     expected = counted(images[:, 0, 0, 0].astype(int), labels)
     for batch_size in sizes:

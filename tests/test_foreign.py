@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 import types
 
 import jax
@@ -13,6 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from cutnmix_jax import backbones
+from cutnmix_jax.backbones import nnx_adapter
 from cutnmix_jax.errors import UsageError
 
 CLASSES = 5
@@ -341,3 +343,28 @@ def test_a_module_that_does_not_parse(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match="cannot import 'broken_nets' .SyntaxError"):
         backbones.load("broken_nets:make", CLASSES)
+
+
+def test_two_threads_that_trace_leave_nnx_as_it_was():
+    """What notes the layers of one is neither left behind nor told of those of the other."""
+    before, calls, others = nnx.Linear.__call__, [], []
+    entered, left = threading.Event(), threading.Event()
+    layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+    def other():
+        with nnx_adapter.recorded_linears(others):
+            entered.set()
+            assert left.wait(20)
+
+    thread, caller = threading.Thread(target=other), threading.Thread(target=lambda: layer(jnp.ones((1, 2))))
+    with nnx_adapter.recorded_linears(calls):
+        thread.start()
+        entered.wait(0.2)  # it must wait
+        caller.start()
+        caller.join()
+        layer(jnp.ones((1, 2)))
+        with nnx_adapter.recorded_linears([]):
+            pass
+    left.set()
+    thread.join()
+    assert nnx.Linear.__call__ is before and (len(calls), len(others)) == (1, 0)

@@ -1,5 +1,6 @@
 """Every method: its terms against float64 numpy, where its gradients go, and its contract."""
 
+import contextlib
 import dataclasses
 import inspect
 
@@ -7,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from cutnmix_jax import methods, objective
+from cutnmix_jax import continued, methods, objective
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
+from cutnmix_jax.methods import cutnmix
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.names import term_names
 from cutnmix_jax.settings import command_line, recipe, tree
@@ -183,39 +185,42 @@ def test_every_module_is_a_method_with_a_row(name):
     assert name in {methods.name_of(row.method) for row in ROWS.values()}
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_method_says_what_its_terms_are(row):
-    assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
+@pytest.mark.parametrize("row", {type(row.method): name for name, row in ROWS.items()}.values())
+def test_a_method_says_what_it_looks_at(row):
+    """A run is extended, and an objective called, by what it says of an image's row and of the epochs."""
+    method, outputs, views = method_of(row), outputs_of(3), seen_by(row, 3)
+    params, state = method.init(jax.random.key(0), spec_of(outputs))
+    batch = batch_of(3, views=len(views))
+    for says, blind in (
+        (method.remembers, (batch._replace(indices=object()), CLOCK)),
+        (method.counts_epochs, (batch, CLOCK._replace(epoch=object(), epochs=object()))),
+    ):
+        with pytest.raises((TypeError, IndexError)) if says else contextlib.nullcontext():
+            jax.eval_shape(lambda blind=blind: method.loss(params, state, views, *blind))
 
 
-def test_unknown_methods_and_options_are_told():
-    with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
-        methods.find("cutmix")
-    with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
-        methods.row("cutnmi")
-    with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
-        tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
-
-
-@pytest.mark.parametrize(
-    ("part", "name"),
-    [("heads", name) for name in ("peer_9", "ensemble", "per_peer", "average_0", "7", "a b")]
-    + [("loss", name) for name in ("loss", "accuracy")],
-)
-def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeypatch):
-    """A head called `peer_9` would count in the headline, and a term called `loss` replace the loss that is shown."""
-    given = getattr(CutnMix, part)
-
-    def renamed(*arguments):
-        if part == "heads":
-            return {name: given(*arguments)["peer_teacher"]}
-        terms, state = given(*arguments)
-        return {name: terms.pop("ce"), **terms}, state
-
-    monkeypatch.setattr(CutnMix, part, renamed)
+def test_epochs_alone_make_a_run_another_one(monkeypatch):
+    """A method that counts epochs and remembers nothing."""
     settings = command_line.from_flags("configs/quickstart.py", [])
-    with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
-        assemble.networks(settings, 10)
+    longer = dataclasses.replace(settings, epochs=settings.epochs + 1)
+    changed = tree.changes(tree.of_settings(settings), tree.of_settings(longer))
+    assert continued._why_none(changed, longer) == ""
+    monkeypatch.setattr(CutnMix, "counts_epochs", True)
+    assert "with cutnmix the earlier epochs depend on how many there are" in continued._why_none(changed, longer)
+    with pytest.raises(ValueError, match="epoch or epochs are missing: the terms of this method depend on them"):
+        objective.make("cutnmix", K, (4, 4))({}, {}, outputs_of(2), np.ones((N, K), np.float32) / K)
+
+
+def test_a_headline_that_is_not_measured_is_told_before_the_training(monkeypatch):
+    settings = command_line.from_flags("configs/quickstart.py", [])
+    found = methods.row("cutnmix")
+    for headline in ("accuracy_ensemble", "accuracy_peer_teacher", "accuracy_peer_teachr"):
+        monkeypatch.setitem(cutnmix.ROWS, "cutnmix", dataclasses.replace(found, headline=headline))
+        if headline.endswith("teachr"):
+            with pytest.raises(UsageError, match="'accuracy_peer_teachr' is not measured; did you mean"):
+                assemble.networks(settings, 10)
+        else:
+            assemble.networks(settings, 10)
 
 
 @pytest.mark.parametrize("num_peers", [1, 2, 3])

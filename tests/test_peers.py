@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones, methods, stack
-from cutnmix_jax.engine import peers
+from cutnmix_jax.engine import companions, peers
 from cutnmix_jax.settings import MAPPINGS
 from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Spec
@@ -74,6 +74,27 @@ def test_peers_may_be_unlike_networks():
     params, stats = joined.init(KEY)
     outputs, _ = joined.forward(params, stats, jnp.array(IMAGES), True, KEY)
     assert [out.features.shape for out in outputs] == [(8, 6), (8, 9)]
+
+
+@pytest.mark.parametrize("how", ["unroll", "vmap", "branched", "frozen"])
+def test_images_are_for_all_or_for_each(how):
+    """Two sets for three networks: an index beyond an axis is no error in JAX."""
+    three = networks("tests.tiny:Tiny") * 3
+    images = jax.ShapeDtypeStruct((2, 8, 32, 32, 3), jnp.float32)
+    if how == "frozen":
+        frozen = companions.Frozen(companions.Trained(three[0], None, "", None, None), 3)
+        variables = (jax.eval_shape(frozen.init, (), ()),)
+    else:
+        joined = peers.make(three, "vmap" if how == "vmap" else "unroll", share_trunk=how == "branched")
+        variables = jax.eval_shape(joined.init, KEY)
+
+    def forward(images, *variables):
+        if how == "frozen":
+            return frozen.forward(*variables, (), images, KEY)[0]
+        return joined.forward(*variables, images, True, KEY)[0]
+
+    with pytest.raises(ValueError, match="for 3 networks their first axis must be 1 or 3"):
+        jax.eval_shape(forward, images, *variables)
 
 
 SPLIT = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12"]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import flax.linen as nn
@@ -71,6 +72,7 @@ def said(capfd, *arguments, code=0):
     """The lines of stdout as text, and of stderr."""
     capfd.readouterr()
     assert predict.main([*map(str, arguments)]) == code
+    assert not any("PIL" in str(one) for one in warnings.filters)  # of whoever calls it
     streams = capfd.readouterr()
     return streams.out, streams.err.splitlines()
 
@@ -165,9 +167,13 @@ def test_an_export_teaches_as_its_run_does(run, taken, tmp_path, monkeypatch, ca
     exported.write(own(run, ensemble=True), tmp_path / "both")
     asked, load = [], foreign.import_attribute
     monkeypatch.setattr(foreign, "import_attribute", lambda name: (asked.append(name), load(name))[1])
-    for teacher, backbone, says in ((tmp_path / "both", TINY, "ensemble of 2"), (taken, "resnet8", "students of its")):
-        backbone = backbone if backbone == TINY else f"--config.backbone.name={backbone}"
-        command = ["--config=configs/quickstart.py:digits,kd", backbone, *SMALL, f"--config.teacher={teacher}"]
+    of_its_kind = "--config.backbone.name=resnet8"
+    for teacher, flags, says in (
+        (tmp_path / "both", [TINY], "ensemble of 2"),
+        (taken, [of_its_kind], "students of its"),
+        (taken, [TINY, "--config.teacher_which=best"], "is an export, which is of one epoch; leave it out"),
+    ):
+        command = ["--config=configs/quickstart.py:digits,kd", *flags, *SMALL, f"--config.teacher={teacher}"]
         capsys.readouterr()
         assert main.main([*command, f"--workdir={tmp_path / 'never'}"]) == 2
         [error] = capsys.readouterr().err.splitlines()
@@ -198,7 +204,7 @@ def begun(row, source, *flags):
     for more in ([f"--config.init_from={source}"], []):
         settings = command_line.from_flags(f"configs/quickstart.py:{row}", [TINY, *SMALL, *flags, *more])
         dataset = data.load(settings.dataset, None, 64, 30)
-        networks = training.plan(settings).networks
+        networks = training.plan(settings)
         load = functools.partial(start.load, settings, dataset, networks.backbones)
         states.append(assemble.engine(settings, dataset, networks, load_start=load if more else None).init().state)
     return jax.device_get(states)

@@ -48,6 +48,8 @@ def test_what_is_no_setting_and_no_function_is_told_before_anything_is_trained(t
     settings = cutnmix_jax.configure("quickstart", {"epochs": 1, "optimizer.milestones": ()})
     with pytest.raises(TypeError, match="on_epoch is a int, not a function of a row"):
         cutnmix_jax.train(settings, tmp_path / "run", on_epoch=3)
+    with pytest.raises(UsageError, match="force and extend: leave one of them out"):
+        cutnmix_jax.train(settings, tmp_path / "run", force=True, extend=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -136,11 +138,11 @@ def test_pixels_of_bytes_stay_bytes():
         (IMAGES, TARGETS[:4], {}, r"for each of the n = 6 images, not \[4, 3\]; jax.nn.one_hot"),
         (IMAGES, jnp.arange(N), {}, r"targets are \[n, K\].* not \[6\]"),
         (IMAGES, jnp.ones((N, K), int), {}, "targets are int32; distributions are of a floating type"),
-        (IMAGES, TARGETS, {"alpha": 0}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"alpha": float("inf")}, "alpha must be from 0.001"),
-        (IMAGES, TARGETS, {"prob": 1.5}, "prob from 0 to 1"),
-        (IMAGES, TARGETS, {"box": "round"}, "box='round': must be one of cutmix, uniform"),
+        (IMAGES, TARGETS, {"alpha": 0}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"alpha": float("nan")}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"alpha": float("inf")}, "alpha=.*: must be a finite number, at least 0.001, at most 1e.06"),
+        (IMAGES, TARGETS, {"prob": 1.5}, "prob=1.5: must be a finite number, at least 0, at most 1"),
+        (IMAGES, TARGETS, {"box": "round"}, "box='round': not known; .*cutmix, inside, own"),
     ],
 )
 def test_wrong_arrays_are_a_value_error(images, targets, more, message):
@@ -230,7 +232,8 @@ def test_every_row_has_its_objective_or_a_reason():
         outputs = outputs_of(row.num_peers)
         views = outputs if len(row.method.views) == 1 else [outputs, outputs_of(row.num_peers, seed=1)]
         teachers = {name: [outputs_of(row.num_peers, seed=2)] for name in row.method.teachers}
-        more = {"indices": jnp.arange(N), "epoch": 1, "epochs": 4} if row.method.remembers else {}
+        more = {"indices": jnp.arange(N)} if row.method.remembers else {}
+        more |= {"epoch": 1, "epochs": 4} if row.method.counts_epochs else {}
         loss, (terms, _) = objective(params, state, views, TARGETS, teachers=teachers, **more)
         assert jnp.isfinite(loss) and set(terms) <= set(objective.weights)
         made.append(name)
@@ -251,7 +254,8 @@ def remembering(objective, indices):
         ("dml", lambda o: o({}, {}, [out.logits for out in outputs_of()], TARGETS), "must be `Outputs` of each"),
         ("ddgsd", lambda o: o({}, {}, outputs_of(1), TARGETS), "must be 2 views, each with"),
         ("kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "no outputs of the 'frozen' one"),
-        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices, epoch or epochs are missing"),
+        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS), "indices are missing"),
+        ("ps_kd", lambda o: o({}, {}, outputs_of(1), TARGETS, indices=jnp.arange(N), epoch=1), "or epochs are missing"),
         (
             "ps_kd",
             lambda o: remembering(o, jnp.arange(N) + 100),

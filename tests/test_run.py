@@ -57,8 +57,7 @@ def saved_in(workdir, arguments):
     """The newest checkpoint of a run, read back as the program reads it."""
     settings = command_line.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
     dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
-    planned = training.plan(settings)
-    like = assemble.engine(settings, dataset, planned.networks, planned.trained and planned.trained.load).shapes()
+    like = assemble.engine(settings, dataset, training.plan(settings)).shapes()
     checkpoints = Checkpoints(workdir / "checkpoints", 3)
     saved = checkpoints.restore(like).state
     checkpoints.close()

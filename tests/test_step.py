@@ -11,10 +11,12 @@ import pytest
 
 from cutnmix_jax import methods
 from cutnmix_jax.engine import assemble, batches
+from cutnmix_jax.engine.companions import Trained
 from cutnmix_jax.engine.terms import mixed_accuracy
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods.cutnmix import CutnMix
-from cutnmix_jax.settings import VIEWS, Mix, Optimizer, recipe
+from cutnmix_jax.settings import VIEWS, Mix, Optimizer, command_line, recipe
 from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
 from tests.runs import few
 
@@ -68,9 +70,9 @@ def build(row, *, backbone=None, features=D, dataset=DATASET, loop=False, **fiel
     fields = {"batch_size": 10, "epochs": 3, "optimizer": optimizer} | fields
     settings = dataclasses.replace(recipe.of_row("linear", "digits", row), **fields)
     backbone, count = backbone or linear_backbone(), settings.num_peers
-    found = assemble.Networks(
-        (backbone,) * count, (features,) * count, features if settings.share_trunk else 0, backbone
-    )
+    trained = Trained(backbone, lambda: backbone.init(jax.random.key(0)), "made up", None, lambda: True)
+    trunk = features if settings.share_trunk else None
+    found = assemble.Networks((backbone,) * count, (features,) * count, trunk, trained)
     engine = assemble.engine(settings, dataset, found)
     return dataclasses.replace(engine, steps_per_call=50) if loop else engine
 
@@ -396,6 +398,19 @@ def counting_backbone():
     return Backbone("counting", init, apply)
 
 
+def test_each_view_has_the_label_of_its_own_box():
+    flags = ["--config.mix.kind=cutnmix", "--config.mix.box=own"]
+    settings = command_line.from_flags("configs/quickstart.py:digits,ddgsd", flags)
+    engine = build("ddgsd", mix=settings.mix)
+    batch, how = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
+    own = np.eye(K)[np.asarray(batch.labels)]
+    assert how.amount[0, 0] != how.amount[1, 0]
+    for view in range(2):
+        share = float(how.amount[view, 0])
+        wanted = share * own[np.asarray(how.partner)] + (1 - share) * own
+        np.testing.assert_allclose(batch.targets[view, 0], wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])
 def test_each_view_is_a_pass_of_its_own(row):
     engine = build(row, backbone=counting_backbone())
@@ -431,6 +446,21 @@ def test_mean_teachers_follow_the_peers():
         alpha = min(1 - 1 / (number + 1), 0.999)
         mean = now if mean is None else jax.tree.map(lambda m, w, a=alpha: a * m + (1 - a) * w, mean, now)
         chex.assert_trees_all_close(state.teachers["mean"]["params"], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_teacher_is_a_network_and_its_weights():
+    """A run begins with what its folder holds; one that has no teacher does not begin with random weights."""
+    weights = jax.tree.map(jnp.ones_like, linear_backbone().init(KEY))
+    engine = build("kd")
+    frozen = dataclasses.replace(
+        engine.companions.kinds["frozen"], trained=Trained(linear_backbone(), lambda: weights, "", None, None)
+    )
+    engine = dataclasses.replace(engine, companions=engine.companions._replace(kinds={"frozen": frozen}))
+    held = engine.init().state.teachers["frozen"]
+    chex.assert_trees_all_equal(held, {name: (tree,) for name, tree in weights.items()})
+    alone = assemble.Networks((linear_backbone(),), (D,), None, None)
+    with pytest.raises(UsageError, match="kd learns from a trained teacher, and there is none here"):
+        assemble.engine(engine.settings, DATASET, alone)
 
 
 def test_a_frozen_teacher_stays_and_sees_each_peer_s_images():

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,22 +73,28 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape = 
     return Backbone(name, init, apply, image_shape)
 
 
+# Held while `nnx.Linear.__call__` is another one: two that trace at once would each put back what the other left.
+_RECORDING = threading.RLock()  # a network may call another one
+
+
 @contextlib.contextmanager
 def recorded_linears(calls: list[Call]) -> Iterator[None]:
-    """Notes what goes through every `nnx.Linear`; `nnx.capture` would give the outputs but not the inputs."""
-    original = nnx.Linear.__call__
+    """Notes what goes through every `nnx.Linear` of this thread; `nnx.capture` would give outputs, but not inputs."""
+    with _RECORDING:
+        original, here = nnx.Linear.__call__, threading.get_ident()
 
-    @functools.wraps(original)
-    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-        returned = original(self, *args, **kwargs)
-        calls.append((args[0] if args else kwargs["inputs"], returned))
-        return returned
+        @functools.wraps(original)
+        def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
+            returned = original(self, *args, **kwargs)
+            if threading.get_ident() == here:
+                calls.append((args[0] if args else kwargs["inputs"], returned))
+            return returned
 
-    nnx.Linear.__call__ = recording  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nnx.Linear.__call__ = original  # type: ignore[method-assign]
+        nnx.Linear.__call__ = recording  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nnx.Linear.__call__ = original  # type: ignore[method-assign]
 
 
 def is_key(value: Any) -> bool:

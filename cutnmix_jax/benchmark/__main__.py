@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from cutnmix_jax.benchmark import jax_side, reference, report, run, suites
-from cutnmix_jax.command import CommandLine, called, exit_code_of
+from cutnmix_jax.command import CommandLine, called, exit_code_of, given, values_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import command_line
 
@@ -30,7 +30,11 @@ GATE_STEPS, GATE_SHARE = 20, 1e-3
 
 
 def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the overridden fields."""
+    """The command line, whose lists are lists, and the overridden fields.
+
+    Raises:
+      UsageError: it makes no sense.
+    """
     parser = CommandLine("scripts/bench", "Measures the speed of training.", EXAMPLES)
     parser.add_argument("--backbone", default="resnet32", help="a network, as --list of train shows them")
     parser.add_argument("--method", default="cutnmix", help="a row, as --list=methods of train shows them")
@@ -38,18 +42,22 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--images", type=int, default=50_000, help="in the training set")
-    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of the device, to show the share of it")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the device, to show the share of it")
     parser.add_argument("--bare", action="store_true", help="also forward, backward and SGD alone")
-    parser.add_argument("--sweep", metavar="FIELD=A,B,...", help="a field of the configuration, or classes or images")
+    parser.add_argument(
+        "--sweep", type=given, metavar="FIELD=A,B,...", help="a field of the configuration, or classes or images"
+    )
     parser.add_argument(
         "--vs-torch", action="store_true", help="also PyTorch; see CONTRIBUTING.md for its installation"
     )
-    parser.add_argument("--tiers", help="of PyTorch: A, B, C, Cmax (A,B; on a GPU A,B,C)")
-    parser.add_argument("--trace", metavar="DIR", help="write a profile and nothing else")
+    parser.add_argument("--tiers", type=given, help="of PyTorch: A, B, C, Cmax (A,B; on a GPU A,B,C)")
+    parser.add_argument("--trace", type=given, metavar="DIR", help="write a profile and nothing else")
     parser.add_argument("--suite", choices=("gpu", "growth"))
-    parser.add_argument("--backbones", help="of --suite, instead of all")
+    parser.add_argument("--backbones", type=given, help="of --suite, instead of all")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds that --suite=gpu may take")
-    parser.add_argument("--json", metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it")
+    parser.add_argument(
+        "--json", type=given, metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it"
+    )
     known, rest = parser.parse_known_args()
     fields = {}
     for text in rest:
@@ -57,6 +65,16 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         if not text.startswith("--config.") or not equals:
             raise UsageError(f"unknown argument {text!r}; see --help")
         fields[name] = value
+    for name in ("windows", "steps", "classes", "images", "peak", "budget"):
+        value = getattr(known, name)
+        if value is not None and not value >= (1 if isinstance(value, int) else 1e-3):
+            raise UsageError(f"--{name}={value:g}: must be {'at least 1' if isinstance(value, int) else 'above 0'}")
+    if known.sweep and not values_of(known.sweep.partition("=")[2]):
+        raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
+    known.tiers = known.tiers and values_of(known.tiers)
+    known.backbones = known.backbones and values_of(known.backbones)
+    if unknown := [tier for tier in known.tiers or () if tier not in run.TIERS]:
+        raise UsageError(f"--tiers: no tier {unknown[0]!r}; they are {', '.join(run.TIERS)}")
     return known, {"backbone": known.backbone, "method": known.method} | fields
 
 
@@ -88,11 +106,6 @@ def gate(fields: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def values_of(text: str) -> list[str]:
-    """The values of a list with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """One program, or several in turn, or several one after another."""
     size = {"classes": known.classes, "images": known.images}
@@ -111,7 +124,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
         result["gate"] = gate(fields)
         print(f"gate: losses apart by {result['gate']['first']:.1e} in the first of {GATE_STEPS} steps, by "
               f"{result['gate']['most']:.1e} at most", flush=True)  # fmt: skip
-        tiers = values_of(known.tiers) if known.tiers else suites.default_tiers()
+        tiers = known.tiers or suites.default_tiers()
         programs |= {f"torch {tier}": (run.spec_of(fields, **size), tier) for tier in tiers}
     found = run.in_turn(programs, **timing)
     report.table(found, f"{fields['backbone']}, {fields['method']}")
@@ -128,18 +141,16 @@ def main() -> None:
     known, fields = arguments()
     spec = run.spec_of(fields)
     command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
-    for tier in values_of(known.tiers or ""):
-        if tier not in run.TIERS:
-            raise UsageError(f"--tiers: no tier {tier!r}; they are {', '.join(run.TIERS)}")
     # A measured program is a process of its own; this one must leave the card to it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    known.steps = known.steps or (200 if jax.default_backend() == "gpu" else 8)
+    if known.steps is None:
+        known.steps = 200 if jax.default_backend() == "gpu" else 8
     if known.trace:
         jax_side.trace(spec | {"images": known.images, "classes": known.classes}, known.trace, known.steps)
         print(f"profile: {known.trace}")
         return
     if known.suite:
-        result = suites.SUITES[known.suite](known, fields, values_of(known.backbones or ""))
+        result = suites.SUITES[known.suite](known, fields, known.backbones or ())
     else:
         result = measured(known, fields)
     result = {"command": " ".join([called("scripts/bench"), *sys.argv[1:]])} | result

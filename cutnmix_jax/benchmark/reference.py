@@ -20,6 +20,10 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Mix, TrainState, Tree
 
+# Of the methods that the PyTorch program has, those of the rows of Table 1 and 2.
+_TERMS = {"ce", "dml", "mmd", "pt", "peer_teacher_ce"}
+_OPTIONS = {"temperature", "teacher_moves_peers"}
+
 
 def description(settings: Settings, classes: int) -> dict[str, Any]:
     """What a configuration trains, as `scripts/bench_torch/training.py` wants to be told.
@@ -31,6 +35,8 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
         raise UsageError(f"config.mix.box={settings.mix.box}: the PyTorch program has only cutmix")
     if settings.optimizer.name != "sgd":
         raise UsageError(f"config.optimizer.name={settings.optimizer.name}: the PyTorch program has only sgd")
+    if lacking := _lacking(settings):
+        raise UsageError(f"{settings.method}: the PyTorch program has {lacking}; choose another row, as cutnmix or dml")
     return {
         "networks": list(settings.backbones),
         "classes": classes,
@@ -39,12 +45,30 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
         "views": settings.views,
         "mix": dataclasses.asdict(settings.mix),
         "weights": dict(settings.weights),
-        "temperature": getattr(settings.loss, "temperature", 1.0),
-        "teacher_moves_peers": getattr(settings.loss, "teacher_moves_peers", False),
+        **dataclasses.asdict(settings.loss),
         "momentum": settings.optimizer.momentum,
         "nesterov": settings.optimizer.nesterov,
         "weight_decay": settings.optimizer.weight_decay,
     }
+
+
+def _lacking(settings: Settings) -> str:
+    """What the PyTorch program does not have of a method, or of what its row says; empty where it has all of it."""
+    method = settings.loss
+    weighted = [name for name, weight in settings.weights.items() if weight]
+    if unknown := sorted(set(weighted) - _TERMS):
+        return f"no loss term {unknown[0]}"
+    if unknown := sorted(set(dataclasses.asdict(method)) - _OPTIONS):
+        return f"no config.loss.{unknown[0]}"
+    if settings.share_trunk:
+        return "no shared trunk"
+    if method.teachers or settings.average is not None:
+        return "no networks beside the peers"
+    if len(method.views) > 1:
+        return "no second view"
+    if method.remembers or method.counts_epochs:
+        return "no memory of an image and no number of the epoch"
+    return "no weights that rise" if set(weighted) & set(settings.ramp_up.terms) else ""
 
 
 @jax.default_matmul_precision("highest")  # whatever the process has chosen
@@ -60,6 +84,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
         learning rate. A rate for all networks does not exist: where one barely moves, another is chaotic, so that
         PyTorch in float32 and in float64 part within three steps.
     """
+    described = description(settings, classes)  # before anything is compiled
     n, num_peers = settings.batch_size, len(settings.backbones)
     images, targets = made_up(steps, num_peers, n, classes)
 
@@ -99,7 +124,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
     for _ in range(steps):
         state, totals = engine.train_steps(state, zero, at(learning_rate), 1)
         losses.append(float(totals.sums["loss"]))
-    spec = json.dumps(description(settings, classes) | {"learning_rate": learning_rate})
+    spec = json.dumps(described | {"learning_rate": learning_rate})
     arrays |= {"images": images, "targets": targets, "losses": np.array(losses), "spec": np.array(spec)}
     np.savez(path, **arrays)  # type: ignore[arg-type]
 

@@ -13,7 +13,8 @@ from cutnmix_jax.names import term_names
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.types import Spec
 
-TIERS = ("A", "B", "C", "Cmax")
+COMPILED_TIERS = ("C", "Cmax")
+TIERS = ("A", "B", *COMPILED_TIERS)
 _ROOT = Path(__file__).parents[2]
 
 
@@ -56,12 +57,19 @@ def start(spec: Mapping[str, Any], tier: str | None, cache: str) -> worker.Worke
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the card
         } | spec.get("environment", {})
         return worker.start("ours", sys.executable, "cutnmix_jax.benchmark.jax_side", spec, environment)
-    asked = reference.description(command_line.from_flags(spec["config"], spec["overrides"]), spec["classes"])
     environment = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=cache)}
-    return worker.start(tier, torch_python(), "scripts.bench_torch", asked | {"tier": tier}, environment)
+    return worker.start(tier, torch_python(), "scripts.bench_torch", torch_spec(spec, tier), environment)
 
 
-def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float) -> report.Found:
+def torch_spec(spec: Mapping[str, Any], tier: str) -> dict[str, Any]:
+    """What a worker with the PyTorch program is told; UsageError where that program cannot do it."""
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    return reference.description(settings, spec["classes"]) | {"tier": tier}
+
+
+def completed(
+    found: report.Found, seconds: Sequence[float], steps: int, spec: Mapping, peak: float | None
+) -> report.Found:
     """What a worker said, and what follows from its times."""
     settings = command_line.from_flags(spec["config"], spec["overrides"])
     found = found | report.timing(seconds, steps) | {"window_ms": [1000 * value / steps for value in seconds]}
@@ -69,12 +77,12 @@ def completed(found: report.Found, seconds: Sequence[float], steps: int, spec: M
     found["peer_images_per_second"] = 1000 * images / found["step_ms"]
     if gflop := found.get("gflop_per_step"):
         found["tflops"] = gflop / found["step_ms"]
-        found["percent_of_peak"] = 100 * found["tflops"] / peak if peak else None
+        found["percent_of_peak"] = None if peak is None else 100 * found["tflops"] / peak
     return found
 
 
 def in_turn(
-    programs: Mapping[str, tuple[Mapping[str, Any], str | None]], *, windows: int, steps: int, peak: float = 0.0
+    programs: Mapping[str, tuple[Mapping[str, Any], str | None]], *, windows: int, steps: int, peak: float | None = None
 ) -> dict[str, report.Found]:
     """Measures programs that take turns, a window each, after all of them are ready.
 
@@ -82,7 +90,7 @@ def in_turn(
       programs: a name -> what it trains, and the tier of PyTorch or None for ours.
       windows: how many each has.
       steps: of each window.
-      peak: TFLOP/s that the device can do, 0 if not known.
+      peak: TFLOP/s that the device can do, None if not known.
 
     Returns:
       A name -> what was measured, or an `error`.

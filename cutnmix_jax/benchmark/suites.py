@@ -22,6 +22,7 @@ NETWORKS = (
     "wrn20_8",
     "resnet32",
 )  # of Table 1, longest to compile first
+GPU_TIERS = ("A", "B", "C")  # of PyTorch, where nothing is said
 LAUNCH_US = 2.5  # to start a kernel on a stream, assumed; CUDA graphs need less
 STARTING = 6  # workers that compile at once
 COMPILED_BY = 0.5, 0.85  # shares of the budget by which the networks, and then the levers, have to be ready
@@ -56,9 +57,9 @@ LEVER_NETWORK = "resnet32"
 Program = tuple[dict[str, Any], str | None]  # what is trained, and the tier of PyTorch or None for ours
 
 
-def default_tiers() -> list[str]:
+def default_tiers() -> Sequence[str]:
     """What PyTorch is compared in; compiling takes it minutes on a CPU."""
-    return ["A", "B", "C"] if jax.default_backend() == "gpu" else ["A", "B"]
+    return GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B")
 
 
 def sweep(
@@ -101,7 +102,7 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
     """
     begun = time.monotonic()
     names = list(networks) or list(NETWORKS)
-    tiers = known.tiers.split(",") if known.tiers else ["A", "B", "C"]
+    tiers = known.tiers or GPU_TIERS
     found: dict[str, report.Found] = {}
     phases = [compared(names, known, fields, tiers)]
     if LEVER_NETWORK in names:
@@ -124,10 +125,12 @@ def compared(
 ) -> dict[str, Program]:
     """Ours and PyTorch's of each network, the slowest to compile first and those that compile nothing last."""
     programs: dict[str, Program] = {}
-    compiled = [tier for tier in tiers if tier.startswith("C")]
+    compiled = [tier for tier in tiers if tier in run.COMPILED_TIERS]
     for tier in [*compiled, None, *(tier for tier in tiers if tier not in compiled)]:
         for name in names:
             spec = run.spec_of({**fields, "backbone": name}, classes=known.classes, images=known.images)
+            if tier:
+                run.torch_spec(spec, tier)  # what PyTorch cannot do is said before anything starts
             programs[name if tier is None else f"{name}, torch {tier}"] = (spec, tier)
     return programs
 

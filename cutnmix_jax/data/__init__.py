@@ -2,7 +2,8 @@
 
 A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
 and what is known before it is read: `COUNTS = {"train": N, "test": M}`, `NUM_CLASSES`, `IMAGE_SHAPE = (H, W, 3)`
-unless it is (32, 32, 3), and `RESAMPLING = "nearest"` unless pictures of other sizes are brought to it smoothly.
+unless it is (32, 32, 3), and `RESAMPLING = "nearest"` unless pictures of other sizes are brought to it smoothly. What
+`prepare` makes ready out of an archive has `SOURCE`, a `_source.Source`, too, and a builder of its name in `_builder`.
 """
 
 import importlib

@@ -19,7 +19,7 @@ import numpy as np
 
 from cutnmix_jax import data
 from cutnmix_jax.data import _library, _source, _tfds
-from cutnmix_jax.errors import DataError, UserError, described, excused
+from cutnmix_jax.errors import DataError, UsageError, UserError, described, excused
 
 PROBE_SECONDS = 5  # tfds alone retries an unreachable address for more than three minutes
 
@@ -38,13 +38,15 @@ def prepare(name: str, data_dir: str = "", archive: str = "") -> str:
       One line for a person: what was done and where.
 
     Raises:
-      UsageError: if the name is unknown.
+      UsageError: if the name is unknown, or there is an archive and nothing to prepare.
       DataError: if the archive is missing or not the official one, if there is neither a network nor an archive, or if
         what was prepared before is damaged.
     """
     module = data.find(name)
     if not hasattr(module, "SOURCE"):
-        return f"{name}: nothing to prepare, it comes with an installed package"
+        if archive:
+            raise UsageError(f"--archive={archive}: {name} has nothing to prepare; leave it out")
+        return f"{name}: nothing to prepare"
     source = module.SOURCE
     with _library.quiet():
         if folder := _source.find(source, data_dir):
@@ -62,6 +64,8 @@ def _write(source: _source.Source, data_dir: str, archive: str) -> None:
     try:
         from cutnmix_jax.data import _builder  # of tfds it takes what is not needed to read
 
+        if source.name not in _builder.BUILDERS:
+            raise UsageError(f"data set {source.name!r}: its SOURCE has no builder in cutnmix_jax/data/_builder.py")
         builder = _builder.BUILDERS[source.name](data_dir=target, file_format="array_record")
         expected = builder.url_infos[builder.url]
         if archive:

@@ -9,13 +9,13 @@ import numpy as np
 
 from cutnmix_jax import backbones, compiler, data, precision
 from cutnmix_jax.engine import batches, peers
-from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean
+from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.names import head_names, term_names
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.settings.check import check_names, check_weights
-from cutnmix_jax.types import Backbone, Dataset, Spec, Tree
+from cutnmix_jax.types import Backbone, Dataset, Spec
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
 
@@ -26,23 +26,23 @@ class Networks(NamedTuple):
     Attributes:
       backbones: of each peer; those of one architecture are the same object, so that it is traced once.
       sizes: D of each.
-      trunk_size: C, channels of the shared trunk; 0 where there is none.
-      teacher: the backbone of the trained teacher; None where there is none.
+      trunk_size: C, channels of the shared trunk; None where there is none.
+      teacher: the trained network that teaches them; None where there is none.
     """
 
     backbones: tuple[Backbone, ...]
     sizes: tuple[int, ...]
-    trunk_size: int
-    teacher: Backbone | None
+    trunk_size: int | None
+    teacher: Trained | None
 
 
-def networks(settings: Settings, num_classes: int, teacher: Backbone | None = None) -> Networks:
+def networks(settings: Settings, num_classes: int, teacher: Trained | None = None) -> Networks:
     """Makes the networks, without a number in them, and checks that the method fits them.
 
     Args:
       settings: of the run.
       num_classes: K.
-      teacher: the trained one, if any.
+      teacher: the trained one, if any, from `teacher.find`.
 
     Raises:
       UsageError: it does not, or a network is not what it should be.
@@ -54,7 +54,7 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
             seen = "x".join(map(str, shape))
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
-        trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
+        trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else None
         sizes = tuple(size_of[name] for name in settings.backbones)
         spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
@@ -78,15 +78,14 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
         peers.check(joined, names, classes, found.sizes, (count, settings.batch_size, *image), train=True)
         peers.check(joined, names, classes, found.sizes, (1, settings.eval_batch_size, *image), train=False)
         if found.teacher:
-            alone, seen = peers.make([found.teacher], "unroll"), (1, settings.batch_size, *image)
-            peers.check(alone, [found.teacher.name], classes, None, seen, train=False)
+            alone, seen = peers.make([found.teacher.backbone], "unroll"), (1, settings.batch_size, *image)
+            peers.check(alone, [found.teacher.backbone.name], classes, None, seen, train=False)
 
 
 def engine(
     settings: Settings,
     dataset: Dataset,
     found: Networks,
-    load_frozen: Callable[[], dict[str, Tree]] | None = None,
     load_start: Callable[[], Mapping[str, jax.Array]] | None = None,
 ) -> Engine:
     """Puts the data on the device; nothing is compiled before it is called.
@@ -95,17 +94,18 @@ def engine(
       settings: of the run.
       dataset: what it names.
       found: from `networks`.
-      load_frozen: reads the variables of the trained teacher.
       load_start: reads what the peers begin as.
 
     Raises:
-      UsageError: JAX computes wrong numbers here.
+      UsageError: JAX computes wrong numbers here, or the method learns from a trained teacher and there is none.
     """
     compiler.check()
+    if "frozen" in settings.loss.teachers and found.teacher is None:
+        raise UsageError(f"{settings.method} learns from a trained teacher, and there is none here; choose another row")
     dataset, held_out, validation = _split(dataset, settings)
     classes = dataset.num_classes
     joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
-    of_class = any(view.image == "same_class" for view in settings.loss.views)
+    of_class = any(view.same_class for view in settings.loss.views)
     gpu_steps = settings.steps_per_call or GPU_STEPS_PER_CALL
     return Engine(
         settings=settings,
@@ -114,17 +114,16 @@ def engine(
         peers=joined,
         companions=_companions(settings, joined, found.teacher),
         make_batch=batches.make_batch_maker(dataset, settings),
-        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
+        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else None),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
         held_out=held_out,
         validation_data=validation,
-        load_frozen=load_frozen,
         load_start=load_start,
         steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
     )
 
 
-def _companions(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Companions:
+def _companions(settings: Settings, joined: peers.Peers, trained: Trained | None) -> Companions:
     known: dict[str, Companion] = {"mean": RunningMean(joined)}
     if trained:
         known["frozen"] = Frozen(trained, len(settings.backbones))

@@ -10,10 +10,15 @@ import numpy as np
 
 from cutnmix_jax import augment
 from cutnmix_jax.method import View
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import MOST_PEERS, Settings
 from cutnmix_jax.types import Batch, Dataset, Mix, Tree
 
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
+
+# What is folded into the key of a step's forward passes: below it the number of a peer, or J for a shared trunk (see
+# `peers.keys`); from it on the number of a view after the first, or 0 for the teachers.
+VIEW_KEY = 1000
+assert VIEW_KEY > MOST_PEERS
 
 
 class Data(NamedTuple):
@@ -69,6 +74,11 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
     return batch_key, forward_key
 
 
+def view_key(key: jax.Array, view: int) -> jax.Array:
+    """The key of the passes of a view, from that of a step's forward passes or of its teachers'."""
+    return jax.random.fold_in(key, VIEW_KEY + view) if view else key
+
+
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_train: int) -> jax.Array:
     """The order in which an epoch sees the training set: a permutation, [N] int32."""
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), num_train)
@@ -102,9 +112,9 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
         view_key, mix_key = jax.random.split(key)
         rows, crops = [index], [draw_crops(view_key, len(index), views[0])]
         for number, view in enumerate(views[1:], start=1):
+            # From 2 on: `split`, as in `augment.draw_crops`, gives what 0 and 1 folded in would.
             pair_key, crop_key = jax.random.split(jax.random.fold_in(view_key, num_peers + number))
-            of_class = view.image == "same_class"
-            rows.append(same_class_rows(pair_key, data, data.labels[index]) if of_class else index)
+            rows.append(same_class_rows(pair_key, data, data.labels[index]) if view.same_class else index)
             crops.append(draw_crops(crop_key, len(index), view))
         # One partner and one lambda for all; of CutnMix a box for each peer and view.
         how = augment.draw_mix(
@@ -154,10 +164,10 @@ def same_class_rows(key: jax.Array, data: Data, labels: jax.Array) -> jax.Array:
     return data.by_class[jax.random.randint(key, labels.shape, first, end)]
 
 
-def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int = 0) -> Data:
+def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> Data:
     """Puts images on the device, with the rows of each class beside them where K is given."""
     data = Data(jnp.asarray(images), jnp.asarray(labels))
-    if not num_classes:
+    if num_classes is None:
         return data
     starts = np.searchsorted(np.sort(labels), np.arange(num_classes + 1))
     by_class = np.argsort(labels, kind="stable")

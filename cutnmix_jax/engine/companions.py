@@ -1,21 +1,39 @@
 """Networks beside the peers that no gradient trains: a trained one, running means that teach, averages that do not."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.engine.optim import as_float32, as_types_of
-from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.peers import Peers, are_shared
 from cutnmix_jax.types import Backbone, Tree
 
 MEAN_DECAY = 0.999  # as PCL (Wu and Gong 2021) has it
 
 
+class Trained(NamedTuple):
+    """A trained network: peer 0 of a finished run, or an exported one; `teacher.find` makes it.
+
+    Attributes:
+      backbone: the network.
+      load: reads its variables, {'params': tree, 'batch_stats': tree}.
+      folder: of the run, or of the export.
+      weights_sha256: `digests.of_network` of them; None where they are gone, and nothing else tells it.
+      is_there: whether its weights are.
+    """
+
+    backbone: Backbone
+    load: Callable[[], dict[str, Tree]]
+    folder: str
+    weights_sha256: str | None
+    is_there: Callable[[], bool]
+
+
 class Companion:
-    """One kind of them, which stands still, teaches nobody and reports nothing unless it says otherwise.
+    """One kind of them. One that overrides nothing but `init` never changes, teaches nobody and reports nothing.
 
     Its variables are an entry of `TrainState.teachers`; `params` and `batch_stats` are those of the peers.
     """
@@ -49,23 +67,24 @@ class Companion:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen(Companion):
-    """A trained network that does not change; `init` gives the shapes, `Engine.init` puts its variables in.
+    """A trained network that does not change; `init` gives the shapes, `Companions.with_loaded` puts its variables in.
 
     It has no heads: its accuracy is that of its own run.
     """
 
-    backbone: Backbone
+    trained: Trained
     num_peers: int
 
     def init(self, params: Tree, batch_stats: Tree) -> Tree:
         del params, batch_stats
-        return {name: (tree,) for name, tree in self.backbone.init(jax.random.key(0)).items()}
+        return {name: (tree,) for name, tree in self.trained.backbone.init(jax.random.key(0)).items()}
 
     def forward(self, variables: Tree, params: Tree, images: jax.Array, key: jax.Array) -> tuple[tuple, Tree]:
         del params, key
+        shared = are_shared(images, self.num_peers)
         own = {name: trees[0] for name, trees in variables.items()}
-        outputs = [self.backbone.apply(own, seen, False)[0] for seen in images]
-        return tuple(outputs * self.num_peers if len(images) == 1 else outputs), variables
+        outputs = [self.trained.backbone.apply(own, seen, False)[0] for seen in images]
+        return tuple(outputs * self.num_peers if shared else outputs), variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +170,18 @@ class Companions(NamedTuple):
     def init(self, params: Tree, batch_stats: Tree) -> dict[str, Tree]:
         """The variables of all, before the first step."""
         return {name: one.init(params, batch_stats) for name, one in self.kinds.items()}
+
+    @property
+    def trained(self) -> Trained | None:
+        """The trained network among them; None where there is none."""
+        frozen = self.kinds.get("frozen")
+        return frozen.trained if isinstance(frozen, Frozen) else None
+
+    def with_loaded(self, variables: dict[str, Tree]) -> dict[str, Tree]:
+        """The variables of all, those of the trained network read from its folder; not to be compiled."""
+        if self.trained is None:
+            return variables
+        return variables | {"frozen": {name: (tree,) for name, tree in self.trained.load().items()}}
 
     def forward(
         self, variables: Tree, params: Tree, images: jax.Array, key: jax.Array

@@ -1,4 +1,4 @@
-"""What trains and evaluates the networks of a run: one object that owns all of it, so that no two parts can disagree.
+"""What trains and evaluates the networks of a run: one object that has all of it, put together by `assemble.engine`.
 
 Everything random is a pure function of (seed, purpose, step or epoch), so the step number in the state is all there is
 to know about where in the data a run stands.
@@ -27,9 +27,6 @@ from cutnmix_jax.objective import weighted
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.types import Batch, Clock, Dataset, Mix, Spec, Terms, Totals, TrainState, Tree, Views
 
-# Folded into the key of a step's forward passes: VIEW_KEY + v for view v after the first, VIEW_KEY for the teachers.
-VIEW_KEY = 1000
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
@@ -46,7 +43,6 @@ class Engine:
       test_data: likewise.
       held_out: images that are not trained on, for a method that asks; else None.
       validation_data: images that are not trained on, to choose the best epoch by; None where the test set does.
-      load_frozen: reads the variables of the trained teacher; None where there is none.
       load_start: reads what the peers begin as, see `peers.begun`; None where they begin at random.
       steps_per_call: training steps in each compiled call.
     """
@@ -61,7 +57,6 @@ class Engine:
     test_data: Data
     held_out: Data | None
     validation_data: Data | None
-    load_frozen: Callable[[], dict[str, Tree]] | None
     load_start: Callable[[], Mapping[str, jax.Array]] | None
     steps_per_call: int
 
@@ -100,10 +95,8 @@ class Engine:
     def init(self) -> Saved:
         """The state before the first step."""
         saved = compiled(self._fresh, once=True)(self.load_start() if self.load_start else {})
-        if self.load_frozen is None:
-            return saved
-        frozen = {name: (tree,) for name, tree in self.load_frozen().items()}
-        return saved._replace(state=saved.state._replace(teachers=saved.state.teachers | {"frozen": frozen}))
+        teachers = self.companions.with_loaded(saved.state.teachers)
+        return saved._replace(state=saved.state._replace(teachers=teachers))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
@@ -145,15 +138,13 @@ class Engine:
 
     def feed_shapes(self) -> Feed:
         """What a feed looks like, with nothing drawn."""
-        drawn = jax.eval_shape(self._draws, self.key, self.train_data, 0)
-        return Feed(self.train_data, self._rates(0), *drawn)
+        return Feed(self.train_data, self._rates(0), *jax.eval_shape(self._draws, self.key, self.train_data, 0))
 
     def _rates(self, epoch: int) -> jax.Array:
         return jnp.asarray(self._optimizer[1](epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)))
 
     def _draws(self, key: jax.Array, data: Data, epoch: jax.Array | int) -> tuple[jax.Array, Tree, jax.Array]:
-        size = self.steps_per_epoch, self.settings.batch_size
-        return batches.epoch_draws(self.make_batch, *size, key, data, epoch)
+        return batches.epoch_draws(self.make_batch, self.steps_per_epoch, self.settings.batch_size, key, data, epoch)
 
     @functools.cached_property
     def _draw(self) -> jax.stages.Wrapped:
@@ -187,8 +178,7 @@ class Engine:
         """Each view in a training pass of its own, with batch statistics of its own."""
         by_view = []
         for view, seen in enumerate(images):
-            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
-            outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, view_key)
+            outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, batches.view_key(key, view))
             by_view.append(outputs)
         return tuple(by_view), batch_stats
 
@@ -196,8 +186,7 @@ class Engine:
         """What the teachers say to every view, and their next variables."""
         own, by_view = state.teachers, []
         for view, seen in enumerate(batch.images):
-            view_key = jax.random.fold_in(key, VIEW_KEY + view) if view else key
-            outputs, own = self.companions.forward(own, state.params["peers"], seen, view_key)
+            outputs, own = self.companions.forward(own, state.params["peers"], seen, batches.view_key(key, view))
             by_view.append(outputs)
         return {name: tuple(outputs[name] for outputs in by_view) for name in self.companions.kinds}, own
 
@@ -206,7 +195,7 @@ class Engine:
         rate, forward_key = (of_steps[state.step % self.steps_per_epoch] for of_steps in (feed.rates, feed.keys))
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         batch, _ = self.batch_at(state.step, feed)
-        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, VIEW_KEY))
+        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, batches.VIEW_KEY))
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, (terms, by_view, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)

@@ -24,7 +24,8 @@ class Peers(NamedTuple):
         are mapped, else a tuple with one tree per peer. With a shared trunk the tree of peer 0 is a whole network and
         those of the others are tails alone.
       forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, a tuple of `Outputs` and
-        what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same.
+        what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same, and nothing else,
+        see `are_shared`.
     """
 
     init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -44,17 +45,17 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
     stacked = mapping == "vmap" and len(backbones) > 1 and not split
 
     def init(key: jax.Array) -> tuple[Tree, Tree]:
-        keys = [jax.random.fold_in(key, j) for j in range(len(backbones))]
+        *each, _ = keys(key, len(backbones))
         # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
         # pass may not be to be mapped.
         alike = len(set(backbones)) == 1 and not is_foreign(backbones[0].name)
         if alike:
-            drawn = Stack(jax.vmap(backbones[0].init)(jnp.stack(keys)), len(backbones))
+            drawn = Stack(jax.vmap(backbones[0].init)(jnp.stack(each)), len(backbones))
             if stacked:
                 return Stack(drawn.tree["params"], drawn.count), Stack(drawn.tree["batch_stats"], drawn.count)
             variables = list(stack.apart(drawn))
         else:
-            variables = [backbone.init(key) for backbone, key in zip(backbones, keys, strict=True)]
+            variables = [backbone.init(own) for backbone, own in zip(backbones, each, strict=True)]
         if split:
             variables[1:] = [{name: _tail(split, tree) for name, tree in own.items()} for own in variables[1:]]
         params, batch_stats = tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
@@ -122,14 +123,31 @@ def begun(variables: tuple[Tree, Tree], start: Mapping[str, jax.Array]) -> tuple
     return joined["params"], joined["batch_stats"]
 
 
+def keys(key: jax.Array, count: int) -> list[jax.Array]:
+    """A key for each of J networks, and a last one for a trunk that they share."""
+    return [jax.random.fold_in(key, j) for j in range(count + 1)]
+
+
+def are_shared(images: jax.Array, count: int) -> bool:
+    """Whether the images of a forward pass are one set for all of `count` networks, or one for each.
+
+    Raises:
+      ValueError: they are neither; JAX reads the last row where an index is beyond it, without a word.
+    """
+    if len(images) not in (1, count):
+        raise ValueError(f"images are {list(images.shape)}: for {count} networks their first axis must be 1 or {count}")
+    return len(images) == 1
+
+
 def _unrolled(backbones: Sequence[Backbone]) -> Forward:
     def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
+        shared, each = are_shared(images, len(backbones)), keys(key, len(backbones))
         results = [
             backbone.apply(
                 {"params": params[j], "batch_stats": batch_stats[j]},
-                images[j if len(images) > 1 else 0],
+                images[0 if shared else j],
                 train,
-                jax.random.fold_in(key, j),
+                each[j],
             )
             for j, backbone in enumerate(backbones)
         ]
@@ -142,16 +160,18 @@ def _branched(split: Split, count: int) -> Forward:
     """One trunk with J tails; images that differ over peers go through the trunk as one batch of J n images."""
 
     def forward(params: Tree, batch_stats: Tree, images: jax.Array, train: bool, key: jax.Array) -> Passed:
+        shared = are_shared(images, count)
+        *each, trunk_key = keys(key, count)
         trunk = {"params": _trunk(split, params[0]), "batch_stats": _trunk(split, batch_stats[0])}
         joined = images.reshape(-1, *images.shape[-3:])
-        maps, trunk_stats = split.trunk(trunk, joined, train, jax.random.fold_in(key, count))
+        maps, trunk_stats = split.trunk(trunk, joined, train, trunk_key)
         pooled = jnp.mean(maps, axis=(1, 2), dtype=jnp.float32)
         outputs, stats = [], []
         for j in range(count):
             n = images.shape[1]
-            own = slice(None) if len(images) == 1 else slice(j * n, (j + 1) * n)
+            own = slice(None) if shared else slice(j * n, (j + 1) * n)
             tail = {"params": _tail(split, params[j]), "batch_stats": _tail(split, batch_stats[j])}
-            out, tail_stats = split.tail(tail, maps[own], train, jax.random.fold_in(key, j))
+            out, tail_stats = split.tail(tail, maps[own], train, each[j])
             outputs.append(out._replace(trunk=pooled[own]))
             stats.append(tail_stats)
         stats[0] = trunk_stats | stats[0]
@@ -164,11 +184,11 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
     apply, count = backbones[0].apply, len(backbones)
 
     def forward(params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array) -> Passed:
-        keys = jnp.stack([jax.random.fold_in(key, j) for j in range(count)])
+        *each, _ = keys(key, count)
         variables = {"params": params.tree, "batch_stats": batch_stats.tree}
-        shared = len(images) == 1
+        shared = are_shared(images, count)
         mapped = jax.vmap(lambda v, x, k: apply(v, x, train, k), in_axes=(0, None if shared else 0, 0), out_axes=0)
-        outputs, stats = mapped(variables, images[0] if shared else images, keys)
+        outputs, stats = mapped(variables, images[0] if shared else images, jnp.stack(each))
         return stack.apart(Stack(outputs, count)), Stack(stats, count)
 
     return forward

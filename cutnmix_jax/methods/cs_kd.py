@@ -23,7 +23,7 @@ class CSKD(Method):
         "kd": "its own logits of another image of the class",
     }
 
-    views = (View(), View(image="same_class"))
+    views = (View(), View(same_class=True))
 
     temperature: float = fields.field(4.0, fields.temperature, "tau; 4 in the original")
 

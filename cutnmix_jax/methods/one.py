@@ -36,6 +36,7 @@ class ONE(Method):
         _terms.need_trunk(setup)
 
     def init(self, key: jax.Array, spec: Spec) -> tuple[Tree, Tree]:
+        assert spec.trunk_size is not None  # as `check` says
         branches = len(spec.feature_sizes)
         norm = {"scale": jnp.ones(branches), "offset": jnp.zeros(branches)}
         params = _terms.linear(key, spec.trunk_size, branches) | norm

@@ -23,6 +23,7 @@ class PSKD(Method):
     meanings = {"ce": "cross-entropy with the labels, softened by what the network said before"}
 
     remembers: ClassVar[bool] = True
+    counts_epochs: ClassVar[bool] = True
 
     last_share: float = fields.field(
         0.8, fields.number(0, 1), "alpha_T, the share of P in the last epoch; 0.8 in the original"

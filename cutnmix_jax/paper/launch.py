@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,9 +13,6 @@ from cutnmix_jax.paper.cells import Cell, headline
 from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree
-
-_CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
-
 
 HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
 
@@ -125,7 +121,7 @@ def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
         while table.running or (table.waiting and not pool.stopping):
             while not pool.stopping and len(table.running) < jobs and (cell := _next(table)):
                 slot = min(set(range(jobs)) - {job.slot for job in table.running.values()})
-                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else "")
+                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else None)
             for cell, code in pool.ended().items():
                 _ended(table, table.running.pop(cell), code, pool.stopping)
             display.update([job.run for job in table.running.values()], table.done, len(cells))
@@ -164,9 +160,9 @@ def _is_held(table: _Table, cell: Cell) -> bool:
     return time.monotonic() - table.held.setdefault(cell, time.monotonic()) < HELD_SECONDS
 
 
-def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str) -> None:
+def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str | None) -> None:
     # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
-    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device else {}
+    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device is not None else {}
     log = cell.workdir / LOG
     try:
         logged = progress.size(log)
@@ -185,7 +181,7 @@ def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str) 
 
 def _ended(table: _Table, job: Job, code: int, stopping: bool) -> None:
     cell = job.run.cell
-    if code in _CUT_OFF and (stopping or cell not in table.resumed):
+    if code in signals.CUT_OFF and (stopping or cell not in table.resumed):
         # What somebody else stopped goes on, but once, because they may mean it.
         table.resumed.add(cell)
         table.waiting.insert(0, cell)

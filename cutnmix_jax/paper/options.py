@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cutnmix_jax import command, seeds
-from cutnmix_jax.command import given
+from cutnmix_jax.command import given, values_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.paper.cells import TABLES, Choice
 
@@ -54,9 +54,9 @@ def choice_of(known: argparse.Namespace) -> Choice:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(runs))  # or all cells would be missing
     return Choice(
         table=known.table,
-        datasets=parse(known.datasets),
-        backbones=parse(known.backbones),
-        variants=parse(known.methods),
+        datasets=values_of(known.datasets),
+        backbones=values_of(known.backbones),
+        variants=values_of(known.methods),
         seeds=tuple(seeds.parse(known.seeds)) if known.seeds else (),
         epochs=known.epochs,
         mini=mini,
@@ -68,11 +68,6 @@ def choice_of(known: argparse.Namespace) -> Choice:
 def folder_of(known: argparse.Namespace, choice: Choice) -> Path:
     """Where the table goes."""
     return command.folder_of(known.out, "--out") if known.out else choice.runs / "tables"
-
-
-def parse(text: str | None) -> tuple[str, ...]:
-    """The values of a list with commas."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def make(folder: Path) -> None:

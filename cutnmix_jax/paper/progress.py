@@ -1,6 +1,5 @@
 """Where the runs of a table stand while they go on: a live display in a terminal, a line now and then elsewhere."""
 
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cutnmix_jax import files, metrics
-from cutnmix_jax.console import InTerminal
+from cutnmix_jax.console import PROGRESS, InTerminal
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.paper.cells import Cell, headline
 
@@ -22,9 +21,6 @@ PLAIN_SECONDS = 60.0  # between the lines of a run where there is no terminal
 REFRESH_SECONDS = 1.0
 NOT_KNOWN = "time left not known"
 TAIL_BYTES = 4096  # of a log, enough for its last lines
-
-# What a run prints between its epochs, from `console.Display.update`.
-_PROGRESS = re.compile(r"epoch (\d+)/\d+ (step \d+/\d+) .*? left ((?:\d+ days?, )?[\d:]+)")
 
 
 class Started(NamedTuple):
@@ -85,7 +81,7 @@ def standing(run: Started) -> str:
     rows = rows_of(run.cell)
     lines = last_lines(run.cell.workdir / LOG, run.logged)
     tested = last_tested(rows, headline(run.cell.row))
-    shown = next((found for line in reversed(lines) if (found := _PROGRESS.match(line))), None)
+    shown = next((found for line in reversed(lines) if (found := PROGRESS.match(line))), None)
     if shown and int(shown[1]) > len(rows):
         return f"epoch {shown[1]} of {run.cell.epochs}, {shown[2]}{tested}; about {shown[3]} left"
     if not rows:

@@ -46,13 +46,12 @@ class Mix:
         "none, mixup, cutmix (one box for all peers) or cutnmix (a box per peer); follows from the row",
     )
     prob: float = field(
-        1.0, number(0, 1), "Eq. 5, 6 and Algorithm 1 mix every batch; the CIFAR scripts of CutMix itself have 0.5"
+        1.0, augment.PROB, "Eq. 5, 6 and Algorithm 1 mix every batch; the CIFAR scripts of CutMix itself have 0.5"
     )
-    # At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
-    alpha: float = field(1.0, number(1e-3, 1e6), "Beta(1, 1), section 1 and Eq. 7")
+    alpha: float = field(1.0, augment.ALPHA, "Beta(1, 1), section 1 and Eq. 7")
     box: str = field(
         "cutmix",
-        one_of(augment.BOX_READINGS),
+        augment.BOX,
         "how to read Eq. 7: cutmix (each box by CutMix's own law, section 2.2), uniform, inside, wrap, raw or own; see "
         "augment.cutnmix_boxes",
     )

@@ -62,13 +62,13 @@ def check(settings: Settings) -> None:
             f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out, or "
             f"choose {' or '.join(_taught())}"
         )
+    if settings.teacher_which != "last" and not settings.teacher:
+        raise UsageError(
+            f"config.teacher_which={settings.teacher_which}: there is no teacher; leave it out, or name one with "
+            "--config.teacher=DIR"
+        )
     if not frozen:  # the other ones are checked with their teacher
         method.check(setup(settings))
-    if len(method.views) > 1 and settings.mix.kind == "cutnmix" and settings.mix.box == "own":
-        raise UsageError(
-            f"config.mix.box='own': {settings.method} has one label for {len(method.views)} views; choose another "
-            "reading"
-        )
 
 
 def _taught() -> list[str]:
@@ -97,6 +97,8 @@ def setup(settings: Settings, teacher: str | None = None) -> Setup:
 def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) -> None:
     """Raises UsageError where a term or a head has a name that a row of `metrics.jsonl` has for something else.
 
+    Or where the accuracy that the tables show of the row is none of those that it has.
+
     Args:
       settings: of the run.
       terms: names of the loss terms.
@@ -108,6 +110,9 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
                 raise UsageError(
                     f"{settings.method}: its {kind} {name!r} needs another name: a word that stands for nothing else"
                 )
+    measured = ("accuracy", *(f"accuracy_{name}" for name in ("ensemble", *heads)))
+    if (shown := methods.row(settings.method).headline) not in measured:
+        raise UsageError(f"{settings.method}: its headline {shown!r} is not measured; {nearest(shown, measured)}")
 
 
 def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:

@@ -149,7 +149,7 @@ def taken(description: Description, arrays: Mapping[str, jax.Array], share_trunk
       ValueError, KeyError: its networks are not among them.
     """
     found = dict(arrays)
-    firsts = {part: _prefix(part, 0, description.which) for part in digests.PEER_0}
+    firsts = {part: _prefix(part, 0, description.which) for part in digests.PEERS}
     networks = []
     for j, made in zip(description.peers, description.make(), strict=True):
         own = {part: _prefix(part, j, description.which) for part in firsts}
@@ -170,7 +170,7 @@ def _prefix(part: str, j: int, which: str) -> str:
     """Where the `params` or `batch_stats` of peer j stand in a state."""
     if which == AVERAGE:
         return f"state.teachers.average.{part}.{j}"
-    return f"{digests.PEER_0[part].removesuffix('.0')}.{j}"
+    return f"{digests.PEERS[part]}.{j}"
 
 
 def _part(arrays: Mapping[str, jax.Array], prefix: str, like: Tree) -> Tree:
