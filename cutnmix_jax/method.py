@@ -68,6 +68,11 @@ class Method:
     remembers: ClassVar[bool] = False
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether one of its teachers is a trained network."""
+        return "frozen" in self.teachers
+
+    @property
     def calibrates(self) -> bool:
         """Whether `calibrate` is called after each epoch."""
         return False

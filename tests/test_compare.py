@@ -425,7 +425,7 @@ def test_narrow_and_wide(columns, tmp_path, monkeypatch, capsys):
 
 def test_every_row_can_be_compared(tmp_path):
     for row in rows_by_name():
-        teacher = {"teacher": "runs/any"} if "frozen" in rows_by_name()[row].method.teachers else {}
+        teacher = {"teacher": "runs/any"} if rows_by_name()[row].method.needs_teacher else {}
         head = rows_by_name()[row].headline.removeprefix("accuracy_")
         save(tmp_path / row, 0.8, row, heads={} if head == "accuracy" else {head: [0.5] * 4}, **teacher)
     groups, left_out = runs.gather([tmp_path])
@@ -535,7 +535,7 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
         assert next(csv.DictReader(file))["backbone"] == "tests.tiny:Tiny"
 
 
-@pytest.mark.parametrize("name", ["a|b:c", "../x:make", "x:", ":x", "a.b:c d", "x:y:z"])
+@pytest.mark.parametrize("name", ["a|b:c", "../x:make", "x:", ":x", "a.b:c d", "x:y:z", "a..b:c"])
 def test_names_that_no_network_has(name, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, "fig1", f"--backbones={name}", f"--runs={tmp_path}") == 2
     error = capsys.readouterr().err

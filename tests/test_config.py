@@ -129,6 +129,7 @@ WRONG = [
     (["--config=README.md"], "no configuration 'README.md'"),
     ([QUICK, "--config.backbone=foo"], "field by field"),
     ([QUICK, "--config.backbone.name=../x:y"], "no backbone '../x:y'"),
+    ([QUICK, "--config.backbone.name=a..b:c"], "no backbone 'a..b:c'"),
     ([QUICK, "--config.epochs=10000000000"], "at most 2147483647"),
     ([QUICK, "--config.epochs=2147483647"], "more steps than an int32 can count"),
     ([QUICK, "--config.eval_batch_size=2147483647"], "of at most 10000"),

@@ -132,7 +132,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
     variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", [name for name in backbones if not _is_own(name)], networks.names())
+    _check_names("backbones", [name for name in backbones if not foreign.is_well_named(name)], networks.names())
     _check_names("methods", variants, known)
     if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)
@@ -144,12 +144,6 @@ def cells_of(choice: Choice) -> list[Cell]:
         for backbone in dict.fromkeys(backbones)
         for variant in dict.fromkeys(variants)
     ]
-
-
-def _is_own(name: str) -> bool:
-    """Whether a name is one of a network of somebody's own; as that it is also the name of a folder."""
-    module, _, attribute = name.partition(":")
-    return foreign.is_foreign(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
 
 
 def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -214,7 +208,7 @@ def headline(row: str) -> str:
 
 def is_taught(variant: str) -> bool:
     """Whether a row has a trained teacher, which is the baseline of the same backbone and seed."""
-    return methods.has_row(variant) and "frozen" in methods.row(variant).method.teachers
+    return methods.has_row(variant) and methods.row(variant).method.needs_teacher
 
 
 def title(name: str) -> str:

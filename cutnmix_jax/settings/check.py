@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from cutnmix_jax import backbones, console, data, methods
+from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
@@ -52,17 +53,16 @@ def check(settings: Settings) -> None:
         )
     if unknown := [name for name in method.teachers if name not in TEACHERS]:
         raise UsageError(f"{settings.method}: no teacher {unknown[0]!r}; {nearest(unknown[0], TEACHERS)}")
-    frozen = "frozen" in method.teachers
-    if frozen and not settings.teacher:
+    if method.needs_teacher and not settings.teacher:
         raise UsageError(
             f"{settings.method} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data"
         )
-    if settings.teacher and not frozen:
+    if settings.teacher and not method.needs_teacher:
         raise UsageError(
             f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out, or "
             f"choose {' or '.join(_taught())}"
         )
-    if not frozen:  # the other ones are checked with their teacher
+    if not method.needs_teacher:  # the other ones are checked with their teacher
         method.check(setup(settings))
     if len(method.views) > 1 and settings.mix.kind == "cutnmix" and settings.mix.box == "own":
         raise UsageError(
@@ -72,7 +72,7 @@ def check(settings: Settings) -> None:
 
 
 def _taught() -> list[str]:
-    return [name for name, row in methods.rows_by_name().items() if "frozen" in row.method.teachers]
+    return [name for name, row in methods.rows_by_name().items() if row.method.needs_teacher]
 
 
 def setup(settings: Settings, teacher: str | None = None) -> Setup:
@@ -175,7 +175,7 @@ def _check_networks(settings: Settings) -> None:
     if settings.share_trunk and settings.mapping == "vmap":
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in backbones.names():
+        if not foreign.is_well_named(name) and name not in backbones.names():
             field = "peers" if settings.peers else "backbone.name"
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
