@@ -7,7 +7,7 @@ are finite in float32 in the first step; that it learns well is not said.
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cutnmix_jax.errors import nearest
@@ -40,7 +40,13 @@ class Change(enum.Enum):
     NEVER = "decides which images belong to a step, which ones a run is tested on, or what a checkpoint holds"
 
 
-def field(default: Any, check: Check, reason: str, change: Change = Change.FORCED) -> Any:
+def field(
+    default: Any,
+    check: Check,
+    reason: str,
+    change: Change = Change.FORCED,
+    of: Mapping[str, tuple[str, ...]] = {},
+) -> Any:
     """A field of a dataclass of settings.
 
     Args:
@@ -48,8 +54,11 @@ def field(default: Any, check: Check, reason: str, change: Change = Change.FORCE
       check: what it may be.
       reason: what it is, and why it has its default; for the list of all fields.
       change: whether it may change within a run.
+      of: the name of another field of the dataclass -> its values with which this one is looked at; with any where
+        nothing is said.
     """
-    metadata = {"check": check, "reason": reason, "change": change}
+    whose = [f"of {' and '.join(values)}" for values in of.values()]
+    metadata = {"check": check, "reason": "; ".join([*whose, reason]), "change": change, "of": of}
     return dataclasses.field(default=default, metadata=metadata)
 
 

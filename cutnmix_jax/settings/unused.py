@@ -1,16 +1,9 @@
 """Fields that have no effect beside the others, and those of them that somebody has set."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from cutnmix_jax.settings import Optimizer, Settings, recipe, tree
-
-# What looks at a field that not every optimizer, or one schedule alone, looks at.
-_LOOKED_AT_BY = {
-    **dict.fromkeys(("momentum", "nesterov"), ("sgd", "lars")),
-    **dict.fromkeys(("beta_1", "beta_2", "epsilon"), ("adamw",)),
-    "trust": ("lars",),
-    **dict.fromkeys(("milestones", "decay"), ("stepwise",)),
-}
 
 
 def unused(settings: Settings) -> dict[str, str]:
@@ -42,5 +35,10 @@ def _by_reason(settings: Settings) -> Iterator[tuple[str, list[str]]]:
 
 
 def _of_others(optimizer: Optimizer) -> list[str]:
-    chosen = {optimizer.name, optimizer.schedule}
-    return [f"optimizer.{name}" for name, by in _LOOKED_AT_BY.items() if not chosen & set(by)]
+    """The fields of other optimizers and schedules."""
+    of_each = {field.name: field.metadata["of"] for field in dataclasses.fields(optimizer)}
+    return [
+        f"optimizer.{name}"
+        for name, of in of_each.items()
+        if any(getattr(optimizer, other) not in values for other, values in of.items())
+    ]
