@@ -10,7 +10,7 @@ from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.fields import Change
 from cutnmix_jax.finished import CONFIG, RESULTS, STUDENT
-from cutnmix_jax.settings import Settings, tree
+from cutnmix_jax.settings import Settings, tree, unused
 
 FORCED, EXTENDED = "forced.json", "extended.json"
 
@@ -45,7 +45,7 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allow
             old = files.read_fields(path)
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
-    changed, ours = tree.changes(old, new), set(old) == set(new)
+    changed, ours = unused.changes(old, new), set(old) == set(new)
     if not changed or (ours and not begun):
         return False  # nothing was saved, so nothing is lost by beginning again
     if not ours:
@@ -80,7 +80,7 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
       UsageError: one of them cannot change within a run.
       CheckpointError: they are others than `config.json` says, and nobody has forced the run to go on with them.
     """
-    changed = tree.changes(dict(saved), tree.of_settings(settings))
+    changed = unused.changes(dict(saved), tree.of_settings(settings))
     what = f"what is saved in {workdir} was trained with other fields than its {CONFIG} says {_first(changed)}"
     _check_fixed(changed, what)
     before = [change for name in (FORCED, EXTENDED) for change in recorded(workdir, name)]

@@ -17,7 +17,7 @@ from cutnmix_jax import finished, training
 from cutnmix_jax.methods import rows_by_name
 from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
-from cutnmix_jax.settings import command_line, tree
+from cutnmix_jax.settings import command_line, tree, unused
 from tests.runs import write_finished
 from tests.test_run import TINY
 
@@ -129,7 +129,7 @@ def test_fields_that_change_no_number_make_no_group(tmp_path):
 
 
 def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
-    """Against `tree.changes`, which decides whether a run may go on."""
+    """Against `unused.changes`, which decides whether a run may go on."""
     changes = [{}, {"mapping": "vmap"}, {"checkpoint__every_steps": 5}, {"loss__temperature": 2.0}, {"epochs": 3}]
     for number, change in enumerate(changes):
         save(tmp_path / str(number), 0.8, seed=90 + number, **change)
@@ -137,7 +137,7 @@ def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
     assert [[run.seed for run in group.finished] for group in groups] == [[90, 92], [91], [93], [94]]
     for group in groups[1:]:
         one, other = (fields_of(**changes[some.finished[0].seed - 90]) for some in (groups[0], group))
-        assert {c.path for c in tree.changes(one, other)} == set(labels.differing([groups[0], group])[0])
+        assert {c.path for c in unused.changes(one, other)} == set(labels.differing([groups[0], group])[0])
     assert labels.differing(groups)[0] == ["epochs", "loss.temperature", "mapping"]
     header = compare.rows_of_csv(groups)[0]
     assert header.count("epochs") == 1 and {"loss.temperature", "mapping"} < set(header)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import backbones, data, digests, fields, main, methods, training
+from cutnmix_jax import backbones, continued, data, digests, fields, main, methods, training
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import check, command_line, listing, recipe, tree
+from cutnmix_jax.settings import check, command_line, listing, recipe, tree, unused
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -299,6 +299,34 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
     before = read("configs/resnet32.py")
     after = read("configs/resnet32.py", "--config.seed=96", "--config.checkpoint.keep=9", "--config.data_dir=x")
     assert list(map(str, tree.changes(before, after))) == ["config.seed: 95 -> 96"]
+
+
+@pytest.mark.parametrize(
+    ("row", "both", "one", "other"),
+    [
+        ("cutnmix_dml", "peers=resnet8,resnet32", "backbone.name=vgg16", "backbone.name=resnet110"),
+        ("cutnmix", "mix.prob=0", "mix.alpha=0.5", "mix.alpha=2"),
+        ("cutnmix", "mix.prob=0", "mix.box=own", "mix.box=wrap"),
+        ("cutmix", "mix.prob=0.1", "mix.box=own", "mix.box=wrap"),
+        ("dml", "optimizer.milestones=()", "optimizer.decay=0.5", "optimizer.decay=0.2"),
+        ("dml", "optimizer.schedule=cosine", "optimizer.milestones=(1,)", "optimizer.milestones=()"),
+        ("dml", "optimizer.name=adamw", "optimizer.momentum=0.5", "optimizer.momentum=0.2"),
+    ],
+)
+def test_what_has_no_effect_in_either_is_no_change(row, both, one, other, tmp_path):
+    """Neither within a run nor between two; where it has one in either, it is."""
+    made = [command_line.from_flags(f"quickstart:digits,{row}", [f"--config.{both}", f"--config.{each}"])
+            for each in (one, other)]  # fmt: skip
+    trees = list(map(tree.of_settings, made))
+    assert unused.changes(*trees) == []
+    assert len(tree.changes(*trees)) == 1
+    (tmp_path / "config.json").write_text(json.dumps(trees[0]))
+    assert not continued.check_file(tmp_path, made[1], begun=True, allowed=continued.Allowed.NONE)
+    assert unused.changes({**trees[0], "new": 1}, trees[1]) == tree.changes({**trees[0], "new": 1}, trees[1])
+    looked_at = read("quickstart:digits," + row, f"--config.{one}")
+    path = one.partition("=")[0]
+    if path != "mix.box" or row == "cutnmix":
+        assert path in [change.path for change in unused.changes(looked_at, trees[1])]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell, headline
 from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.pool import Pool
-from cutnmix_jax.settings import command_line, tree
+from cutnmix_jax.settings import command_line, tree, unused
 
 _CUT_OFF = (StoppedError.exit_code, -signal.SIGTERM, signals.AT_ONCE)  # the second before Python could listen
 
@@ -74,7 +74,7 @@ def other_fields(cell: Cell) -> list[str]:
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
         return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
-    changed = list(map(str, tree.changes(held, asked)))
+    changed = list(map(str, unused.changes(held, asked)))
     if cell.teacher and results:
         teacher = finished.read(cell.teacher.workdir) or {}
         if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held.get("teacher")):

@@ -170,10 +170,10 @@ def _read(folder: Path) -> Run:
         raise _UnusableError(f"it has no {head}")
     # As the file has them, so that a field that it lacks is not taken for one with today's default.
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
-    if fields.get("peers"):  # which replaces it
-        fields["backbone.name"] = fields.pop("peers")
     for path in unused.unused(settings):  # no difference makes two runs
         fields.pop(path, None)
+    if fields.get("peers"):  # which are its networks, and so are shown as them
+        fields["backbone.name"] = fields.pop("peers")
     for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
         if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
