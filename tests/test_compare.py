@@ -152,6 +152,17 @@ def test_a_field_that_nothing_looks_at_makes_no_group(tmp_path):
     assert labels.differing(groups) == (["method"], ["mix.kind"])
 
 
+def test_a_field_that_a_configuration_lacks_is_told(tmp_path):
+    """It is not taken for one that has no effect, nor for one with today's default."""
+    save(tmp_path / "a", 0.5, "cutnmix", seed=1, mix__box="own")
+    fields = fields_of("cutnmix", seed=2)
+    del fields["mix"]["box"]
+    write_finished(tmp_path / "b", fields, rows_of(0.5))
+    groups = runs.gather([tmp_path]).groups
+    assert labels.differing(groups) == (["mix.box"], [])
+    assert [labels.label(group, ["mix.box"]) for group in groups] == ["mix.box=own", "mix.box=—"]
+
+
 def test_students_of_unlike_teachers_make_groups(tmp_path):
     """Also where each seed has a teacher of its own, and where one of them is not known any more."""
     for name, row, seed in (("a", "baseline", 1), ("b", "baseline", 2), ("c", "cutmix", 3)):

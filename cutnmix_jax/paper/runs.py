@@ -22,6 +22,7 @@ class Run(NamedTuple):
       seed: of the run.
       fields: a path -> its value, of all fields but the seed that decide about the numbers; of a trained teacher what
         it is.
+      unused: paths of fields that have no effect in it, and so are not among these.
       epochs: how many it is to have.
       head: the accuracy that its row of the tables shows.
       rows: its epochs so far.
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     folder: Path
     seed: int
     fields: dict[str, Any]
+    unused: frozenset[str]
     epochs: int
     head: str
     rows: list[metrics.Row]
@@ -57,6 +59,7 @@ class Group(NamedTuple):
 
     Attributes:
       fields: that they share, as `Run.fields`.
+      unused: likewise.
       epochs: how many they have.
       head: the accuracy that is shown.
       finished: those that are, by their seeds.
@@ -64,6 +67,7 @@ class Group(NamedTuple):
     """
 
     fields: dict[str, Any]
+    unused: frozenset[str]
     epochs: int
     head: str
     finished: list[Run]
@@ -170,14 +174,15 @@ def _read(folder: Path) -> Run:
         raise _UnusableError(f"it has no {head}")
     # As the file has them, so that a field that it lacks is not taken for one with today's default.
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
-    for path in unused.unused(settings):  # no difference makes two runs
+    without_effect = frozenset(unused.unused(settings))
+    for path in without_effect:  # no difference makes two runs
         fields.pop(path, None)
     if fields.get("peers"):  # which are its networks, and so are shown as them
         fields["backbone.name"] = fields.pop("peers")
     for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
         if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
-    return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
+    return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)
 
 
 def _trained(folder: str | None, sha256: str | None) -> str:
@@ -224,7 +229,7 @@ def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:
             left_out[run.folder] = f"{another}{other.folder}, with the same fields and the same seed"
             continue
         seeds[same, run.seed] = run
-        group = groups.setdefault(same, Group(run.fields, run.epochs, run.head, [], []))
+        group = groups.setdefault(same, Group(run.fields, run.unused, run.epochs, run.head, [], []))
         (group.finished if run.results else group.unfinished).append(run)
     met = {id(run): number for number, run in enumerate(runs)}
     for group in groups.values():
