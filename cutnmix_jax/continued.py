@@ -199,11 +199,12 @@ def _check_fixed(changed: Sequence[tree.Difference], what: str) -> None:
 
 def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
     """Why changed fields are more than the number of epochs, or change the steps before; empty where they do not."""
-    if [one.path for one in changed] != ["epochs"]:
+    if [one.change for one in changed] != [Change.EXTENDED]:
         return "it changes config.epochs alone"
-    if not isinstance(changed[0].before, int) or changed[0].before > settings.epochs:
+    before = changed[0].before
+    if not isinstance(before, int) or before > settings.epochs:
         return "it takes more epochs, not fewer"
-    if changed[0].before > 1 and changed[0].before % settings.eval_every_epochs:
+    if not settings.is_evaluated(before):
         return f"with eval_every_epochs={settings.eval_every_epochs} its last epoch would not have been evaluated"
     if settings.optimizer.schedule != "stepwise" or settings.loss.remembers:
         what = settings.method if settings.loss.remembers else f"schedule={settings.optimizer.schedule}"

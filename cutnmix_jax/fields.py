@@ -37,6 +37,7 @@ class Change(enum.Enum):
 
     FREE = "changes neither the data nor the numbers"
     FORCED = "changes the numbers: only with --force"
+    EXTENDED = "changes the numbers: more of it with --extend, another number only with --force"
     NEVER = "decides which images belong to a step, which ones a run is tested on, or what a checkpoint holds"
 
 
@@ -60,6 +61,17 @@ def field(
     whose = [f"of {' and '.join(values)}" for values in of.values()]
     metadata = {"check": check, "reason": "; ".join([*whose, reason]), "change": change, "of": of}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(range: str, reason: str, change: Change) -> Any:
+    """A field that holds others, whose names a method decides: its options, or the weights of its loss terms.
+
+    Args:
+      range: what they may be, in words.
+      reason: what they are.
+      change: whether it may change within a run which of them there are.
+    """
+    return dataclasses.field(metadata={"range": range, "reason": reason, "change": change})
 
 
 def whole(low: int, high: int = LARGEST) -> Check:

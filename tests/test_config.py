@@ -289,13 +289,16 @@ def test_a_difference_names_the_field():
 
 def test_what_may_change_within_a_run_stands_beside_the_field():
     wanted = {"seed": "NEVER", "backbone.name": "NEVER", "optimizer.learning_rate": "FORCED", "weights.ce": "FORCED",
-              "loss.temperature": "FORCED", "checkpoint.keep": "FREE", "teacher": "FREE",
-              "nothing": "FORCED"}  # fmt: skip
+              "loss.name": "NEVER", "loss.temperature": "FORCED", "epochs": "EXTENDED", "checkpoint.keep": "FREE",
+              "teacher": "FREE", "nothing": "FORCED"}  # fmt: skip
     assert {path: tree.change_of(path).name for path in wanted} == wanted
     assert tree.change_of("loss.target", "kdcl").name == "NEVER"  # with `general` a checkpoint holds weights of peers
     assert tree.change_of("loss.temperature", "kdcl").name == "FORCED"
     one, other = ({"loss": {"name": "kdcl", "target": target}} for target in ("mean", "general"))
     assert [difference.change.name for difference in tree.differences(one, other)] == ["NEVER"]
+    rows = [read(f"resnet32:cifar100,{row}") for row in ("dml", "dml_cutmix", "cutnmix")]  # the last has a peer teacher
+    fixed = [[one.path for one in tree.changes(rows[0], row) if one.change.name == "NEVER"] for row in rows]
+    assert fixed == [[], [], ["loss.name"]]
     before = read("configs/resnet32.py")
     after = read("configs/resnet32.py", "--config.seed=96", "--config.checkpoint.keep=9", "--config.data_dir=x")
     assert list(map(str, tree.changes(before, after))) == ["config.seed: 95 -> 96"]

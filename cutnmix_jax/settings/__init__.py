@@ -13,6 +13,7 @@ from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.fields import (
     Change,
     field,
+    group,
     increasing_epochs,
     names,
     number,
@@ -177,8 +178,10 @@ class Settings:
         one_of(tuple(precision.CHOICES)),
         "tf32 (on a CPU float32), float32 or bfloat16; the parameters of our networks are float32",
     )
-    loss: Method  # a file of methods/ and its options
-    weights: Mapping[str, float]  # of each loss term; 0 only measures it
+    loss: Method = group("set by the argument", "a file of cutnmix_jax/methods; its options are below", Change.NEVER)
+    weights: Mapping[str, float] = group(
+        "a number, 0 or above", "the weight of a loss term; with 0 it is only measured", Change.FORCED
+    )
     ramp_up: RampUp = dataclasses.field(default_factory=RampUp)
     views: str = field(
         "shared", one_of(VIEWS), "per_peer: each its own crop and flip; shared: one for all; from the row"
@@ -190,7 +193,7 @@ class Settings:
         "decay of running averages of the weights, say 0.999, which are evaluated, too; none: no averages",
         Change.NEVER,
     )
-    epochs: int = field(240, whole(1), "section 3.1")
+    epochs: int = field(240, whole(1), "section 3.1", Change.EXTENDED)
     # BatchNorm has no deviation over one image.
     batch_size: int = field(
         64, whole(2), "64 in SSKD [26], whose recipe the paper follows, and in its lineage", Change.NEVER
@@ -224,6 +227,10 @@ class Settings:
     def same_images(self) -> bool:
         """Whether all peers see the same images: one crop and flip, and one box, for all."""
         return self.views == "shared" and self.mix.kind != "cutnmix"
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the accuracies are measured after an epoch, counted from 1; the first has to be a best one so far."""
+        return epoch in (1, self.epochs) or epoch % self.eval_every_epochs == 0
 
     @property
     def backbone_name(self) -> str:
