@@ -1,12 +1,17 @@
 """Networks beside the peers that no gradient trains: the averages of their weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cutnmix_jax import backbones
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.companions import Average
+from cutnmix_jax.method import Method
+from cutnmix_jax.settings import command_line
 from tests.runs import Made, rows_in
 
 
@@ -29,6 +34,22 @@ def test_an_average_follows_its_law():
         stats["mean"] = decay * stats["mean"] + (1 - decay) * new[1]["mean"]
     np.testing.assert_allclose(found["params"][0]["w"], params["w"], rtol=1e-5)
     np.testing.assert_allclose(found["batch_stats"][0]["mean"], stats["mean"], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taught(Method):
+    teachers = ("mean", "wise")
+
+
+def test_training_and_evaluation_have_the_same_ones():
+    """But for a trained teacher, which evaluation does not need; one that is not known is left out of neither."""
+    settings = command_line.from_flags("quickstart:digits,pcl", ["--config.average=0.9"])
+    assert list(assemble.companions(settings, None, None).kinds) == ["mean", "average"]
+    settings = command_line.from_flags("quickstart:digits,kd", ["--config.teacher=anywhere"])
+    assert list(assemble.companions(settings, None, None).kinds) == []
+    assert list(assemble.companions(settings, None, backbones.load("resnet8", 10)).kinds) == ["frozen"]
+    with pytest.raises(KeyError, match="wise"):
+        assemble.companions(dataclasses.replace(settings, loss=_Taught()), None, None)
 
 
 def test_what_is_no_float_has_no_average():

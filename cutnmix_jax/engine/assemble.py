@@ -112,7 +112,7 @@ def engine(
         dataset=dataset,
         spec=Spec(classes, found.sizes, len(dataset.train_labels), found.trunk_size),
         peers=joined,
-        companions=_companions(settings, joined, found.teacher),
+        companions=companions(settings, joined, found.teacher),
         make_batch=batches.make_batch_maker(dataset, settings),
         train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else 0),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
@@ -124,11 +124,18 @@ def engine(
     )
 
 
-def _companions(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Companions:
+def companions(settings: Settings, joined: peers.Peers, trained: Backbone | None) -> Companions:
+    """The networks beside the peers that a run asks for.
+
+    Args:
+      settings: of the run.
+      joined: its peers.
+      trained: its trained teacher; None leaves that out, for an evaluation, in which it says nothing.
+    """
     known: dict[str, Companion] = {"mean": RunningMean(joined)}
     if trained:
         known["frozen"] = Frozen(trained, len(settings.backbones))
-    kinds = {name: known[name] for name in settings.loss.teachers}
+    kinds = {name: known[name] for name in settings.loss.teachers if trained or name != "frozen"}
     if settings.average is not None:
         kinds["average"] = Average(joined, settings.average)
     return Companions(kinds)
