@@ -559,3 +559,12 @@ def test_time_that_is_not_known_is_told(tmp_path):
     cell.workdir.mkdir(parents=True)
     (cell.workdir / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
     assert progress.standing(progress.Started(cell, 0.0, 0)) == "1 of 8 epochs; time left not known"
+
+
+def test_unlike_peers_are_one_run_however_they_are_written(tmp_path):
+    save(tmp_path / "a", 0.5, seed=1, peers="resnet8,resnet32")
+    save(tmp_path / "b", 0.5, seed=2, peers="resnet8, resnet32", backbone__name="vgg16")
+    save(tmp_path / "c", 0.5, seed=3)
+    groups = runs.gather([tmp_path]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3]]
+    assert [labels.value(group, "backbone.name") for group in groups] == ["resnet8,resnet32", "resnet8"]

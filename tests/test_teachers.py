@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones
+from cutnmix_jax import backbones, teacher
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.companions import Average
 from cutnmix_jax.method import Method
 from cutnmix_jax.settings import command_line
-from tests.runs import Made, rows_in
+from tests.runs import Made, rows_in, write_finished
 
 
 def leaves(tree):
@@ -98,3 +98,12 @@ def test_an_average_is_evaluated_with_its_own_batch_statistics(trained):
         logits = network.apply(variables, images, False)[0].logits
         right = float((np.asarray(logits).argmax(-1) == dataset.test_labels).mean())
         assert rows_in(folders)[-1][f"test/accuracy_average_{j}"] == pytest.approx(right)
+
+
+def test_a_teacher_is_the_first_network_that_its_results_name(tmp_path):
+    """Whatever the fields of its version are called."""
+    fields = {"dataset": "digits", "method": "dml", "seed": 95, "epochs": 1, "networks": "resnet8 and resnet32"}
+    rows = [{"epoch": 1, "step": 4, "test/accuracy": 0.5}]
+    write_finished(tmp_path, fields, rows, backbones=["resnet8", "resnet32"])
+    settings = command_line.from_flags("quickstart:digits,kd", [f"--config.teacher={tmp_path}"])
+    assert teacher.find(settings, 10).backbone.name == "resnet8"

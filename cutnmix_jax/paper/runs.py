@@ -178,7 +178,8 @@ def _read(folder: Path) -> Run:
     for path in without_effect:  # no difference makes two runs
         fields.pop(path, None)
     if fields.get("peers"):  # which are its networks, and so are shown as them
-        fields["backbone.name"] = fields.pop("peers")
+        del fields["peers"]
+        fields["backbone.name"] = ",".join(settings.backbones)
     for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
         if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
