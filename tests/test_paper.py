@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutnmix_jax import finished, lock, methods, metrics, pool
+from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
 from cutnmix_jax.paper import figures, launch, options, report, reproduce
@@ -637,3 +637,11 @@ def test_two_runs_in_one_folder(tmp_path):
     finally:
         third.kill()
         third.communicate()
+
+
+def test_a_table_has_the_recipe_of_the_settings(monkeypatch):
+    """A changed default is the one of `train` and of `reproduce`."""
+    monkeypatch.setattr(settings.Settings, "epochs", 120)
+    monkeypatch.setattr(settings.Optimizer, "milestones", (60, 90))
+    [cell] = cells_of(Choice("fig1", variants=("dml",), seeds=(95,)))
+    assert cell.epochs == 120 and "--config.optimizer.milestones=(60,90,)" in cell.arguments

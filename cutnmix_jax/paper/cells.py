@@ -9,10 +9,9 @@ from cutnmix_jax import data, methods
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
-from cutnmix_jax.settings import recipe
+from cutnmix_jax.settings import Optimizer, Settings, recipe
 
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
-EPOCHS = 240
 
 TITLES = {
     "baseline": "Baseline", "mixup": "MixUp", "cutmix": "CutMix", "dml": "DML", "dml_cutmix": "DML + CutMix",
@@ -64,7 +63,7 @@ class Cell(NamedTuple):
     workdir: Path
     arguments: tuple[str, ...]
     teacher: "Cell | None"
-    epochs: int = EPOCHS
+    epochs: int = Settings.epochs
 
     @property
     def name(self) -> str:
@@ -168,7 +167,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
         fields["data_dir"] = choice.data_dir
     if teacher:
         fields["teacher"] = teacher.workdir
-    epochs = choice.epochs or (MINI_EPOCHS if choice.mini else EPOCHS)
+    epochs = choice.epochs or (MINI_EPOCHS if choice.mini else Settings.epochs)
     # Always given, because a backbone's file may have a shorter recipe of its own.
     fields["epochs"] = epochs
     fields["optimizer.milestones"] = _milestones(epochs)
@@ -190,7 +189,7 @@ def _config(backbone: str) -> str:
 
 def _milestones(epochs: int) -> str:
     """The recipe's milestones in proportion, as a tuple on the command line; none where they fall together."""
-    scaled = sorted({milestone * epochs // EPOCHS for milestone in (150, 180, 210)} - {0})
+    scaled = sorted({milestone * epochs // Settings.epochs for milestone in Optimizer.milestones} - {0})
     return "(" + "".join(f"{milestone}," for milestone in scaled) + ")"
 
 
