@@ -405,7 +405,7 @@ def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
         assert cells_in(out.splitlines()[5])[1] == shown.strip()
     lines, text = written(tmp_path / "out")
     assert [line["last_fraction"] for line in lines] == ["0.8", "", "0.7"]
-    assert (lines[2]["backbone.name"], lines[2]["folder"]) == (shown, f"{tmp_path}/{shown}/b")
+    assert (lines[2]["backbone.name"], lines[2]["folder"]) == (shown.strip(), f"{tmp_path}/{shown}/b")
     table = [cells_in(line) for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4 and len({len(line) for line in table}) == 1
     assert re.sub(r"\\([^A-Za-z0-9])", r"\1", table[3][1]) == shown.strip()
