@@ -112,9 +112,12 @@ def test_a_name_given_twice_is_one():
 
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet32"])
 def test_every_backbone_has_the_recipe_of_its_cell(backbone):
-    """The quickstart's file, which is resnet8's, is shorter by itself."""
+    """The tiny one as well; the smaller batches of the quickstart are those of all in a mini table."""
+    for cell in cells_of(Choice("fig1", backbones=(backbone,), mini=True, seeds=(95,))):
+        assert (config_of(cell).batch_size, config_of(cell).backbone_name) == (32, backbone)
     for cell in cells_of(Choice("table1", ("digits",), (backbone,), ("baseline", "one"), (95,))):
         config = config_of(cell)
+        assert config == command_line.from_flags(f"{backbone}:digits,{cell.row}", ["--config.seed=95"])
         assert (config.epochs, tuple(config.optimizer.milestones)) == (
             cell.epochs,
             (150, 180, 210),

@@ -161,7 +161,8 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
 
     teacher = _cell(choice, dataset, backbone, "baseline", seed) if is_taught(row) else None
     fields: dict[str, object] = {"seed": seed} | changes
-    if foreign.is_foreign(backbone):
+    config = _config(choice, backbone)
+    if config != backbone:
         fields["backbone.name"] = backbone
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
@@ -174,17 +175,18 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     if methods.row(row).ramp_up:
         fields["ramp_up.epochs"] = recipe.ramp_up_epochs(epochs)
     arguments = (
-        f"--config={_config(backbone)}:{dataset},{row}",
+        f"--config={config}:{dataset},{row}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
         f"--workdir={workdir(variant)}",
     )
     return Cell(dataset, backbone, row, variant, seed, workdir(variant), arguments, teacher, epochs)
 
 
-def _config(backbone: str) -> str:
-    if foreign.is_foreign(backbone):
-        return "resnet32"  # the recipe is the same for all networks
-    return recipe.QUICKSTART if backbone == "resnet8" else backbone  # a tiny one wants its smaller batches
+def _config(choice: Choice, backbone: str) -> str:
+    """The configuration that a cell begins with; the recipe is the same for all networks."""
+    if choice.mini:
+        return recipe.QUICKSTART  # few images want its smaller batches
+    return "resnet32" if foreign.is_foreign(backbone) else backbone
 
 
 def _milestones(epochs: int) -> str:
