@@ -112,6 +112,11 @@ class Method:
         return state
 
 
+def same_images(views: str, mix_kind: str) -> bool:
+    """Whether all networks see the same images, one crop and flip, and one box: of `Row.views` and `Row.mix`."""
+    return views == "shared" and mix_kind != "cutnmix"
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """What a row of the tables says of a run; all else follows one recipe (section 3.2).

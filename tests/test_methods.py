@@ -12,9 +12,8 @@ from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
 from cutnmix_jax.methods.cutnmix import CutnMix
-from cutnmix_jax.names import term_names
+from cutnmix_jax.names import check_weights, term_names
 from cutnmix_jax.settings import command_line, recipe, tree
-from cutnmix_jax.settings.check import check_weights
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
     CLOCK,
@@ -159,8 +158,8 @@ def test_weights_and_terms_must_match():
     weights = settings.weights
 
     def check(weights, sizes=(4, 4)):
-        names = term_names(settings.loss, Spec(K, sizes, N))
-        check_weights(dataclasses.replace(settings, weights=weights), names, sizes)
+        spec = Spec(K, sizes, N)
+        check_weights("cutnmix", weights, settings.weights, term_names(settings.loss, spec), spec)
 
     check(weights)
     with pytest.raises(UsageError, match="no weight for the loss term 'pt'"):

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler, data, precision
+from cutnmix_jax import backbones, compiler, data, methods, precision
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.names import head_names, term_names
+from cutnmix_jax.names import check_weights, head_names, term_names
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.settings.check import check_names, check_weights
+from cutnmix_jax.settings.check import check_names
 from cutnmix_jax.types import Backbone, Dataset, Spec, Tree
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
@@ -59,7 +59,7 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
         spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
     check_names(settings, terms, heads)
-    check_weights(settings, terms, sizes)
+    check_weights(settings.method, settings.weights, methods.row(settings.method).weights, terms, spec)
     return Networks(tuple(made[name] for name in settings.backbones), sizes, trunk_size, teacher)
 
 

@@ -23,7 +23,7 @@ from cutnmix_jax.fields import (
     truth,
     whole,
 )
-from cutnmix_jax.method import Method
+from cutnmix_jax.method import Method, same_images
 
 MOST_PEERS = 64
 MAPPINGS = ("unroll", "vmap")
@@ -226,7 +226,7 @@ class Settings:
     @property
     def same_images(self) -> bool:
         """Whether all peers see the same images: one crop and flip, and one box, for all."""
-        return self.views == "shared" and self.mix.kind != "cutnmix"
+        return same_images(self.views, self.mix.kind)
 
     def is_evaluated(self, epoch: int) -> bool:
         """Whether the accuracies are measured after an epoch, counted from 1; the first has to be a best one so far."""

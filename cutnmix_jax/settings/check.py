@@ -9,6 +9,7 @@ from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
+from cutnmix_jax.names import check_any_weight
 from cutnmix_jax.settings import MOST_PEERS, Settings, tree
 
 _TERMS_TAKEN = "loss|accuracy"
@@ -34,8 +35,7 @@ def check(settings: Settings) -> None:
     _check_row(settings)
     _check_sizes(settings)
     _check_networks(settings)
-    if not any(settings.weights.values()):
-        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
+    check_any_weight(settings.weights)
     if unknown := sorted(set(settings.ramp_up.terms) - set(settings.weights)):
         raise UsageError(
             f"config.ramp_up.terms: no weight of a term {unknown[0]!r}; {nearest(unknown[0], settings.weights)}"
@@ -108,32 +108,6 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
                 raise UsageError(
                     f"{settings.method}: its {kind} {name!r} needs another name: a word that stands for nothing else"
                 )
-
-
-def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
-    """Raises UsageError unless each loss term has a weight and each weight a term; one of 0 may be any of the row.
-
-    Args:
-      settings: that have the weights.
-      terms: of the method.
-      sizes: D of each peer, for the message.
-    """
-    weights = settings.weights
-    if missing := sorted(set(terms) - set(weights)):
-        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
-    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
-        unlike = f"peers with features of {', '.join(map(str, sizes))} have"
-        alike = "a single peer has" if len(sizes) == 1 else "this method has"
-        who = unlike if len(set(sizes)) > 1 else alike
-        raise UsageError(
-            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
-            "set it to 0 or choose other peers"
-        )
-    known = {*terms, *methods.row(settings.method).weights}
-    if unknown := sorted(set(weights) - known):
-        raise UsageError(
-            f"config.weights.{unknown[0]}: {settings.method} has no such loss term; {nearest(unknown[0], known)}"
-        )
 
 
 def _check_row(settings: Settings) -> None:
