@@ -56,7 +56,7 @@ def networks(settings: Settings, num_classes: int, teacher: Backbone | None = No
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else 0
         sizes = tuple(size_of[name] for name in settings.backbones)
-        spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
+        spec = Spec(num_classes, sizes, _num_train(settings), trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
     check_names(settings, terms, heads)
     check_weights(settings.method, settings.weights, methods.row(settings.method).weights, terms, spec)
@@ -154,6 +154,12 @@ def _split(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data 
         for part in map(np.sort, taken)
     )
     return train, held_out, validation
+
+
+def _num_train(settings: Settings) -> int:
+    """How many images are trained on, as the data set says before it is read."""
+    images = settings.train_examples or data.counts(settings.dataset)["train"]
+    return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
 
 
 def _trunk_size(network: Backbone) -> int:
