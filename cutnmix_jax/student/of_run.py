@@ -37,6 +37,11 @@ class Run(NamedTuple):
     results: dict[str, Any]
     rows: list[Row]
 
+    @property
+    def num_counted(self) -> int:
+        """How many of its networks count as peers, which are the first ones; a leader does not."""
+        return len(self.results["last"]["accuracy_per_peer"])
+
 
 def look(folder: Path) -> Run:
     """Reads the folder of a finished run; no array of it.
@@ -84,17 +89,35 @@ def load(
     settings = run.settings
     if which == AVERAGE and settings.average is None:
         raise UsageError(f"{run.folder} has no averages of its weights: it was trained without config.average")
-    count = len(run.results["last"]["accuracy_per_peer"])
+    count = run.num_counted
     if peer is not None and not 0 <= peer < count:
         raise UsageError(f"--peer={peer}: {run.folder} has peers 0 to {count - 1}")
     epoch = run.results["best" if which == BEST else "last"]
     row = run.rows[epoch["epoch"] - 1]
     chosen, chosen_by = (peer, "") if peer is not None else _best(row, count, which)
     peers = tuple(range(count)) if ensemble else (chosen,)
-    description = describe(run, which, peers, "" if ensemble or count == 1 else chosen_by)
-    arrays = saved_arrays(run, epoch["step"]) if arrays is None else arrays
+    return load_networks(run, which, peers, "" if ensemble or count == 1 else chosen_by, arrays)
+
+
+def load_networks(
+    run: Run, which: str, numbers: tuple[int, ...], chosen_by: str = "", arrays: Mapping[str, jax.Array] | None = None
+) -> Student:
+    """Loads some networks of a run; a leader is the last one.
+
+    Args:
+      run: from `look`.
+      which: as for `load`.
+      numbers: of the networks.
+      chosen_by: the images by which a single one was chosen; empty where it was not.
+      arrays: as for `load`.
+
+    Raises:
+      CheckpointError: the checkpoint is gone or damaged.
+    """
+    description = describe(run, which, numbers, chosen_by)
+    arrays = saved_arrays(run, description.step) if arrays is None else arrays
     try:
-        return taken(description, arrays, settings.share_trunk)
+        return taken(description, arrays, run.settings.share_trunk)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{run.folder}: its networks are not in its checkpoint ({one_line(error)})") from error
 
