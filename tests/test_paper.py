@@ -359,6 +359,10 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     save(taught, 0.9, teacher=str(other))
     another = f"it was taught by another run than the one in {taught.teacher.workdir}"
     assert launch.other_fields(taught) == [another]  # where its weights are not known, the folder decides
+    save(taught, 0.9, told={"teacher_sha256": "of the teacher"})
+    gone = f"no finished run of its teacher in {taught.teacher.workdir}"
+    assert launch.other_fields(taught) == [gone]  # it need not have been another one
+    save(taught, 0.9, teacher=str(other))
     save(taught.teacher, 0.9, told={"weights_sha256": "of the teacher"})
     assert launch.other_fields(taught) == [another]
     save(taught, 0.9, teacher=str(other), told={"teacher_sha256": "of the teacher"})

@@ -76,10 +76,17 @@ def other_fields(cell: Cell) -> list[str]:
         return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
     changed = list(map(str, unused.changes(held, asked)))
     if cell.teacher and results:
-        teacher = finished.read(cell.teacher.workdir) or {}
-        if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held.get("teacher")):
-            changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
+        changed += _other_teacher(cell.teacher, results, held.get("teacher") == asked["teacher"])
     return changed
+
+
+def _other_teacher(teacher: Cell, results: dict[str, Any], same_folder: bool) -> list[str]:
+    """Why the teacher of some results is not the run of a cell, as far as can be told; empty where it is."""
+    there, taught_by = finished.read(teacher.workdir), results.get("teacher_sha256")
+    if taught_by and not there:
+        return [f"no finished run of its teacher in {teacher.workdir}"]
+    same = taught_by == there["weights_sha256"] if taught_by and there else same_folder
+    return [] if same else [f"it was taught by another run than the one in {teacher.workdir}"]
 
 
 @functools.cache  # a cell is looked at several times, and to read a configuration takes 8 ms
