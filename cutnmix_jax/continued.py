@@ -9,10 +9,8 @@ from typing import Any
 from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.fields import Change
-from cutnmix_jax.finished import CONFIG, RESULTS, STUDENT
+from cutnmix_jax.layout import CONFIG, EXTENDED, FORCED, RESULTS, STUDENT
 from cutnmix_jax.settings import Settings, tree, unused
-
-FORCED, EXTENDED = "forced.json", "extended.json"
 
 
 class Allowed(enum.Enum):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from cutnmix_jax import backbones, data, digests, finished
+from cutnmix_jax import backbones, data, digests, finished, layout
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
@@ -63,21 +63,21 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         name, trained_on = str(results["backbones"][0]), results["dataset"]
         step, sha256 = results[settings.teacher_which]["step"], results["weights_sha256"]
         if step != results["last"]["step"]:
-            is_there = step in digests.steps_in(path / finished.CHECKPOINTS)
-            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else ""
+            is_there = step in digests.steps_in(path / layout.CHECKPOINTS)
+            sha256 = digests.of_saved_network(digests.read(path / layout.CHECKPOINTS, step)) if is_there else ""
     # Its fields are not looked at: a run of another version, with other ones, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its results or its checkpoints cannot be read") from error
     backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
-        with contextlib.closing(Reader(path / finished.CHECKPOINTS)) as checkpoints:
+        with contextlib.closing(Reader(path / layout.CHECKPOINTS)) as checkpoints:
             network = checkpoints.read_network(shapes_of(backbone), step)
         if digests.of_network(network) != sha256:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network
 
-    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / finished.CHECKPOINTS))
+    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / layout.CHECKPOINTS))
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cutnmix_jax import continued, files, finished, lock, signals
+from cutnmix_jax import files, finished, layout, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
 from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell, headline
@@ -69,11 +69,11 @@ def other_fields(cell: Cell) -> list[str]:
     if results and headline(cell.row) not in results["last"]:
         return [f"it has no {headline(cell.row)}"]
     try:
-        held = files.read_fields(cell.workdir / finished.CONFIG)
-        if files.kind(cell.workdir / continued.FORCED):
+        held = files.read_fields(cell.workdir / layout.CONFIG)
+        if files.kind(cell.workdir / layout.FORCED):
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
-        return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
+        return [f"its {layout.CONFIG} cannot be read: {one_line(error)}"]
     changed = list(map(str, unused.changes(held, asked)))
     if cell.teacher and results:
         changed += _other_teacher(cell.teacher, results, held.get("teacher") == asked["teacher"])

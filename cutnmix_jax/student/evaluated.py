@@ -13,6 +13,7 @@ from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, batches, peers
 from cutnmix_jax.engine.evaluation import Evaluator
 from cutnmix_jax.errors import CheckpointError, DataError, one_line
+from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.of_run import Run, saved_arrays
@@ -100,7 +101,7 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
 def _check_same(run: Run, sha256: str) -> None:
     """Warns where the images of a data set are not those that a run was trained and tested with."""
     try:
-        before = files.read_fields(run.folder / "environment.json").get("data_sha256")
+        before = files.read_fields(run.folder / ENVIRONMENT).get("data_sha256")
     except (OSError, ValueError, CheckpointError):
         before = None
     if before != sha256:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import digests, files, finished, metrics
+from cutnmix_jax import digests, files, finished, layout, metrics
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError, UserError, one_line
 from cutnmix_jax.settings import Settings, tree
@@ -57,13 +57,13 @@ def look(folder: Path) -> Run:
         why_not = why_not and f" ({why_not[:300]})"
         raise UsageError(f"{folder}: no finished run there{why_not}; train it to its end first")
     try:
-        settings = tree.to_settings(files.read_fields(folder / finished.CONFIG))
+        settings = tree.to_settings(files.read_fields(folder / layout.CONFIG))
     except (OSError, ValueError, UserError) as error:
         raise CheckpointError(
             f"{folder}: its config.json is not one of this version ({one_line(error)[:200]}); use the version that "
             "trained it"
         ) from error
-    return Run(folder, settings, results, metrics.read_rows(folder / metrics.ROWS))
+    return Run(folder, settings, results, metrics.read_rows(folder / layout.ROWS))
 
 
 def load(
@@ -124,7 +124,7 @@ def load_networks(
 
 def saved_arrays(run: Run, step: int) -> dict[str, jax.Array]:
     """All arrays of the state of a step, by their names; CheckpointError where they are gone or damaged."""
-    checkpoints, left = run.folder / finished.CHECKPOINTS, run.folder / finished.STUDENT
+    checkpoints, left = run.folder / layout.CHECKPOINTS, run.folder / layout.STUDENT
     if not digests.steps_in(checkpoints) and left.is_dir():
         raise CheckpointError(f"the checkpoints of {run.folder} are gone; what is left of it is {left}, take that")
     with contextlib.closing(Reader(checkpoints)) as reader:
