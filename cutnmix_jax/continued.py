@@ -9,10 +9,8 @@ from typing import Any
 from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.fields import Change
-from cutnmix_jax.finished import CONFIG, RESULTS, STUDENT
-from cutnmix_jax.settings import Settings, tree
-
-FORCED, EXTENDED = "forced.json", "extended.json"
+from cutnmix_jax.layout import CONFIG, EXTENDED, FORCED, RESULTS, STUDENT
+from cutnmix_jax.settings import Settings, tree, unused
 
 
 class Allowed(enum.Enum):
@@ -45,7 +43,7 @@ def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allow
             old = files.read_fields(path)
     except ValueError as error:  # not JSON, or not text
         raise CheckpointError(f"{path} is damaged: {error}; restore it or choose another --workdir") from error
-    changed, ours = tree.changes(old, new), set(old) == set(new)
+    changed, ours = unused.changes(old, new), set(old) == set(new)
     if not changed or (ours and not begun):
         return False  # nothing was saved, so nothing is lost by beginning again
     if not ours:
@@ -80,7 +78,7 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
       UsageError: one of them cannot change within a run.
       CheckpointError: they are others than `config.json` says, and nobody has forced the run to go on with them.
     """
-    changed = tree.changes(dict(saved), tree.of_settings(settings))
+    changed = unused.changes(dict(saved), tree.of_settings(settings))
     what = f"what is saved in {workdir} was trained with other fields than its {CONFIG} says {_first(changed)}"
     _check_fixed(changed, what)
     before = [change for name in (FORCED, EXTENDED) for change in recorded(workdir, name)]
@@ -199,11 +197,12 @@ def _check_fixed(changed: Sequence[tree.Difference], what: str) -> None:
 
 def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
     """Why changed fields are more than the number of epochs, or change the steps before; empty where they do not."""
-    if [one.path for one in changed] != ["epochs"]:
+    if [one.change for one in changed] != [Change.EXTENDED]:
         return "it changes config.epochs alone"
-    if not isinstance(changed[0].before, int) or changed[0].before > settings.epochs:
+    before = changed[0].before
+    if not isinstance(before, int) or before > settings.epochs:
         return "it takes more epochs, not fewer"
-    if changed[0].before > 1 and changed[0].before % settings.eval_every_epochs:
+    if not settings.is_evaluated(before):
         return f"with eval_every_epochs={settings.eval_every_epochs} its last epoch would not have been evaluated"
     if settings.optimizer.schedule != "stepwise" or settings.loss.counts_epochs:
         what = settings.method if settings.loss.counts_epochs else f"schedule={settings.optimizer.schedule}"

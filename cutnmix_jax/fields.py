@@ -7,7 +7,7 @@ are finite in float32 in the first step; that it learns well is not said.
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cutnmix_jax.errors import nearest
@@ -37,10 +37,17 @@ class Change(enum.Enum):
 
     FREE = "changes neither the data nor the numbers"
     FORCED = "changes the numbers: only with --force"
+    EXTENDED = "changes the numbers: more of it with --extend, another number only with --force"
     NEVER = "decides which images belong to a step, which ones a run is tested on, or what a checkpoint holds"
 
 
-def field(default: Any, check: Check, reason: str, change: Change = Change.FORCED) -> Any:
+def field(
+    default: Any,
+    check: Check,
+    reason: str,
+    change: Change = Change.FORCED,
+    of: Mapping[str, tuple[str, ...]] = {},
+) -> Any:
     """A field of a dataclass of settings.
 
     Args:
@@ -48,9 +55,23 @@ def field(default: Any, check: Check, reason: str, change: Change = Change.FORCE
       check: what it may be.
       reason: what it is, and why it has its default; for the list of all fields.
       change: whether it may change within a run.
+      of: the name of another field of the dataclass -> its values with which this one is looked at; with any where
+        nothing is said.
     """
-    metadata = {"check": check, "reason": reason, "change": change}
+    whose = [f"of {' and '.join(values)}" for values in of.values()]
+    metadata = {"check": check, "reason": "; ".join([*whose, reason]), "change": change, "of": of}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(range: str, reason: str, change: Change) -> Any:
+    """A field that holds others, whose names a method decides: its options, or the weights of its loss terms.
+
+    Args:
+      range: what they may be, in words.
+      reason: what they are.
+      change: whether it may change within a run which of them there are.
+    """
+    return dataclasses.field(metadata={"range": range, "reason": reason, "change": change})
 
 
 def whole(low: int, high: int = LARGEST) -> Check:

@@ -10,10 +10,9 @@ import jax
 
 from cutnmix_jax import data, digests, environment, files, metrics
 from cutnmix_jax.errors import CheckpointError, one_line
+from cutnmix_jax.layout import CHECKPOINTS, CONFIG, RESULTS, ROWS
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.types import Dataset, Row
-
-RESULTS, CONFIG, CHECKPOINTS, STUDENT = "results.json", "config.json", "checkpoints", "student"
 
 _TESTED = ("test/", "validation/")
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -119,17 +118,17 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     named = [(results[name], config[name]) for name in ("dataset", "method", "seed", "epochs")]
     if results["config_sha256"] != digests.of_json(config) or any(one != other for one, other in named):
         return f"{RESULTS} is of another configuration than {CONFIG}"
-    rows = metrics.read_rows(folder / metrics.ROWS)
+    rows = metrics.read_rows(folder / ROWS)
     if len(rows) != results["epochs"] or not are_whole(rows):
-        return f"{metrics.ROWS} does not have the rows of {results['epochs']} epochs"
+        return f"{ROWS} does not have the rows of {results['epochs']} epochs"
     if results["last"] != metrics.summary(rows[-1]) or results["best"] != metrics.summary(metrics.ranked(rows)[0]):
-        return f"{RESULTS} has other accuracies than {metrics.ROWS}"
+        return f"{RESULTS} has other accuracies than {ROWS}"
     if steps := digests.steps_in(folder / CHECKPOINTS):
         record = digests.read(folder / CHECKPOINTS, steps[-1])
         if steps[-1] != rows[-1]["step"] or digests.of_saved_network(record) != results["weights_sha256"]:
             return f"{RESULTS} is of other weights than the newest checkpoint, that of step {steps[-1]}"
         if record["rows"] != rows:
-            return f"{metrics.ROWS} has other rows than the newest checkpoint"
+            return f"{ROWS} has other rows than the newest checkpoint"
     return ""
 
 

@@ -8,18 +8,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cutnmix_jax import console, continued, digests, environment, files, lock, metrics
-from cutnmix_jax.continued import EXTENDED, FORCED, Allowed, read_if_any, reading
+from cutnmix_jax.continued import Allowed, read_if_any, reading
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError
-from cutnmix_jax.finished import CHECKPOINTS, CONFIG, RESULTS, STUDENT
+from cutnmix_jax.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    CURVES,
+    DAMAGED,
+    ENVIRONMENT,
+    EVENTS,
+    EXTENDED,
+    FORCED,
+    RESULTS,
+    ROWS,
+    SAMPLES,
+    STUDENT,
+)
 from cutnmix_jax.settings import Settings, tree
 
-ENVIRONMENT, EVENTS = "environment.json", "tensorboard"
-SAMPLES, CURVES = "samples.png", "curves.png"
-
-_FOLDERS = (CHECKPOINTS, f"{CHECKPOINTS}-damaged", EVENTS, STUDENT)
+_FOLDERS = (CHECKPOINTS, DAMAGED, EVENTS, STUDENT)
 # Written once the folder is known to be a run's.
-_WRITTEN = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS, SAMPLES, CURVES)
-_READ = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, metrics.ROWS)
+_WRITTEN = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, ROWS, SAMPLES, CURVES)
+_READ = (CONFIG, RESULTS, FORCED, EXTENDED, ENVIRONMENT, ROWS)
 _FILES = (lock.LOCK, lock.OWNER, *_WRITTEN)
 # What may lie in a new folder without a word: a table's log, what was put aside, and what others put anywhere.
 _BESIDE = ("log.txt", "*-before-*", ".*", "lost+found", "*.out", "*.err", "*.log")
@@ -188,7 +198,7 @@ def _begun(workdir: Path) -> bool:
 
 
 def _rows(workdir: Path) -> list[metrics.Row]:
-    path = workdir / metrics.ROWS
+    path = workdir / ROWS
     with reading(path):
         return metrics.read_rows(path)
 

@@ -6,7 +6,7 @@ from os import PathLike, fspath, strerror
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import finished, metrics
+from cutnmix_jax import finished, layout, metrics
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.settings import Settings, command_line, tree
 from cutnmix_jax.types import Row
@@ -54,6 +54,6 @@ def history(folder: str | PathLike[str]) -> list[Row]:
       OSError: there is no such file, or it cannot be read.
       CheckpointError: what has its name is no file.
     """
-    if not (Path(folder) / metrics.ROWS).exists():
-        raise FileNotFoundError(ENOENT, strerror(ENOENT), str(Path(folder) / metrics.ROWS))
-    return metrics.read_rows(Path(folder) / metrics.ROWS)
+    if not (Path(folder) / layout.ROWS).exists():
+        raise FileNotFoundError(ENOENT, strerror(ENOENT), str(Path(folder) / layout.ROWS))
+    return metrics.read_rows(Path(folder) / layout.ROWS)

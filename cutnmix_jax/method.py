@@ -71,6 +71,11 @@ class Method:
     counts_epochs: ClassVar[bool] = False
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether one of its teachers is a trained network."""
+        return "frozen" in self.teachers
+
+    @property
     def calibrates(self) -> bool:
         """Whether `calibrate` is called after each epoch."""
         return False
@@ -108,6 +113,11 @@ class Method:
         """The next state, from what the peers say, [J, M, K], of M images that are not trained on, and their labels."""
         del logits, labels
         return state
+
+
+def same_images(views: str, mix_kind: str) -> bool:
+    """Whether all networks see the same images, one crop and flip, and one box: of `Row.views` and `Row.mix`."""
+    return views == "shared" and mix_kind != "cutnmix"
 
 
 @dataclasses.dataclass(frozen=True)

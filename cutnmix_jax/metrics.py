@@ -10,9 +10,8 @@ from typing import Any
 
 from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, described
+from cutnmix_jax.layout import EVENTS, ROWS
 from cutnmix_jax.types import Row
-
-ROWS = "metrics.jsonl"
 
 PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
 
@@ -74,7 +73,7 @@ class Metrics:
                 aside = files.put_aside(self._path, self._path.with_name("metrics-before.jsonl"))
                 console.warn(f"{self._path} had other rows than the run; it is made again, those are in {aside.name}")
         self.written()
-        self._events = _Events(folder / "tensorboard", len(rows) + 1)
+        self._events = _Events(folder / EVENTS, len(rows) + 1)
 
     def append(self, row: Row) -> None:
         """Adds the row of an epoch; one that cannot be written waits, with a warning."""

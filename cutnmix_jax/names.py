@@ -1,11 +1,12 @@
-"""The names of what a method computes, from its own code: only shapes are traced."""
+"""The names of what a method computes, from its own code: only shapes are traced; and whether weights are of those."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
@@ -44,6 +45,40 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
 def head_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """The names of what a method reports besides its peers; nothing is computed."""
     return tuple(jax.eval_shape(method.heads, *_variables(method, spec), _outputs(spec)))
+
+
+def check_any_weight(weights: Mapping[str, float]) -> None:
+    """Raises UsageError where the weights of all loss terms are 0."""
+    if not any(weights.values()):
+        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
+
+
+def check_weights(
+    row: str, weights: Mapping[str, float], of_row: Iterable[str], terms: tuple[str, ...], spec: Spec
+) -> None:
+    """Raises UsageError unless each loss term has a weight and each weight a term; one of 0 may be any of the row.
+
+    Args:
+      row: its name.
+      weights: the name of a term -> its weight.
+      of_row: the names of those that the row itself has.
+      terms: of the method, from `term_names`.
+      spec: what they were asked for.
+    """
+    if missing := sorted(set(terms) - set(weights)):
+        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
+    sizes = spec.feature_sizes
+    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
+        unlike = f"peers with features of {', '.join(map(str, sizes))} have"
+        alike = "a single peer has" if len(sizes) == 1 else "this method has"
+        who = unlike if len(set(sizes)) > 1 else alike
+        raise UsageError(
+            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
+            "set it to 0 or choose other peers"
+        )
+    known = {*terms, *of_row}
+    if unknown := sorted(set(weights) - known):
+        raise UsageError(f"config.weights.{unknown[0]}: {row} has no such loss term; {nearest(unknown[0], known)}")
 
 
 def _variables(method: Method, spec: Spec) -> tuple[Tree, Tree]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from cutnmix_jax import fields, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Method, Row, Setup
-from cutnmix_jax.names import term_names
+from cutnmix_jax.method import Method, Row, Setup, same_images
+from cutnmix_jax.names import check_any_weight, check_weights, term_names
 from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 
@@ -139,6 +139,10 @@ def make(
         found = methods.row(row)
     except UsageError as error:
         raise ValueError(str(error)) from error
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: at least 2 are told apart")
+    if not len(feature_sizes) or min(feature_sizes) < 1:
+        raise ValueError(f"feature_sizes={list(feature_sizes)}: give that of each network, 1 or more")
     known = {field.name: field for field in dataclasses.fields(found.method)}
     for name, value in options.items():
         if name not in known:
@@ -162,24 +166,22 @@ def make(
             f"{row} weighs its peers by held-out images after each epoch, with these options; train it with `train`"
         )
     spec = Spec(num_classes, tuple(feature_sizes), num_train)
-    terms = _checked_terms(found, method, spec)
     made = Objective(method, {**found.weights, **weights}, spec)
-    if lost := [name for name, weight in made.weights.items() if weight and name not in terms]:
-        raise ValueError(
-            f"{row} has no {lost[0]!r} for features of {', '.join(map(str, feature_sizes))}; give it the weight 0"
-        )
+    try:
+        _check(row, found, made)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("config.")) from error
     return made
 
 
-def _checked_terms(row: Row, method: Method, spec: Spec) -> tuple[str, ...]:
-    """The names of its terms; raises ValueError where the method is not defined for so many networks."""
+def _check(name: str, row: Row, made: Objective) -> None:
+    """Raises UsageError where the method is not defined for so many networks, or a weight is of no term."""
+    method, spec = made.method, made.spec
     names = ("a network",) * len(spec.feature_sizes)
-    same = row.views == "shared" and row.mix != "cutnmix"
-    try:
-        method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
-        return term_names(method, spec)
-    except UsageError as error:
-        raise ValueError(str(error).removeprefix("config.")) from error
+    same = same_images(row.views, row.mix)
+    method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
+    check_any_weight(made.weights)
+    check_weights(name, made.weights, row.weights, term_names(method, spec), spec)
 
 
 def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:

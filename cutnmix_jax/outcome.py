@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import console, continued, digests, files, finished, folder, stack, teacher
+from cutnmix_jax import console, continued, digests, files, finished, layout, stack, teacher
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import described, one_line
@@ -38,9 +38,9 @@ def results(
     )
     if engine.companions.trained:
         found["teacher_sha256"] = teacher.digest(state.teachers["frozen"])
-    if begun_as := continued.read_if_any(workdir / folder.ENVIRONMENT).get("init_sha256"):
+    if begun_as := continued.read_if_any(workdir / layout.ENVIRONMENT).get("init_sha256"):
         found["init_sha256"] = begun_as
-    for name in (continued.FORCED, continued.EXTENDED):
+    for name in (layout.FORCED, layout.EXTENDED):
         if changes := continued.recorded(workdir, name):
             found[Path(name).stem] = changes
     return found
@@ -55,13 +55,13 @@ def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path, saved: Sa
       workdir: the run's folder.
       saved: the state at the end.
     """
-    files.write_json(workdir / finished.RESULTS, results)
+    files.write_json(workdir / layout.RESULTS, results)
     leave_student(workdir, saved)
     title = f"{results['dataset']}, {results['backbone']}, {results['method']}, seed {results['seed']}"
-    with expendable(folder.CURVES, Exception):
+    with expendable(layout.CURVES, Exception):
         from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-        pictures.curves(workdir / folder.CURVES, rows, title)
+        pictures.curves(workdir / layout.CURVES, rows, title)
 
 
 def leave_student(workdir: Path, saved: Saved | None = None) -> None:
@@ -71,11 +71,11 @@ def leave_student(workdir: Path, saved: Saved | None = None) -> None:
       workdir: the run's folder.
       saved: the state at the end, where it is at hand.
     """
-    if exported.is_export(workdir / finished.STUDENT) or not digests.steps_in(workdir / finished.CHECKPOINTS):
+    if exported.is_export(workdir / layout.STUDENT) or not digests.steps_in(workdir / layout.CHECKPOINTS):
         return
-    with expendable(finished.STUDENT, Exception):
+    with expendable(layout.STUDENT, Exception):
         arrays = None if saved is None else digests.flat(saved)
-        exported.write(of_run.load(of_run.look(workdir), arrays=arrays), workdir / finished.STUDENT)
+        exported.write(of_run.load(of_run.look(workdir), arrays=arrays), workdir / layout.STUDENT)
 
 
 @contextlib.contextmanager

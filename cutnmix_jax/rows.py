@@ -23,10 +23,7 @@ def of_epoch(engine: Engine, saved: Saved, speed: Speed) -> Row:
     begun, step = time.monotonic(), int(saved.state.step)
     epoch = step // engine.steps_per_epoch - 1
     trained = means(engine, saved.totals, engine.steps_per_epoch)
-    settings = engine.settings
-    # After the first, so that there is a best one.
-    is_tested = epoch == 0 or (epoch + 1) % settings.eval_every_epochs == 0 or epoch + 1 == settings.epochs
-    tested = _tested(engine, saved.state) if is_tested else {}
+    tested = _tested(engine, saved.state) if engine.settings.is_evaluated(epoch + 1) else {}
     seconds = float(saved.seconds) + time.monotonic() - begun
     return {
         "epoch": epoch + 1,

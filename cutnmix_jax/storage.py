@@ -12,6 +12,7 @@ from typing import Any
 
 from cutnmix_jax import files
 from cutnmix_jax.errors import CheckpointError, one_line
+from cutnmix_jax.layout import DAMAGED, ROWS
 
 
 def hush() -> contextlib.ExitStack:
@@ -50,7 +51,7 @@ def put_damaged_aside(checkpoints: Path, step: int) -> Path:
     Raises:
       CheckpointError: it cannot be moved, because it is on a disk of its own for instance.
     """
-    damaged = checkpoints.with_name(f"{checkpoints.name}-damaged")
+    damaged = checkpoints.with_name(DAMAGED)
     try:
         damaged.mkdir(exist_ok=True)
         target = files.put_aside(checkpoints / str(step), damaged / str(step))
@@ -60,9 +61,7 @@ def put_damaged_aside(checkpoints: Path, step: int) -> Path:
             f"({error.strerror}); move it away"
         ) from error
     with contextlib.suppress(OSError, CheckpointError):  # of use to somebody who mends it by hand
-        files.write(
-            target.with_name(f"metrics-{target.name}.jsonl"), files.read(checkpoints.with_name("metrics.jsonl"))
-        )
+        files.write(target.with_name(f"metrics-{target.name}.jsonl"), files.read(checkpoints.with_name(ROWS)))
     return target
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cutnmix_jax import backbones, data, digests, files, finished
+from cutnmix_jax import backbones, data, digests, finished, layout
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine.companions import Trained
@@ -42,26 +42,24 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         what = f"no finished run there{why_not} and no export"
         raise UsageError(f"config.teacher={str(path)[:200]}: {what}; train it first")
     try:
-        fields = files.read_fields(path / finished.CONFIG)
-        name = (fields.get("peers") or fields["backbone"]["name"]).split(",")[0].strip()
-        trained_on, step = fields["dataset"], results[settings.teacher_which]["step"]
-        sha256 = results["weights_sha256"]
+        name, trained_on = str(results["backbones"][0]), results["dataset"]
+        step, sha256 = results[settings.teacher_which]["step"], results["weights_sha256"]
         if step != results["last"]["step"]:
-            is_there = step in digests.steps_in(path / finished.CHECKPOINTS)
-            sha256 = digests.of_saved_network(digests.read(path / finished.CHECKPOINTS, step)) if is_there else None
-    # No more of it is looked at: a run of another version, with other fields, can teach.
+            is_there = step in digests.steps_in(path / layout.CHECKPOINTS)
+            sha256 = digests.of_saved_network(digests.read(path / layout.CHECKPOINTS, step)) if is_there else None
+    # Its fields are not looked at: a run of another version, with other ones, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"config.teacher={path}: its config.json cannot be read") from error
+        raise CheckpointError(f"config.teacher={path}: its results or its checkpoints cannot be read") from error
     backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
-        with contextlib.closing(Reader(path / finished.CHECKPOINTS)) as checkpoints:
+        with contextlib.closing(Reader(path / layout.CHECKPOINTS)) as checkpoints:
             network = checkpoints.read_network(shapes_of(backbone), step)
         if digests.of_network(network) != sha256:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network
 
-    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / finished.CHECKPOINTS))
+    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / layout.CHECKPOINTS))
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:

@@ -19,6 +19,7 @@ from cutnmix_jax import (
     environment,
     finished,
     folder,
+    layout,
     loop,
     metrics,
     outcome,
@@ -161,27 +162,27 @@ def go_on(
     made_with = environment.of_run(dataset, settings.own_backbones)
     folder.check_images(workdir, made_with["data_sha256"])
     keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
-    with contextlib.closing(Checkpoints(workdir / finished.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir / layout.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
         # What was saved, if anything.
         restored, changed = checkpoints.restore(engine.shapes()), []
         if restored:
             changed = _check_saved(workdir, engine, restored, opened)
             print(f"continued from step {int(restored.state.state.step)}", flush=True)
-        before = continued.read_if_any(workdir / folder.ENVIRONMENT)
+        before = continued.read_if_any(workdir / layout.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
             made_with["init_sha256"] = begun_as
         saved, compiling = (restored.state, 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
-        with outcome.expendable(folder.ENVIRONMENT, OSError):
+        with outcome.expendable(layout.ENVIRONMENT, OSError):
             folder.note_environment(workdir, made_with, begun)
 
         def draw_first_batch() -> None:
             first_batch = engine.first_batch()
-            with outcome.expendable(folder.SAMPLES, Exception):
+            with outcome.expendable(layout.SAMPLES, Exception):
                 from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-                pictures.samples(workdir / folder.SAMPLES, *first_batch, dataset)
+                pictures.samples(workdir / layout.SAMPLES, *first_batch, dataset)
 
         # The epochs.
         rows = restored.rows if restored else []

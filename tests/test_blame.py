@@ -211,7 +211,7 @@ def test_a_teacher_whose_network_is_not_there(network, student, said, tmp_path, 
     folder = tmp_path / "teacher"
     fields = {"dataset": "digits", "peers": "", "num_peers": 1, "backbone": {"name": network}}
     fields |= {"method": "baseline", "seed": 95, "epochs": 1}
-    write_finished(folder, fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
+    write_finished(folder, fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}], backbones=[network])
     row = [
         "--config=configs/quickstart.py:digits,kd",
         f"--config.teacher={folder}",

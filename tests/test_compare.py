@@ -17,7 +17,7 @@ from cutnmix_jax import finished, training
 from cutnmix_jax.methods import rows_by_name
 from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
-from cutnmix_jax.settings import command_line, tree
+from cutnmix_jax.settings import command_line, tree, unused
 from tests.runs import write_finished
 from tests.test_run import TINY
 
@@ -129,7 +129,7 @@ def test_fields_that_change_no_number_make_no_group(tmp_path):
 
 
 def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
-    """Against `tree.changes`, which decides whether a run may go on."""
+    """Against `unused.changes`, which decides whether a run may go on."""
     changes = [{}, {"mapping": "vmap"}, {"checkpoint__every_steps": 5}, {"loss__temperature": 2.0}, {"epochs": 3}]
     for number, change in enumerate(changes):
         save(tmp_path / str(number), 0.8, seed=90 + number, **change)
@@ -137,7 +137,7 @@ def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
     assert [[run.seed for run in group.finished] for group in groups] == [[90, 92], [91], [93], [94]]
     for group in groups[1:]:
         one, other = (fields_of(**changes[some.finished[0].seed - 90]) for some in (groups[0], group))
-        assert {c.path for c in tree.changes(one, other)} == set(labels.differing([groups[0], group])[0])
+        assert {c.path for c in unused.changes(one, other)} == set(labels.differing([groups[0], group])[0])
     assert labels.differing(groups)[0] == ["epochs", "loss.temperature", "mapping"]
     header = compare.rows_of_csv(groups)[0]
     assert header.count("epochs") == 1 and {"loss.temperature", "mapping"} < set(header)
@@ -150,6 +150,17 @@ def test_a_field_that_nothing_looks_at_makes_no_group(tmp_path):
     groups = runs.gather([tmp_path]).groups
     assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3]]
     assert labels.differing(groups) == (["method"], ["mix.kind"])
+
+
+def test_a_field_that_a_configuration_lacks_is_told(tmp_path):
+    """It is not taken for one that has no effect, nor for one with today's default."""
+    save(tmp_path / "a", 0.5, "cutnmix", seed=1, mix__box="own")
+    fields = fields_of("cutnmix", seed=2)
+    del fields["mix"]["box"]
+    write_finished(tmp_path / "b", fields, rows_of(0.5))
+    groups = runs.gather([tmp_path]).groups
+    assert labels.differing(groups) == (["mix.box"], [])
+    assert [labels.label(group, ["mix.box"]) for group in groups] == ["mix.box=own", "mix.box=—"]
 
 
 def test_students_of_unlike_teachers_make_groups(tmp_path):
@@ -394,7 +405,7 @@ def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
         assert cells_in(out.splitlines()[5])[1] == shown.strip()
     lines, text = written(tmp_path / "out")
     assert [line["last_fraction"] for line in lines] == ["0.8", "", "0.7"]
-    assert (lines[2]["backbone.name"], lines[2]["folder"]) == (shown, f"{tmp_path}/{shown}/b")
+    assert (lines[2]["backbone.name"], lines[2]["folder"]) == (shown.strip(), f"{tmp_path}/{shown}/b")
     table = [cells_in(line) for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4 and len({len(line) for line in table}) == 1
     assert re.sub(r"\\([^A-Za-z0-9])", r"\1", table[3][1]) == shown.strip()
@@ -425,7 +436,7 @@ def test_narrow_and_wide(columns, tmp_path, monkeypatch, capsys):
 
 def test_every_row_can_be_compared(tmp_path):
     for row in rows_by_name():
-        teacher = {"teacher": "runs/any"} if "frozen" in rows_by_name()[row].method.teachers else {}
+        teacher = {"teacher": "runs/any"} if rows_by_name()[row].method.needs_teacher else {}
         head = rows_by_name()[row].headline.removeprefix("accuracy_")
         save(tmp_path / row, 0.8, row, heads={} if head == "accuracy" else {head: [0.5] * 4}, **teacher)
     groups, left_out = runs.gather([tmp_path])
@@ -535,7 +546,7 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
         assert next(csv.DictReader(file))["backbone"] == "tests.tiny:Tiny"
 
 
-@pytest.mark.parametrize("name", ["a|b:c", "../x:make", "x:", ":x", "a.b:c d", "x:y:z"])
+@pytest.mark.parametrize("name", ["a|b:c", "../x:make", "x:", ":x", "a.b:c d", "x:y:z", "a..b:c"])
 def test_names_that_no_network_has(name, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, "fig1", f"--backbones={name}", f"--runs={tmp_path}") == 2
     error = capsys.readouterr().err
@@ -548,3 +559,12 @@ def test_time_that_is_not_known_is_told(tmp_path):
     cell.workdir.mkdir(parents=True)
     (cell.workdir / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
     assert progress.standing(progress.Started(cell, 0.0, 0)) == "1 of 8 epochs; time left not known"
+
+
+def test_unlike_peers_are_one_run_however_they_are_written(tmp_path):
+    save(tmp_path / "a", 0.5, seed=1, peers="resnet8,resnet32")
+    save(tmp_path / "b", 0.5, seed=2, peers="resnet8, resnet32", backbone__name="vgg16")
+    save(tmp_path / "c", 0.5, seed=3)
+    groups = runs.gather([tmp_path]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3]]
+    assert [labels.value(group, "backbone.name") for group in groups] == ["resnet8,resnet32", "resnet8"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import backbones, data, digests, fields, main, methods, training
+from cutnmix_jax import backbones, continued, data, digests, fields, main, methods, training
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import check, command_line, listing, recipe, tree
+from cutnmix_jax.settings import check, command_line, listing, recipe, tree, unused
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -130,6 +130,7 @@ WRONG = [
     (["--config=README.md"], "no configuration 'README.md'"),
     ([QUICK, "--config.backbone=foo"], "field by field"),
     ([QUICK, "--config.backbone.name=../x:y"], "no backbone '../x:y'"),
+    ([QUICK, "--config.backbone.name=a..b:c"], "no backbone 'a..b:c'"),
     ([QUICK, "--config.epochs=10000000000"], "at most 2147483647"),
     ([QUICK, "--config.epochs=2147483647"], "more steps than an int32 can count"),
     ([QUICK, "--config.eval_batch_size=2147483647"], "of at most 10000"),
@@ -289,16 +290,47 @@ def test_a_difference_names_the_field():
 
 def test_what_may_change_within_a_run_stands_beside_the_field():
     wanted = {"seed": "NEVER", "backbone.name": "NEVER", "optimizer.learning_rate": "FORCED", "weights.ce": "FORCED",
-              "loss.temperature": "FORCED", "checkpoint.keep": "FREE", "teacher": "FREE",
-              "nothing": "FORCED"}  # fmt: skip
+              "loss.name": "NEVER", "loss.temperature": "FORCED", "epochs": "EXTENDED", "checkpoint.keep": "FREE",
+              "teacher": "FREE", "nothing": "FORCED"}  # fmt: skip
     assert {path: tree.change_of(path).name for path in wanted} == wanted
     assert tree.change_of("loss.target", "kdcl").name == "NEVER"  # with `general` a checkpoint holds weights of peers
     assert tree.change_of("loss.temperature", "kdcl").name == "FORCED"
     one, other = ({"loss": {"name": "kdcl", "target": target}} for target in ("mean", "general"))
     assert [difference.change.name for difference in tree.differences(one, other)] == ["NEVER"]
+    rows = [read(f"resnet32:cifar100,{row}") for row in ("dml", "dml_cutmix", "cutnmix")]  # the last has a peer teacher
+    fixed = [[one.path for one in tree.changes(rows[0], row) if one.change.name == "NEVER"] for row in rows]
+    assert fixed == [[], [], ["loss.name"]]
     before = read("configs/resnet32.py")
     after = read("configs/resnet32.py", "--config.seed=96", "--config.checkpoint.keep=9", "--config.data_dir=x")
     assert list(map(str, tree.changes(before, after))) == ["config.seed: 95 -> 96"]
+
+
+@pytest.mark.parametrize(
+    ("row", "both", "one", "other"),
+    [
+        ("cutnmix_dml", "peers=resnet8,resnet32", "backbone.name=vgg16", "backbone.name=resnet110"),
+        ("cutnmix", "mix.prob=0", "mix.alpha=0.5", "mix.alpha=2"),
+        ("cutnmix", "mix.prob=0", "mix.box=own", "mix.box=wrap"),
+        ("cutmix", "mix.prob=0.1", "mix.box=own", "mix.box=wrap"),
+        ("dml", "optimizer.milestones=()", "optimizer.decay=0.5", "optimizer.decay=0.2"),
+        ("dml", "optimizer.schedule=cosine", "optimizer.milestones=(1,)", "optimizer.milestones=()"),
+        ("dml", "optimizer.name=adamw", "optimizer.momentum=0.5", "optimizer.momentum=0.2"),
+    ],
+)
+def test_what_has_no_effect_in_either_is_no_change(row, both, one, other, tmp_path):
+    """Neither within a run nor between two; where it has one in either, it is."""
+    made = [command_line.from_flags(f"quickstart:digits,{row}", [f"--config.{both}", f"--config.{each}"])
+            for each in (one, other)]  # fmt: skip
+    trees = list(map(tree.of_settings, made))
+    assert unused.changes(*trees) == []
+    assert len(tree.changes(*trees)) == 1
+    (tmp_path / "config.json").write_text(json.dumps(trees[0]))
+    assert not continued.check_file(tmp_path, made[1], begun=True, allowed=continued.Allowed.NONE)
+    assert unused.changes({**trees[0], "new": 1}, trees[1]) == tree.changes({**trees[0], "new": 1}, trees[1])
+    looked_at = read("quickstart:digits," + row, f"--config.{one}")
+    path = one.partition("=")[0]
+    if path != "mix.box" or row == "cutnmix":
+        assert path in [change.path for change in unused.changes(looked_at, trees[1])]
 
 
 @pytest.mark.parametrize(

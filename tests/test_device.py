@@ -117,7 +117,7 @@ def test_a_weight_that_never_has_its_full_size_is_told(row, fields, warns, capsy
         ((), ""),
         (("name=adamw", "momentum=0.5"), "config.optimizer.momentum: adamw with a stepwise schedule does not look"),
         (("name=adamw", "momentum=0.9"), ""),  # as it is by default
-        (("schedule=cosine", "decay=0.5", "trust=0.1"), "config.optimizer.trust, config.optimizer.decay: sgd with a"),
+        (("schedule=cosine", "decay=0.5", "trust=0.1"), "config.optimizer.decay, config.optimizer.trust: sgd with a"),
         (("name=lars", "momentum=0.5", "trust=0.1"), ""),
     ],
 )

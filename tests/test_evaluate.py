@@ -9,7 +9,7 @@ import pytest
 from cutnmix_jax.engine import batches
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.evaluation import Accuracies
+from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.settings import recipe
 from cutnmix_jax.types import Dataset, Outputs, Spec, TrainState
 
@@ -53,3 +53,26 @@ def test_against_numpy(size, sizes):
         alike = dataclasses.replace(engine, settings=dataclasses.replace(settings, eval_batch_size=batch_size))
         found = alike.evaluate(state)
         assert found == expected and found.mean == (expected.peers[0] + expected.peers[1]) / 2, batch_size
+
+
+class Close:
+    """Two peers whose mean is a tie to the last digits of a float32; the pixel chooses the digits."""
+
+    @staticmethod
+    def forward(params, stats, images, train, key):
+        pixel = images[0, :, 0, 0, 0] * 255
+        sure, zero = 2.8623617 + pixel * 2.4e-7, jnp.zeros_like(pixel)
+        said = [jnp.stack(columns, axis=1) for columns in ((jnp.full_like(pixel, 2.8623617), zero), (zero, sure))]
+        return tuple(Outputs(logits, logits) for logits in said), stats
+
+
+def test_the_ensemble_is_one_classifier_in_rows_and_in_answers():
+    """Its accuracy is that of what `evaluate` and an export say, also where two classes are nearly as probable."""
+    images = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(3, axis=3)
+    labels = np.zeros(8, np.int32)
+    dataset = Dataset("", images, labels, images, labels, ("a", "b"), np.zeros(3), np.ones(3), False)
+    state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
+    evaluator = Evaluator(recipe.of_row("rules", "digits", "dml").loss, Close, Companions({}), dataset, 8)
+    data = batches.on_device(images, labels)
+    said = evaluator.answers(state, data).ensemble.argmax(axis=1)
+    assert evaluator.accuracies(state, data).ensemble == (said == labels).mean() > 0

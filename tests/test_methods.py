@@ -14,9 +14,9 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
 from cutnmix_jax.methods import cutnmix
 from cutnmix_jax.methods.cutnmix import CutnMix
-from cutnmix_jax.names import term_names
+from cutnmix_jax.methods.ps_kd import PSKD
+from cutnmix_jax.names import check_weights, term_names
 from cutnmix_jax.settings import command_line, recipe, tree
-from cutnmix_jax.settings.check import check_weights
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
     CLOCK,
@@ -161,8 +161,8 @@ def test_weights_and_terms_must_match():
     weights = settings.weights
 
     def check(weights, sizes=(4, 4)):
-        names = term_names(settings.loss, Spec(K, sizes, N))
-        check_weights(dataclasses.replace(settings, weights=weights), names, sizes)
+        spec = Spec(K, sizes, N)
+        check_weights("cutnmix", weights, settings.weights, term_names(settings.loss, spec), spec)
 
     check(weights)
     with pytest.raises(UsageError, match="no weight for the loss term 'pt'"):
@@ -245,3 +245,18 @@ def test_a_teacher_that_there_is_not(monkeypatch):
     monkeypatch.setattr(CutnMix, "teachers", ("frozne",))
     with pytest.raises(UsageError, match="cutnmix: no teacher 'frozne'; did you mean 'frozen'"):
         command_line.from_flags("configs/quickstart.py", [])
+
+
+def test_a_method_is_told_the_number_of_images_before_there_are_any(monkeypatch):
+    seen, made_before = [], PSKD.init
+
+    def init(self, key, spec):
+        seen.append(spec.num_train)
+        return made_before(self, key, spec)
+
+    monkeypatch.setattr(PSKD, "init", init)
+    few = ["--config.train_examples=64", "--config.validation_examples=10"]
+    for flags, images in ((few, 54), (["--config.batch_size=16"], 1500)):
+        seen.clear()
+        assemble.networks(command_line.from_flags("quickstart:digits,ps_kd", flags), 10)
+        assert set(seen) == {images}

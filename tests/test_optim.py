@@ -1,5 +1,7 @@
 """The optimizers against steps computed by hand in float64, and the learning rate of each step."""
 
+import dataclasses
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from cutnmix_jax import stack
 from cutnmix_jax.engine import optim
-from cutnmix_jax.settings import Optimizer
+from cutnmix_jax.settings import OPTIMIZERS, SCHEDULES, Optimizer
 
 
 def make(**fields):
@@ -136,3 +138,29 @@ def test_stacked_networks_take_the_steps_of_each_alone(name):
         updates, held_state = optimizer.update(stack.of(grads), held_state, held)
         held = optim.apply(held, updates, jnp.float32(0.5))
     chex.assert_trees_all_close(stack.apart(held), apart, rtol=1e-6)
+
+
+def taken(optimizer):
+    """What two steps do to a matrix, and the rates of four."""
+    transformation, schedule = optim.make(optimizer, 1, 4)
+    params = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
+    state = transformation.init(params)
+    for gradient in (0.5, -0.3):
+        updates, state = transformation.update({"w": jnp.full((2, 2), gradient)}, state, params)
+        params = optim.apply(params, updates, jnp.float32(0.1))
+    return [*np.asarray(params["w"]).ravel(), *schedule(np.arange(4))]
+
+
+@pytest.mark.parametrize(("name", "schedule"), [*((name, "stepwise") for name in OPTIMIZERS), ("sgd", "cosine")])
+def test_what_a_field_is_said_to_be_of_looks_at_it_and_nothing_else_does(name, schedule):
+    others = {"milestones": (1,), "decay": 0.5, "momentum": 0.5, "nesterov": False, "beta_1": 0.5, "beta_2": 0.5,
+              "epsilon": 0.5, "trust": 0.5}  # fmt: skip
+    of_each = {field.name: field.metadata["of"] for field in dataclasses.fields(Optimizer)}
+    assert {path for path, of in of_each.items() if of} == set(others)
+    assert {value for of in of_each.values() for value in of.get("name", ())} == set(OPTIMIZERS)
+    assert {value for of in of_each.values() for value in of.get("schedule", ())} < set(SCHEDULES)
+    plain = Optimizer(name=name, schedule=schedule, milestones=(2,))
+    chosen = {"name": name, "schedule": schedule}
+    for field, value in others.items():
+        changed = taken(dataclasses.replace(plain, **{field: value})) != taken(plain)
+        assert changed == all(chosen[other] in values for other, values in of_each[field].items()), field

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutnmix_jax import finished, lock, methods, metrics, pool
+from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
 from cutnmix_jax.paper import figures, launch, options, report, reproduce
@@ -112,9 +112,12 @@ def test_a_name_given_twice_is_one():
 
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet32"])
 def test_every_backbone_has_the_recipe_of_its_cell(backbone):
-    """The quickstart's file, which is resnet8's, is shorter by itself."""
+    """The tiny one as well; the smaller batches of the quickstart are those of all in a mini table."""
+    for cell in cells_of(Choice("fig1", backbones=(backbone,), mini=True, seeds=(95,))):
+        assert (config_of(cell).batch_size, config_of(cell).backbone_name) == (32, backbone)
     for cell in cells_of(Choice("table1", ("digits",), (backbone,), ("baseline", "one"), (95,))):
         config = config_of(cell)
+        assert config == command_line.from_flags(f"{backbone}:digits,{cell.row}", ["--config.seed=95"])
         assert (config.epochs, tuple(config.optimizer.milestones)) == (
             cell.epochs,
             (150, 180, 210),
@@ -356,6 +359,10 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     save(taught, 0.9, teacher=str(other))
     another = f"it was taught by another run than the one in {taught.teacher.workdir}"
     assert launch.other_fields(taught) == [another]  # where its weights are not known, the folder decides
+    save(taught, 0.9, told={"teacher_sha256": "of the teacher"})
+    gone = f"no finished run of its teacher in {taught.teacher.workdir}"
+    assert launch.other_fields(taught) == [gone]  # it need not have been another one
+    save(taught, 0.9, teacher=str(other))
     save(taught.teacher, 0.9, told={"weights_sha256": "of the teacher"})
     assert launch.other_fields(taught) == [another]
     save(taught, 0.9, teacher=str(other), told={"teacher_sha256": "of the teacher"})
@@ -637,3 +644,11 @@ def test_two_runs_in_one_folder(tmp_path):
     finally:
         third.kill()
         third.communicate()
+
+
+def test_a_table_has_the_recipe_of_the_settings(monkeypatch):
+    """A changed default is the one of `train` and of `reproduce`."""
+    monkeypatch.setattr(settings.Settings, "epochs", 120)
+    monkeypatch.setattr(settings.Optimizer, "milestones", (60, 90))
+    [cell] = cells_of(Choice("fig1", variants=("dml",), seeds=(95,)))
+    assert cell.epochs == 120 and "--config.optimizer.milestones=(60,90,)" in cell.arguments

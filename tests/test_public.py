@@ -280,12 +280,17 @@ def test_a_wrong_call_is_a_value_error(row, call, message):
         ("ps_kd", {}, "num_train is missing"),
         ("dml", {"weights": {"dml": float("nan")}}, "weights\\['dml'\\]=nan: must be a finite number"),
         ("dml", {"weights": {"dml": -1}}, "must be a finite number, 0, or at least"),
+        ("dml", {"weights": {"ce": 0, "dml": 0}}, "weights: all of them are 0, so nothing would be learned"),
+        ("dml", {"num_classes": 0}, "num_classes=0: at least 2"),
+        ("tf_kd_reg", {"num_classes": 1, "correct": 1.0}, "num_classes=1: at least 2"),
+        ("dml", {"feature_sizes": ()}, "feature_sizes=\\[\\]: give that of each"),
+        ("dml", {"feature_sizes": (D, 0)}, "feature_sizes=\\[5, 0\\]: give that of each"),
         ("kdcl", {"target": "general"}, "weighs its peers by held-out images"),
     ],
 )
 def test_a_wrong_objective_is_a_value_error(row, more, message):
     with pytest.raises(ValueError, match=message):
-        cutnmix_jax.objective_of(row, K, (D, D), **more)
+        cutnmix_jax.objective_of(row, **{"num_classes": K, "feature_sizes": (D, D)} | more)
 
 
 def test_a_row_whose_weights_rise_is_refused(monkeypatch):
@@ -300,8 +305,8 @@ def test_a_row_whose_weights_rise_is_refused(monkeypatch):
     ("row", "sizes", "message"),
     [
         ("dml", (D,), "dml|the method.*needs at least 2 networks"),
-        ("cutnmix", (D,), "cutnmix has no 'dml' for features of 5; give it the weight 0"),
-        ("cutnmix", (D, 4), "cutnmix has no 'mmd' for features of 5, 4; give it the weight 0"),
+        ("cutnmix", (D,), "weights.dml=0.6: a single peer has no such loss term, only ce, pt"),
+        ("cutnmix", (D, 4), "weights.mmd=0.3: peers with features of 5, 4 have no such loss term"),
     ],
 )
 def test_no_term_is_lost_without_a_word(row, sizes, message):

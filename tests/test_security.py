@@ -172,7 +172,8 @@ def test_a_teacher_s_folder_cannot_choose_what_is_imported(field, name, code, to
     (tmp_path / "hostile" / "nets.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
     fields = tree.of_settings(recipe.of_row("resnet8", "digits", "baseline")) | {"epochs": 1}
     fields[field] |= {"name": name}
-    write_finished(tmp_path / "teacher", fields, [{"epoch": 1, "step": 4, "test/accuracy": 0.5}])
+    rows = [{"epoch": 1, "step": 4, "test/accuracy": 0.5}]
+    write_finished(tmp_path / "teacher", fields, rows, backbones=[fields["backbone"]["name"]])
     command = ["--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}"]
     assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == code
     assert told in capsys.readouterr().err

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from cutnmix_jax import data, evaluate, main
+from cutnmix_jax import configure, data, evaluate, main
 from cutnmix_jax.checkpoint_reader import Reader
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.paper import labels, runs
-from cutnmix_jax.student import exported, load, program
+from cutnmix_jax.student import exported, load, program, start
 from tests.test_student import trained_in
 
 OWN = "--config.views=per_peer"
@@ -44,6 +45,26 @@ def test_one_network_for_peers_that_see_the_same_images_is_refused(before, tmp_p
     found = arrays_in(tmp_path / "run")
     names = [name for name in found if name.startswith("state.params.peers.0.")]
     assert any((found[name] != found[name.replace("peers.0.", "peers.1.")]).any() for name in names)
+
+
+def test_a_leader_begins_as_the_leader(tmp_path):
+    """It is one of the networks; where there are fewer, or another number, those begin that count as peers."""
+    source = trained_in(tmp_path / "source", "okddip", ":Tiny", "--config.epochs=1")
+    there, dataset = arrays_in(source), data.load("digits")
+
+    def begun(row, count):
+        fields = {"backbone.name": "tests.tiny:Tiny", "init_from": source, "num_peers": count}
+        settings = configure(f"quickstart:digits,{row}", fields)
+        return start.load(settings, dataset, assemble.networks(settings, 10).backbones)
+
+    for found, count in ((begun("okddip", 3), 3), (begun("dml", 2), 2)):
+        assert {name.split(".")[1] for name in found if name.startswith("params.")} == set(map(str, range(count)))
+        saved = {name: array for name, array in there.items() if int(name.split(".")[3]) < count}
+        assert len(saved) > count
+        for name, array in saved.items():
+            np.testing.assert_array_equal(found[name.replace("state.params.peers.", "params.")], array)
+    with pytest.raises(UsageError, match="has 3 networks, and the run has 5; one, or one for each"):
+        begun("okddip", 5)
 
 
 def test_a_run_goes_on_wherever_the_networks_lie_that_it_began_as(before, tmp_path, capsys):

@@ -1,13 +1,18 @@
 """Networks beside the peers that no gradient trains: the averages of their weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones
+from cutnmix_jax import backbones, teacher
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.companions import Average
-from tests.runs import Made, rows_in
+from cutnmix_jax.method import Method
+from cutnmix_jax.settings import command_line
+from tests.runs import Made, rows_in, write_finished
 
 
 def leaves(tree):
@@ -29,6 +34,22 @@ def test_an_average_follows_its_law():
         stats["mean"] = decay * stats["mean"] + (1 - decay) * new[1]["mean"]
     np.testing.assert_allclose(found["params"][0]["w"], params["w"], rtol=1e-5)
     np.testing.assert_allclose(found["batch_stats"][0]["mean"], stats["mean"], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taught(Method):
+    teachers = ("mean", "wise")
+
+
+def test_training_and_evaluation_have_the_same_ones():
+    """But for a trained teacher, which evaluation does not need; one that is not known is left out of neither."""
+    settings = command_line.from_flags("quickstart:digits,pcl", ["--config.average=0.9"])
+    assert list(assemble.companions(settings, None, None).kinds) == ["mean", "average"]
+    settings = command_line.from_flags("quickstart:digits,kd", ["--config.teacher=anywhere"])
+    assert list(assemble.companions(settings, None, None).kinds) == []
+    assert list(assemble.companions(settings, None, backbones.load("resnet8", 10)).kinds) == ["frozen"]
+    with pytest.raises(KeyError, match="wise"):
+        assemble.companions(dataclasses.replace(settings, loss=_Taught()), None, None)
 
 
 def test_what_is_no_float_has_no_average():
@@ -77,3 +98,12 @@ def test_an_average_is_evaluated_with_its_own_batch_statistics(trained):
         logits = network.apply(variables, images, False)[0].logits
         right = float((np.asarray(logits).argmax(-1) == dataset.test_labels).mean())
         assert rows_in(folders)[-1][f"test/accuracy_average_{j}"] == pytest.approx(right)
+
+
+def test_a_teacher_is_the_first_network_that_its_results_name(tmp_path):
+    """Whatever the fields of its version are called."""
+    fields = {"dataset": "digits", "method": "dml", "seed": 95, "epochs": 1, "networks": "resnet8 and resnet32"}
+    rows = [{"epoch": 1, "step": 4, "test/accuracy": 0.5}]
+    write_finished(tmp_path, fields, rows, backbones=["resnet8", "resnet32"])
+    settings = command_line.from_flags("quickstart:digits,kd", [f"--config.teacher={tmp_path}"])
+    assert teacher.find(settings, 10).backbone.name == "resnet8"

@@ -24,6 +24,12 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
+def is_well_named(name: str) -> bool:
+    """Whether a name can be that of a user's own backbone; a folder is called by it, too."""
+    module, _, attribute = name.partition(":")
+    return is_foreign(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
+
+
 def import_attribute(name: str) -> Callable[..., Any]:
     """What `module:attribute` names, a function or a class.
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler, data, precision
+from cutnmix_jax import backbones, compiler, data, methods, precision
 from cutnmix_jax.engine import batches, peers
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.names import head_names, term_names
+from cutnmix_jax.names import check_weights, head_names, term_names
 from cutnmix_jax.settings import Settings
-from cutnmix_jax.settings.check import check_names, check_weights
+from cutnmix_jax.settings.check import check_names
 from cutnmix_jax.types import Backbone, Dataset, Spec
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
@@ -56,10 +56,10 @@ def networks(settings: Settings, num_classes: int, teacher: Trained | None = Non
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else None
         sizes = tuple(size_of[name] for name in settings.backbones)
-        spec = Spec(num_classes, sizes, settings.batch_size, trunk_size)
+        spec = Spec(num_classes, sizes, _num_train(settings), trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
     check_names(settings, terms, heads)
-    check_weights(settings, terms, sizes)
+    check_weights(settings.method, settings.weights, methods.row(settings.method).weights, terms, spec)
     return Networks(tuple(made[name] for name in settings.backbones), sizes, trunk_size, teacher)
 
 
@@ -112,7 +112,7 @@ def engine(
         dataset=dataset,
         spec=Spec(classes, found.sizes, len(dataset.train_labels), found.trunk_size),
         peers=joined,
-        companions=_companions(settings, joined, found.teacher),
+        companions=companions(settings, joined, found.teacher),
         make_batch=batches.make_batch_maker(dataset, settings),
         train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else None),
         test_data=batches.on_device(dataset.test_images, dataset.test_labels),
@@ -123,11 +123,18 @@ def engine(
     )
 
 
-def _companions(settings: Settings, joined: peers.Peers, trained: Trained | None) -> Companions:
+def companions(settings: Settings, joined: peers.Peers, trained: Trained | None) -> Companions:
+    """The networks beside the peers that a run asks for.
+
+    Args:
+      settings: of the run.
+      joined: its peers.
+      trained: its trained teacher; None leaves that out, for an evaluation, in which it says nothing.
+    """
     known: dict[str, Companion] = {"mean": RunningMean(joined)}
     if trained:
         known["frozen"] = Frozen(trained, len(settings.backbones))
-    kinds = {name: known[name] for name in settings.loss.teachers}
+    kinds = {name: known[name] for name in settings.loss.teachers if trained or name != "frozen"}
     if settings.average is not None:
         kinds["average"] = Average(joined, settings.average)
     return Companions(kinds)
@@ -146,6 +153,12 @@ def _split(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data 
         for part in map(np.sort, taken)
     )
     return train, held_out, validation
+
+
+def _num_train(settings: Settings) -> int:
+    """How many images are trained on, as the data set says before it is read."""
+    images = settings.train_examples or data.counts(settings.dataset)["train"]
+    return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
 
 
 def _trunk_size(network: Backbone) -> int:

@@ -104,10 +104,10 @@ class Evaluator:
     def _said(
         self, state: TrainState, images: jax.Array
     ) -> tuple[tuple[Outputs, ...], jax.Array, dict[str, jax.Array]]:
-        """What the peers say, the mean of their probabilities, and the logits of what else is reported."""
+        """What the peers say, their `log_mean`, and the logits of what else is reported."""
         outputs = self._evaluated(state, images)
         students = self.method.students(outputs)
-        ensemble = jnp.mean(jnp.stack([jax.nn.softmax(out.logits) for out in students]), axis=0)
+        ensemble = log_mean([out.logits for out in students])
         heads = self.method.heads(state.params["method"], state.method_state, outputs)
         heads |= self.companions.heads(state.teachers, state.params["peers"], state.batch_stats, images)
         return students, ensemble, heads
@@ -135,8 +135,7 @@ class Evaluator:
     def _answer(self) -> jax.stages.Wrapped:
         def answer(state: TrainState, data: Data, start: jax.Array) -> Answers:
             rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
-            students, _, heads = self._said(state, self._images(data, rows))
-            return Answers(students, log_mean([out.logits for out in students]), heads)
+            return Answers(*self._said(state, self._images(data, rows)))
 
         return compiled(answer)
 

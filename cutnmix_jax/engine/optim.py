@@ -37,6 +37,7 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
       A transformation of gradients to updates, on every parameter, and the schedule. The learning rate is applied by
       `apply`.
     """
+    of_arrays = settings.name == "lars"  # which looks at the norms of each array of one network
     decayed = optax.add_decayed_weights(settings.weight_decay)
     momentum = optax.trace(settings.momentum, settings.nesterov, jnp.float32)
     scaled = optax.chain(decayed, optax.scale_by_trust_ratio(trust_coefficient=settings.trust))
@@ -47,15 +48,14 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
     }[settings.name]
 
     def seen(tree: Tree) -> Tree:
-        # The norms of lars are those of an array of one network.
-        return as_float32(stack.apart(tree) if settings.name == "lars" else tree)
+        return as_float32(stack.apart(tree) if of_arrays else tree)
 
     def init(params: Tree) -> Tree:
         return transformation.init(seen(params))
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
         updates, state = transformation.update(seen(grads), state, seen(params))
-        return stack.together(updates, params) if settings.name == "lars" else updates, state
+        return stack.together(updates, params) if of_arrays else updates, state
 
     return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
 

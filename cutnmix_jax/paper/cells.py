@@ -9,10 +9,9 @@ from cutnmix_jax import data, methods
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
-from cutnmix_jax.settings import recipe
+from cutnmix_jax.settings import Optimizer, Settings, recipe
 
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
-EPOCHS = 240
 
 TITLES = {
     "baseline": "Baseline", "mixup": "MixUp", "cutmix": "CutMix", "dml": "DML", "dml_cutmix": "DML + CutMix",
@@ -64,7 +63,7 @@ class Cell(NamedTuple):
     workdir: Path
     arguments: tuple[str, ...]
     teacher: "Cell | None"
-    epochs: int = EPOCHS
+    epochs: int = Settings.epochs
 
     @property
     def name(self) -> str:
@@ -132,7 +131,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
     variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", [name for name in backbones if not _is_own(name)], networks.names())
+    _check_names("backbones", [name for name in backbones if not foreign.is_well_named(name)], networks.names())
     _check_names("methods", variants, known)
     if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)
@@ -144,12 +143,6 @@ def cells_of(choice: Choice) -> list[Cell]:
         for backbone in dict.fromkeys(backbones)
         for variant in dict.fromkeys(variants)
     ]
-
-
-def _is_own(name: str) -> bool:
-    """Whether a name is one of a network of somebody's own; as that it is also the name of a folder."""
-    module, _, attribute = name.partition(":")
-    return foreign.is_foreign(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
 
 
 def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -168,35 +161,37 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
 
     teacher = _cell(choice, dataset, backbone, "baseline", seed) if is_taught(row) else None
     fields: dict[str, object] = {"seed": seed} | changes
-    if foreign.is_foreign(backbone):
+    config = _config(choice, backbone)
+    if config != backbone:
         fields["backbone.name"] = backbone
     if choice.data_dir:
         fields["data_dir"] = choice.data_dir
     if teacher:
         fields["teacher"] = teacher.workdir
-    epochs = choice.epochs or (MINI_EPOCHS if choice.mini else EPOCHS)
+    epochs = choice.epochs or (MINI_EPOCHS if choice.mini else Settings.epochs)
     # Always given, because a backbone's file may have a shorter recipe of its own.
     fields["epochs"] = epochs
     fields["optimizer.milestones"] = _milestones(epochs)
     if methods.row(row).ramp_up:
         fields["ramp_up.epochs"] = recipe.ramp_up_epochs(epochs)
     arguments = (
-        f"--config={_config(backbone)}:{dataset},{row}",
+        f"--config={config}:{dataset},{row}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
         f"--workdir={workdir(variant)}",
     )
     return Cell(dataset, backbone, row, variant, seed, workdir(variant), arguments, teacher, epochs)
 
 
-def _config(backbone: str) -> str:
-    if foreign.is_foreign(backbone):
-        return "resnet32"  # the recipe is the same for all networks
-    return recipe.QUICKSTART if backbone == "resnet8" else backbone  # a tiny one wants its smaller batches
+def _config(choice: Choice, backbone: str) -> str:
+    """The configuration that a cell begins with; the recipe is the same for all networks."""
+    if choice.mini:
+        return recipe.QUICKSTART  # few images want its smaller batches
+    return "resnet32" if foreign.is_foreign(backbone) else backbone
 
 
 def _milestones(epochs: int) -> str:
     """The recipe's milestones in proportion, as a tuple on the command line; none where they fall together."""
-    scaled = sorted({milestone * epochs // EPOCHS for milestone in (150, 180, 210)} - {0})
+    scaled = sorted({milestone * epochs // Settings.epochs for milestone in Optimizer.milestones} - {0})
     return "(" + "".join(f"{milestone}," for milestone in scaled) + ")"
 
 
@@ -214,7 +209,7 @@ def headline(row: str) -> str:
 
 def is_taught(variant: str) -> bool:
     """Whether a row has a trained teacher, which is the baseline of the same backbone and seed."""
-    return methods.has_row(variant) and "frozen" in methods.row(variant).method.teachers
+    return methods.has_row(variant) and methods.row(variant).method.needs_teacher
 
 
 def title(name: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from cutnmix_jax import metrics
+from cutnmix_jax import layout, metrics
 from cutnmix_jax.paper.cells import Key, columns_of, datasets_of, headline, rows_of, title
 from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS, save
 
@@ -80,7 +80,7 @@ def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
         for number, ((*where, variant), found) in enumerate(grid.items()):
             if tuple(where) == place and found.last:
                 folders = [found.cell.workdir.with_name(f"seed{seed}") for seed in found.seeds]
-                rows = [metrics.read_rows(folder / metrics.ROWS) for folder in folders]
+                rows = [metrics.read_rows(folder / layout.ROWS) for folder in folders]
                 label = f"{title(variant)} (n = {len(rows)})"
                 _curve(axes, Curve(label, headline(found.cell.row), rows), number)
         axes.set(xlabel="epoch", ylabel="test accuracy, %", title=", ".join(map(title, place)))

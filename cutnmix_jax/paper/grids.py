@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from cutnmix_jax import metrics
+from cutnmix_jax import layout, metrics
 from cutnmix_jax.paper import launch
 from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number, title
 
@@ -57,9 +57,7 @@ def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
         cell=cells[0],
         seeds=tuple(cell.seed for cell, _ in pairs),
         last=tuple(100 * results["last"][head] for _, results in pairs),
-        best=tuple(
-            100 * best(results, metrics.read_rows(cell.workdir / metrics.ROWS), head) for cell, results in pairs
-        ),
+        best=tuple(100 * best(results, metrics.read_rows(cell.workdir / layout.ROWS), head) for cell, results in pairs),
         paper=None if choice.mini else paper_number(choice, cells[0]),
         results=tuple(results for _, results in pairs),
         begun=tuple(done for cell in cells if (done := _begun(cell))),

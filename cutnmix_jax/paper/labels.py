@@ -34,8 +34,7 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
 
 def _values(groups: Sequence[Group], path: str) -> set[Any]:
     """The values that groups have of a field; one that nothing in a group looks at makes no difference."""
-    left_out = path.startswith(("mix.", "optimizer.", "ramp_up."))  # by `unused`; others a run may not have at all
-    return {group.fields.get(path, _ABSENT) for group in groups if path in group.fields or not left_out}
+    return {group.fields.get(path, _ABSENT) for group in groups if path in group.fields or path not in group.unused}
 
 
 def _of_row(group: Group) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cutnmix_jax import continued, files, finished, lock, signals
+from cutnmix_jax import files, finished, layout, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
 from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell, headline
 from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.pool import Pool
-from cutnmix_jax.settings import command_line, tree
+from cutnmix_jax.settings import command_line, tree, unused
 
 HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
 
@@ -65,17 +65,24 @@ def other_fields(cell: Cell) -> list[str]:
     if results and headline(cell.row) not in results["last"]:
         return [f"it has no {headline(cell.row)}"]
     try:
-        held = files.read_fields(cell.workdir / finished.CONFIG)
-        if files.kind(cell.workdir / continued.FORCED):
+        held = files.read_fields(cell.workdir / layout.CONFIG)
+        if files.kind(cell.workdir / layout.FORCED):
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
-        return [f"its {finished.CONFIG} cannot be read: {one_line(error)}"]
-    changed = list(map(str, tree.changes(held, asked)))
+        return [f"its {layout.CONFIG} cannot be read: {one_line(error)}"]
+    changed = list(map(str, unused.changes(held, asked)))
     if cell.teacher and results:
-        teacher = finished.read(cell.teacher.workdir) or {}
-        if results.get("teacher_sha256", asked["teacher"]) != teacher.get("weights_sha256", held.get("teacher")):
-            changed.append(f"it was taught by another run than the one in {cell.teacher.workdir}")
+        changed += _other_teacher(cell.teacher, results, held.get("teacher") == asked["teacher"])
     return changed
+
+
+def _other_teacher(teacher: Cell, results: dict[str, Any], same_folder: bool) -> list[str]:
+    """Why the teacher of some results is not the run of a cell, as far as can be told; empty where it is."""
+    there, taught_by = finished.read(teacher.workdir), results.get("teacher_sha256")
+    if taught_by and not there:
+        return [f"no finished run of its teacher in {teacher.workdir}"]
+    same = taught_by == there["weights_sha256"] if taught_by and there else same_folder
+    return [] if same else [f"it was taught by another run than the one in {teacher.workdir}"]
 
 
 @functools.cache  # a cell is looked at several times, and to read a configuration takes 8 ms

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from cutnmix_jax import files, metrics
+from cutnmix_jax import files, layout, metrics
 from cutnmix_jax.console import PROGRESS, InTerminal
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.paper.cells import Cell, headline
@@ -112,7 +112,7 @@ def size(log: Path) -> int:
 def rows_of(cell: Cell) -> list[metrics.Row]:
     """The rows of a cell's run so far; none where they cannot be read, which the run itself will say."""
     with suppress(OSError, CheckpointError):
-        return metrics.read_rows(cell.workdir / metrics.ROWS)
+        return metrics.read_rows(cell.workdir / layout.ROWS)
     return []
 
 

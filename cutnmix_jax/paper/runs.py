@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import continued, digests, files, finished, methods, metrics
+from cutnmix_jax import digests, files, finished, layout, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
 from cutnmix_jax.paper.grids import best
 from cutnmix_jax.settings import tree, unused
 from cutnmix_jax.student import exported
 
-_MARKS = (finished.CONFIG, finished.RESULTS, metrics.ROWS)  # a folder with one of these is a run's
-_NO_RUNS = (finished.CHECKPOINTS, f"{finished.CHECKPOINTS}-damaged", "tensorboard")
+_MARKS = (layout.CONFIG, layout.RESULTS, layout.ROWS)  # a folder with one of these is a run's
+_NO_RUNS = (layout.CHECKPOINTS, layout.DAMAGED, layout.EVENTS)
 
 
 class Run(NamedTuple):
@@ -22,6 +22,7 @@ class Run(NamedTuple):
       seed: of the run.
       fields: a path -> its value, of all fields but the seed that decide about the numbers; of a trained teacher what
         it is.
+      unused: paths of fields that have no effect in it, and so are not among these.
       epochs: how many it is to have.
       head: the accuracy that its row of the tables shows.
       rows: its epochs so far.
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     folder: Path
     seed: int
     fields: dict[str, Any]
+    unused: frozenset[str]
     epochs: int
     head: str
     rows: list[metrics.Row]
@@ -57,6 +59,7 @@ class Group(NamedTuple):
 
     Attributes:
       fields: that they share, as `Run.fields`.
+      unused: likewise.
       epochs: how many they have.
       head: the accuracy that is shown.
       finished: those that are, by their seeds.
@@ -64,6 +67,7 @@ class Group(NamedTuple):
     """
 
     fields: dict[str, Any]
+    unused: frozenset[str]
     epochs: int
     head: str
     finished: list[Run]
@@ -109,7 +113,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
     for folder in folders:
         below = _below(folder, left_out)
         if not below and folder not in left_out:
-            left_out[folder] = f"there is no run in it: no {finished.CONFIG}"
+            left_out[folder] = f"there is no run in it: no {layout.CONFIG}"
         for place in below:
             if place.resolve() in runs or place in left_out:
                 continue
@@ -153,31 +157,33 @@ def _read(folder: Path) -> Run:
     if why_not:
         raise _UnusableError(why_not)
     try:
-        config = files.read_fields(folder / finished.CONFIG)
-        if files.kind(folder / continued.FORCED):
+        config = files.read_fields(folder / layout.CONFIG)
+        if files.kind(folder / layout.FORCED):
             raise _UnusableError("its fields were changed by --force")
         settings = tree.to_settings(config)
-        head, rows = methods.row(settings.method).headline, metrics.read_rows(folder / metrics.ROWS)
+        head, rows = methods.row(settings.method).headline, metrics.read_rows(folder / layout.ROWS)
     except OSError as error:
         raise _UnusableError(f"{error.strerror}: {error.filename or folder}") from error
     except (ValueError, CheckpointError) as error:
-        raise _UnusableError(f"its {finished.CONFIG} cannot be read: {one_line(error)}") from error
+        raise _UnusableError(f"its {layout.CONFIG} cannot be read: {one_line(error)}") from error
     except (UserError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise _UnusableError(f"its {finished.CONFIG} is of no run of this version: {one_line(error)}") from error
+        raise _UnusableError(f"its {layout.CONFIG} is of no run of this version: {one_line(error)}") from error
     if not finished.are_sound(rows) or len(rows) > settings.epochs:
-        raise _UnusableError(f"{metrics.ROWS} does not have the rows of {settings.epochs} epochs")
+        raise _UnusableError(f"{layout.ROWS} does not have the rows of {settings.epochs} epochs")
     if results and head not in results["last"]:
         raise _UnusableError(f"it has no {head}")
     # As the file has them, so that a field that it lacks is not taken for one with today's default.
     fields = {path: value for path, value in tree.deciding(config).items() if path != "seed"}
-    if fields.get("peers"):  # which replaces it
-        fields["backbone.name"] = fields.pop("peers")
-    for path in unused.unused(settings):  # no difference makes two runs
+    without_effect = frozenset(unused.unused(settings))
+    for path in without_effect:  # no difference makes two runs
         fields.pop(path, None)
+    if fields.get("peers"):  # which are its networks, and so are shown as them
+        del fields["peers"]
+        fields["backbone.name"] = ",".join(settings.backbones)
     for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
         if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
-    return Run(folder, settings.seed, fields, settings.epochs, head, rows, results)
+    return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)
 
 
 def _trained(folder: str | None, sha256: str | None) -> str:
@@ -208,7 +214,7 @@ def _trained(folder: str | None, sha256: str | None) -> str:
 
 def _best_sha256(folder: Path, results: dict[str, Any]) -> str:
     """The digest of peer 0 of the best epoch; empty where its checkpoint is gone."""
-    checkpoints, step = folder / finished.CHECKPOINTS, results["best"]["step"]
+    checkpoints, step = folder / layout.CHECKPOINTS, results["best"]["step"]
     return digests.of_saved_network(digests.read(checkpoints, step)) if step in digests.steps_in(checkpoints) else ""
 
 
@@ -224,7 +230,7 @@ def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:
             left_out[run.folder] = f"{another}{other.folder}, with the same fields and the same seed"
             continue
         seeds[same, run.seed] = run
-        group = groups.setdefault(same, Group(run.fields, run.epochs, run.head, [], []))
+        group = groups.setdefault(same, Group(run.fields, run.unused, run.epochs, run.head, [], []))
         (group.finished if run.results else group.unfinished).append(run)
     met = {id(run): number for number, run in enumerate(runs)}
     for group in groups.values():

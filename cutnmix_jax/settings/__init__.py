@@ -13,6 +13,7 @@ from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.fields import (
     Change,
     field,
+    group,
     increasing_epochs,
     names,
     number,
@@ -22,11 +23,19 @@ from cutnmix_jax.fields import (
     truth,
     whole,
 )
-from cutnmix_jax.method import Method
+from cutnmix_jax.method import Method, same_images
 
 MOST_PEERS = 64
 MAPPINGS = ("unroll", "vmap")
 VIEWS = ("shared", "per_peer")
+OPTIMIZERS = ("sgd", "adamw", "lars")
+SCHEDULES = ("stepwise", "cosine")
+
+# Fields of the optimizer that one of these looks at, and others do not.
+_OF_SGD_AND_LARS = {"name": ("sgd", "lars")}
+_OF_ADAMW = {"name": ("adamw",)}
+_OF_LARS = {"name": ("lars",)}
+_OF_STEPWISE = {"schedule": ("stepwise",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +78,33 @@ class RampUp:
 class Optimizer:
     """SGD as section 3.1 has it, or another one; see `engine.optim.make`."""
 
-    name: str = field("sgd", one_of(("sgd", "adamw", "lars")), "sgd, adamw or lars; section 3.1 has sgd", Change.NEVER)
+    name: str = field("sgd", one_of(OPTIMIZERS), "sgd, adamw or lars; section 3.1 has sgd", Change.NEVER)
     # Less than 1e-12 changes no digit of a float32 weight; with more than 1e6 they overflow in a few steps.
     learning_rate: float = field(0.05, number(1e-12, 1e6), "section 3.1")
-    schedule: str = field("stepwise", one_of(("stepwise", "cosine")), "how the rate falls: by milestones, or to 0")
+    schedule: str = field("stepwise", one_of(SCHEDULES), "how the rate falls: by milestones, or to 0")
     warm_up_epochs: float = field(0.0, number(0), "in which the rate rises linearly first; the paper has none")
     milestones: tuple[int, ...] = field(
-        (150, 180, 210), increasing_epochs, "0-based epochs from which the rate is multiplied by decay; () for none"
+        (150, 180, 210),
+        increasing_epochs,
+        "0-based epochs from which the rate is multiplied by decay; () for none",
+        of=_OF_STEPWISE,
     )
-    decay: float = field(0.1, number(1e-6, 1), '"by 10%" in the text; x0.1 in SSKD [26] and in the lineage')
+    decay: float = field(
+        0.1, number(1e-6, 1), '"by 10%" in the text; x0.1 in SSKD [26] and in the lineage', of=_OF_STEPWISE
+    )
     # Gradients count 1 / (1 - momentum) times: 10,000 at most.
-    momentum: float = field(0.9, number(0, 0.9999), "section 3.1; of sgd and lars")
-    nesterov: bool = field(True, truth, "section 3.1; of sgd and lars")
+    momentum: float = field(0.9, number(0, 0.9999), "section 3.1", of=_OF_SGD_AND_LARS)
+    nesterov: bool = field(True, truth, "section 3.1", of=_OF_SGD_AND_LARS)
     # At 1 a weight counts as much as its gradient.
     weight_decay: float = field(
         5e-4,
         number(1e-12, 1, or_zero=True),
         "on every parameter, as in the single parameter group of the lineage; of lars not on biases and norms",
     )
-    beta_1: float = field(0.9, number(0, 0.9999), "of adamw; Loshchilov and Hutter 2019")
-    beta_2: float = field(0.999, number(0, 0.999999), "of adamw; likewise")
-    epsilon: float = field(1e-8, number(1e-12, 1), "of adamw; likewise")
-    trust: float = field(1e-3, number(1e-6, 1), "of lars: the share of its own norm that an array may move by")
+    beta_1: float = field(0.9, number(0, 0.9999), "Loshchilov and Hutter 2019", of=_OF_ADAMW)
+    beta_2: float = field(0.999, number(0, 0.999999), "likewise", of=_OF_ADAMW)
+    epsilon: float = field(1e-8, number(1e-12, 1), "likewise", of=_OF_ADAMW)
+    trust: float = field(1e-3, number(1e-6, 1), "the share of its own norm that an array may move by", of=_OF_LARS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +177,10 @@ class Settings:
         one_of(tuple(precision.CHOICES)),
         "tf32 (on a CPU float32), float32 or bfloat16; the parameters of our networks are float32",
     )
-    loss: Method  # a file of methods/ and its options
-    weights: Mapping[str, float]  # of each loss term; 0 only measures it
+    loss: Method = group("set by the argument", "a file of cutnmix_jax/methods; its options are below", Change.NEVER)
+    weights: Mapping[str, float] = group(
+        "a number, 0 or above", "the weight of a loss term; with 0 it is only measured", Change.FORCED
+    )
     ramp_up: RampUp = dataclasses.field(default_factory=RampUp)
     views: str = field(
         "shared", one_of(VIEWS), "per_peer: each its own crop and flip; shared: one for all; from the row"
@@ -176,7 +192,7 @@ class Settings:
         "decay of running averages of the weights, say 0.999, which are evaluated, too; none: no averages",
         Change.NEVER,
     )
-    epochs: int = field(240, whole(1), "section 3.1")
+    epochs: int = field(240, whole(1), "section 3.1", Change.EXTENDED)
     # BatchNorm has no deviation over one image.
     batch_size: int = field(
         64, whole(2), "64 in SSKD [26], whose recipe the paper follows, and in its lineage", Change.NEVER
@@ -209,7 +225,11 @@ class Settings:
     @property
     def same_images(self) -> bool:
         """Whether all peers see the same images: one crop and flip, and one box, for all."""
-        return self.views == "shared" and self.mix.kind != "cutnmix"
+        return same_images(self.views, self.mix.kind)
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the accuracies are measured after an epoch, counted from 1; the first has to be a best one so far."""
+        return epoch in (1, self.epochs) or epoch % self.eval_every_epochs == 0
 
     @property
     def backbone_name(self) -> str:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Sequence
 
 from cutnmix_jax import backbones, console, data, methods
+from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
+from cutnmix_jax.names import check_any_weight
 from cutnmix_jax.settings import MOST_PEERS, Settings, tree
 
 _TERMS_TAKEN = "loss|accuracy"
@@ -33,8 +35,7 @@ def check(settings: Settings) -> None:
     _check_row(settings)
     _check_sizes(settings)
     _check_networks(settings)
-    if not any(settings.weights.values()):
-        raise UsageError("config.weights: all of them are 0, so nothing would be learned")
+    check_any_weight(settings.weights)
     if unknown := sorted(set(settings.ramp_up.terms) - set(settings.weights)):
         raise UsageError(
             f"config.ramp_up.terms: no weight of a term {unknown[0]!r}; {nearest(unknown[0], settings.weights)}"
@@ -52,12 +53,11 @@ def check(settings: Settings) -> None:
         )
     if unknown := [name for name in method.teachers if name not in TEACHERS]:
         raise UsageError(f"{settings.method}: no teacher {unknown[0]!r}; {nearest(unknown[0], TEACHERS)}")
-    frozen = "frozen" in method.teachers
-    if frozen and not settings.teacher:
+    if method.needs_teacher and not settings.teacher:
         raise UsageError(
             f"{settings.method} needs a teacher: --config.teacher=DIR, the folder of a finished run on the same data"
         )
-    if settings.teacher and not frozen:
+    if settings.teacher and not method.needs_teacher:
         raise UsageError(
             f"config.teacher={settings.teacher!r}: {settings.method} has no trained teacher; leave it out, or "
             f"choose {' or '.join(_taught())}"
@@ -67,12 +67,12 @@ def check(settings: Settings) -> None:
             f"config.teacher_which={settings.teacher_which}: there is no teacher; leave it out, or name one with "
             "--config.teacher=DIR"
         )
-    if not frozen:  # the other ones are checked with their teacher
+    if not method.needs_teacher:  # the other ones are checked with their teacher
         method.check(setup(settings))
 
 
 def _taught() -> list[str]:
-    return [name for name, row in methods.rows_by_name().items() if "frozen" in row.method.teachers]
+    return [name for name, row in methods.rows_by_name().items() if row.method.needs_teacher]
 
 
 def setup(settings: Settings, teacher: str | None = None) -> Setup:
@@ -115,32 +115,6 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
         raise UsageError(f"{settings.method}: its headline {shown!r} is not measured; {nearest(shown, measured)}")
 
 
-def check_weights(settings: Settings, terms: Sequence[str], sizes: Sequence[int]) -> None:
-    """Raises UsageError unless each loss term has a weight and each weight a term; one of 0 may be any of the row.
-
-    Args:
-      settings: that have the weights.
-      terms: of the method.
-      sizes: D of each peer, for the message.
-    """
-    weights = settings.weights
-    if missing := sorted(set(terms) - set(weights)):
-        raise UsageError(f"config.weights: no weight for the loss term {missing[0]!r}")
-    if excess := sorted(name for name in set(weights) - set(terms) if weights[name] != 0):
-        unlike = f"peers with features of {', '.join(map(str, sizes))} have"
-        alike = "a single peer has" if len(sizes) == 1 else "this method has"
-        who = unlike if len(set(sizes)) > 1 else alike
-        raise UsageError(
-            f"config.weights.{excess[0]}={weights[excess[0]]:g}: {who} no such loss term, only {', '.join(terms)}; "
-            "set it to 0 or choose other peers"
-        )
-    known = {*terms, *methods.row(settings.method).weights}
-    if unknown := sorted(set(weights) - known):
-        raise UsageError(
-            f"config.weights.{unknown[0]}: {settings.method} has no such loss term; {nearest(unknown[0], known)}"
-        )
-
-
 def _check_row(settings: Settings) -> None:
     """A run is filed under its row, so it has to be one, and of the method that is trained."""
     try:
@@ -180,7 +154,7 @@ def _check_networks(settings: Settings) -> None:
     if settings.share_trunk and settings.mapping == "vmap":
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and name not in backbones.names():
+        if not foreign.is_well_named(name) and name not in backbones.names():
             field = "peers" if settings.peers else "backbone.name"
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"

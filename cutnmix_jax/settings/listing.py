@@ -18,10 +18,10 @@ _HEAD = """\
 Any of them is set on the command line, as `--config.optimizer.learning_rate=0.1`; `none` stands for no value. The text
 is that of `cutnmix_jax/settings` and of `cutnmix_jax/methods`, printed by `python -m cutnmix_jax.settings`; `--list`
 shows it, too. May a run that was begun go on with another value? *yes*: it changes neither the data nor the numbers;
-*force*: with `--force`, and more `epochs` with `--extend`; *no*: it decides which images belong to a step, which ones a
-run is tested on, or what a checkpoint holds.
+*force*: with `--force`; *extend*: more of it with `--extend`, another number with `--force`; *no*: it decides which
+images belong to a step, which ones a run is tested on, or what a checkpoint holds.
 """
-_MAY_CHANGE = {Change.FREE: "yes", Change.FORCED: "force", Change.NEVER: "no"}
+_MAY_CHANGE = {Change.FREE: "yes", Change.FORCED: "force", Change.EXTENDED: "extend", Change.NEVER: "no"}
 
 
 class Described(NamedTuple):
@@ -31,7 +31,7 @@ class Described(NamedTuple):
       path: as `optimizer.learning_rate`.
       default: its value where nobody says another.
       range: what it may be.
-      may_change: whether a run that was begun may go on with another value: yes, force or no.
+      may_change: whether a run that was begun may go on with another value: yes, force, extend or no.
       reason: what it is, and why it has its default.
     """
 
@@ -54,14 +54,11 @@ def of_methods() -> dict[str, list[Described]]:
 
 
 def _described(path: str, hint: Any, field: dataclasses.Field) -> Described:
-    if "check" in field.metadata:
-        check, change = field.metadata["check"], _MAY_CHANGE[field.metadata["change"]]
-        return Described(path, _shown(field.default), check.range, change, field.metadata["reason"])
-    if hint is Method:
-        reason = "a file of cutnmix_jax/methods; its options are below"
-        return Described(f"{path}.name", "from the row", "set by the argument", "force", reason)
-    reason = "the weight of a loss term; with 0 it is only measured"
-    return Described(f"{path}.TERM", "from the row", "a number, 0 or above", "force", reason)
+    told = field.metadata
+    change, reason = _MAY_CHANGE[told["change"]], told["reason"]
+    if "check" in told:
+        return Described(path, _shown(field.default), told["check"].range, change, reason)
+    return Described(f"{path}.{'name' if hint is Method else 'TERM'}", "from the row", told["range"], change, reason)
 
 
 def _shown(value: Any) -> str:

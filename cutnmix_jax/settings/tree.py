@@ -204,5 +204,6 @@ def change_of(path: str, method: str = "") -> Change:
       method: the name of the method's module, for its options.
     """
     options = leaves(methods.find(method), "loss.") if method in methods.names() else ()
-    changes = {known: field.metadata.get("change") for known, _, field in (*leaves(), *options)}
-    return changes.get(path) or Change.FORCED
+    changes = {known: field.metadata["change"] for known, _, field in (*leaves(), *options)}
+    group = "weights" if path.startswith("weights.") else "loss" if path == "loss.name" else ""
+    return changes.get(group or path, Change.FORCED)

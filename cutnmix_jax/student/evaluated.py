@@ -11,9 +11,9 @@ import numpy as np
 from cutnmix_jax import compiler, console, data, digests, files
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, batches, peers
-from cutnmix_jax.engine.companions import Average, Companion, Companions, RunningMean
 from cutnmix_jax.engine.evaluation import Evaluator
 from cutnmix_jax.errors import CheckpointError, DataError, one_line
+from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.of_run import Run, saved_arrays
@@ -79,12 +79,9 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     networks = assemble.networks(settings, len(classes))
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
     arrays = saved_arrays(run, epoch["step"])
-    known: dict[str, Companion] = {"mean": RunningMean(joined)}
-    companions = {name: known[name] for name in settings.loss.teachers if name in known}
-    if settings.average is not None:
-        companions["average"] = Average(joined, settings.average)
+    companions = assemble.companions(settings, joined, None)
     spec = Spec(len(classes), networks.sizes, run.results["train_examples"], networks.trunk_size)
-    evaluator = Evaluator(settings.loss, joined, Companions(companions), dataset, settings.eval_batch_size)
+    evaluator = Evaluator(settings.loss, joined, companions, dataset, settings.eval_batch_size)
     with set_up_jax(CHOICES[settings.precision]):
         compiler.check()
         try:
@@ -104,7 +101,7 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
 def _check_same(run: Run, sha256: str) -> None:
     """Warns where the images of a data set are not those that a run was trained and tested with."""
     try:
-        before = files.read_fields(run.folder / "environment.json").get("data_sha256")
+        before = files.read_fields(run.folder / ENVIRONMENT).get("data_sha256")
     except (OSError, ValueError, CheckpointError):
         before = None
     if before != sha256:

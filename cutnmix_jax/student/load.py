@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from cutnmix_jax import digests, finished, storage
+from cutnmix_jax import digests, layout, storage
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.student import exported, of_run
@@ -34,9 +34,9 @@ def load(
             raise UsageError(f"{folder} {what}; leave --which, --peer and --ensemble out")
         return exported.read(folder)
     run = of_run.look(folder)
-    left = folder / finished.STUDENT
+    left = folder / layout.STUDENT
     # Checkpoints of a finished run may be removed to save room; and what was exported needs no code of anybody's.
-    enough = not digests.steps_in(folder / finished.CHECKPOINTS) or (run.settings.own_backbones and not backbone)
+    enough = not digests.steps_in(folder / layout.CHECKPOINTS) or (run.settings.own_backbones and not backbone)
     if enough and not is_chosen and exported.is_export(left):
         student = exported.read(left)
         if student.description.run["last"] != run.results["last"]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import digests, files, finished, metrics
+from cutnmix_jax import digests, files, finished, layout, metrics
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError, UserError, one_line
 from cutnmix_jax.settings import Settings, tree
@@ -37,6 +37,11 @@ class Run(NamedTuple):
     results: dict[str, Any]
     rows: list[Row]
 
+    @property
+    def num_counted(self) -> int:
+        """How many of its networks count as peers, which are the first ones; a leader does not."""
+        return len(self.results["last"]["accuracy_per_peer"])
+
 
 def look(folder: Path) -> Run:
     """Reads the folder of a finished run; no array of it.
@@ -52,13 +57,13 @@ def look(folder: Path) -> Run:
         why_not = why_not and f" ({why_not[:300]})"
         raise UsageError(f"{folder}: no finished run there{why_not}; train it to its end first")
     try:
-        settings = tree.to_settings(files.read_fields(folder / finished.CONFIG))
+        settings = tree.to_settings(files.read_fields(folder / layout.CONFIG))
     except (OSError, ValueError, UserError) as error:
         raise CheckpointError(
             f"{folder}: its config.json is not one of this version ({one_line(error)[:200]}); use the version that "
             "trained it"
         ) from error
-    return Run(folder, settings, results, metrics.read_rows(folder / metrics.ROWS))
+    return Run(folder, settings, results, metrics.read_rows(folder / layout.ROWS))
 
 
 def load(
@@ -84,24 +89,42 @@ def load(
     settings = run.settings
     if which == AVERAGE and settings.average is None:
         raise UsageError(f"{run.folder} has no averages of its weights: it was trained without config.average")
-    count = len(run.results["last"]["accuracy_per_peer"])
+    count = run.num_counted
     if peer is not None and not 0 <= peer < count:
         raise UsageError(f"--peer={peer}: {run.folder} has peers 0 to {count - 1}")
     epoch = run.results["best" if which == BEST else "last"]
     row = run.rows[epoch["epoch"] - 1]
     chosen, chosen_by = (peer, "") if peer is not None else _best(row, count, which)
     peers = tuple(range(count)) if ensemble else (chosen,)
-    description = describe(run, which, peers, "" if ensemble or count == 1 else chosen_by)
-    arrays = saved_arrays(run, epoch["step"]) if arrays is None else arrays
+    return load_networks(run, which, peers, "" if ensemble or count == 1 else chosen_by, arrays)
+
+
+def load_networks(
+    run: Run, which: str, numbers: tuple[int, ...], chosen_by: str = "", arrays: Mapping[str, jax.Array] | None = None
+) -> Student:
+    """Loads some networks of a run; a leader is the last one.
+
+    Args:
+      run: from `look`.
+      which: as for `load`.
+      numbers: of the networks.
+      chosen_by: the images by which a single one was chosen; empty where it was not.
+      arrays: as for `load`.
+
+    Raises:
+      CheckpointError: the checkpoint is gone or damaged.
+    """
+    description = describe(run, which, numbers, chosen_by)
+    arrays = saved_arrays(run, description.step) if arrays is None else arrays
     try:
-        return taken(description, arrays, settings.share_trunk)
+        return taken(description, arrays, run.settings.share_trunk)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{run.folder}: its networks are not in its checkpoint ({one_line(error)})") from error
 
 
 def saved_arrays(run: Run, step: int) -> dict[str, jax.Array]:
     """All arrays of the state of a step, by their names; CheckpointError where they are gone or damaged."""
-    checkpoints, left = run.folder / finished.CHECKPOINTS, run.folder / finished.STUDENT
+    checkpoints, left = run.folder / layout.CHECKPOINTS, run.folder / layout.STUDENT
     if not digests.steps_in(checkpoints) and left.is_dir():
         raise CheckpointError(f"the checkpoints of {run.folder} are gone; what is left of it is {left}, take that")
     with contextlib.closing(Reader(checkpoints)) as reader:

@@ -11,6 +11,7 @@ from cutnmix_jax import backbones, digests
 from cutnmix_jax.errors import UsageError, UserError
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported, of_run
+from cutnmix_jax.student.choice import LAST
 from cutnmix_jax.student.description import Description
 from cutnmix_jax.student.network import Student, shapes_of, variables_of
 from cutnmix_jax.types import Backbone, Dataset
@@ -23,16 +24,22 @@ def check(settings: Settings) -> None:
         _check(settings, exported.read_description(folder).backbones)
     else:
         run = of_run.look(folder)
-        _check(settings, run.settings.backbones[: len(run.results["last"]["accuracy_per_peer"])])
+        _check(settings, [run.settings.backbones[number] for number in _numbers(settings, run)])
+
+
+def _numbers(settings: Settings, run: of_run.Run) -> tuple[int, ...]:
+    """Which networks of another run those of this one begin as: the ones that count as peers, or all, with a leader."""
+    count, every = len(settings.backbones), len(run.settings.backbones)
+    return tuple(range(run.num_counted if every != count and run.num_counted in (1, count) else every))
 
 
 def _check(settings: Settings, names: Sequence[str]) -> None:
     where, count = f"config.init_from={settings.init_from}", len(settings.backbones)
     if len(names) not in (1, count):
-        raise UsageError(f"{where} has {len(names)} networks, and the run has {count} peers; one, or one for each")
+        raise UsageError(f"{where} has {len(names)} networks, and the run has {count}; one, or one for each")
     for j, name in enumerate(settings.backbones):
         if (other := names[j % len(names)]) != name:
-            raise UsageError(f"{where}: peer {j} is a {name}, and would begin as a {other}")
+            raise UsageError(f"{where}: network {j} is a {name}, and would begin as a {other}")
 
 
 def sha256(settings: Settings) -> str | None:
@@ -87,8 +94,11 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
     """
     check(settings)
     folder = Path(settings.init_from or "")
-    is_export = exported.is_export(folder)
-    student = exported.read(folder) if is_export else of_run.load(of_run.look(folder), ensemble=True)
+    if exported.is_export(folder):
+        student = exported.read(folder)
+    else:
+        run = of_run.look(folder)
+        student = of_run.load_networks(run, LAST, _numbers(settings, run))
     same_classes = student.class_names == dataset.class_names
     found: dict[str, jax.Array] = {}
     for j, network in enumerate(networks):

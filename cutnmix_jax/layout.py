@@ -1,0 +1,8 @@
+"""The names of the files and folders in the folder of a run; the README describes them."""
+
+CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.json"
+FORCED, EXTENDED = "forced.json", "extended.json"
+ROWS, EVENTS = "metrics.jsonl", "tensorboard"
+CHECKPOINTS, STUDENT = "checkpoints", "student"
+DAMAGED = f"{CHECKPOINTS}-damaged"
+SAMPLES, CURVES = "samples.png", "curves.png"
