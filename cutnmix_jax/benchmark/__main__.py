@@ -21,6 +21,7 @@ EXAMPLES = """  {command} --backbone=resnet32                                   
   {command} --backbone=resnet8 --sweep num_peers=1,2,4            over the values of a field
   {command} --backbone=resnet32 --vs-torch --steps=8              beside PyTorch, taking turns
   {command} --suite=gpu                                           all that a GPU should be asked
+  {command} --target=h100 --backbones=resnet32,resnet110          kernels of a step on a GPU that is not there
   {command} --suite=growth                                        how time and memory grow, with a picture
 
 Any field of the configuration can follow, as --config.batch_size=128 --config.mapping=vmap --config.precision=bfloat16
@@ -53,7 +54,13 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--tiers", type=given, help="of PyTorch: A, B, C, Cmax (A,B; on a GPU A,B,C)")
     parser.add_argument("--trace", type=given, metavar="DIR", help="write a profile and nothing else")
     parser.add_argument("--suite", choices=("gpu", "growth"))
-    parser.add_argument("--backbones", type=given, help="of --suite, instead of all")
+    parser.add_argument(
+        "--target",
+        type=given,
+        metavar="CARD",
+        help="count what a step launches on a GPU that is not there: h100, or a file",
+    )
+    parser.add_argument("--backbones", type=given, help="of --suite, instead of all, or of --target")
     parser.add_argument("--budget", type=float, default=520.0, help="seconds that --suite=gpu may take")
     parser.add_argument(
         "--json", type=given, metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it"
@@ -141,6 +148,8 @@ def main() -> None:
     known, fields = arguments()
     spec = run.spec_of(fields)
     command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
+    if known.target:
+        return write(known, suites.on_target(known, fields, known.backbones or ()))
     # A measured program is a process of its own; this one must leave the card to it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if known.steps is None:
@@ -148,11 +157,14 @@ def main() -> None:
     if known.trace:
         jax_side.trace(spec | {"images": known.images, "classes": known.classes}, known.trace, known.steps)
         print(f"profile: {known.trace}")
-        return
+        return None
     if known.suite:
-        result = suites.SUITES[known.suite](known, fields, known.backbones or ())
-    else:
-        result = measured(known, fields)
+        return write(known, suites.SUITES[known.suite](known, fields, known.backbones or ()))
+    return write(known, measured(known, fields))
+
+
+def write(known: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Prints what was found as a line of JSON, and writes it where that is asked for."""
     result = {"command": " ".join([called("scripts/bench"), *sys.argv[1:]])} | result
     if known.json:
         Path(known.json).write_text(json.dumps(result, indent=1) + "\n")

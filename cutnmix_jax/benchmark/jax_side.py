@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import environment, losses
-from cutnmix_jax.benchmark import flops, worker
+from cutnmix_jax.benchmark import flops, kernels, worker
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, optim, peers
@@ -66,26 +65,6 @@ def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
     return compiled(one, donate=(0, 1, 2)), (params, stats, optimizer.init(params)), (images, targets), 1
 
 
-def kernels(hlo: str) -> int | None:
-    """Kernels of a step on a GPU, from its compiled program: what is not bookkeeping in its largest loop, or in all."""
-    if jax.default_backend() != "gpu":
-        return None
-    bodies = re.split(r"\n\n", hlo)
-    inner = {name for text in bodies for name in re.findall(r"body=%?([\w.\-]+)", text)}
-    counted = {}
-    for text in bodies:
-        name = re.match(r"\s*(?:ENTRY )?%?([\w.\-]+)", text)
-        if name:
-            counted[name.group(1)] = len(
-                re.findall(
-                    r"= (?:\([^)]*\)|\S+) (?:fusion|custom-call|convolution|dot|copy|sort|reduce|scatter|rng-\w+)\(",
-                    text,
-                )
-            )
-    loops = [counted[name] for name in inner if name in counted]
-    return max(loops, default=0) or max(counted.values(), default=0)
-
-
 def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callable[[], dict[str, Any]]]:
     """Compiles twice, tracing included, without and with what the first time left in the cache, and warms up.
 
@@ -109,7 +88,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     again_at = time.perf_counter()
     compiled = function.lower(*carry, *rest).compile()
     cached_at = time.perf_counter()
-    memory = compiled.memory_analysis()
+    memory, on_gpu = compiled.memory_analysis(), jax.default_backend() == "gpu"
 
     def call(steps: int) -> None:
         nonlocal carry
@@ -125,7 +104,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
         "compile_cached_s": cached_at - again_at,
         "memory_mib": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
         "gflop_per_step": flops.count(traced.jaxpr) / 1e9,
-        "kernels_per_step": kernels(compiled.as_text()),
+        "kernels_per_step": sum(kernels.counts(compiled.as_text()).values()) if on_gpu else None,
         "device": jax.devices()[0].device_kind,
         "versions": environment.versions(),
     }

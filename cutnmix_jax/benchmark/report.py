@@ -25,6 +25,7 @@ COLUMNS = {
     "TFLOP/s": ("tflops", ".3f"),
     "% of peak": ("percent_of_peak", ".1f"),
     "kernels": ("kernels_per_step", "d"),
+    "launch floor, ms": ("launch_floor_ms", ".2f"),
 }
 _COLORS = ("#0072B2", "#D55E00")  # told apart by the colour-blind too
 
@@ -56,6 +57,18 @@ def table(found: Mapping[str, Found], title: str) -> None:
     for name, one in found.items():
         cells = ["" if one.get(key) is None else format(one[key], form) for key, form in columns.values()]
         shown.add_row(name, *cells, *([one.get("error", "")] if failed else []))
+    Console(width=max(100, Console().width)).print(shown)
+
+
+def side_by_side(found: Mapping[str, Found], rows: Mapping[str, tuple[str, str]], title: str) -> None:
+    """Prints the measurements one beside the other; `rows` are as `COLUMNS`."""
+    shown = Table("", title=title, title_justify="left")
+    for name in found:
+        shown.add_column(name, justify="right", overflow="fold")
+    for name, (key, form) in rows.items():
+        shown.add_row(name, *("" if one.get(key) is None else format(one[key], form) for one in found.values()))
+    if any("error" in one for one in found.values()):
+        shown.add_row("not counted", *(one.get("error", "") for one in found.values()))
     Console(width=max(100, Console().width)).print(shown)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax.benchmark import report, run, worker
+from cutnmix_jax.benchmark import kernels, report, run, target, worker
 
 NETWORKS = (
     "resnet110",
@@ -23,7 +23,6 @@ NETWORKS = (
     "resnet32",
 )  # of Table 1, longest to compile first
 GPU_TIERS = ("A", "B", "C")  # of PyTorch, where nothing is said
-LAUNCH_US = 2.5  # to start a kernel on a stream, assumed; CUDA graphs need less
 STARTING = 6  # workers that compile at once
 COMPILED_BY = 0.5, 0.85  # shares of the budget by which the networks, and then the levers, have to be ready
 GROWTH = {
@@ -94,6 +93,18 @@ def growth(known: argparse.Namespace, fields: Mapping[str, Any], networks: Seque
     return {"suite": "growth", "fields": fields, "found": sweeps}
 
 
+def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
+    """What a step of each network would launch on a card that is not there."""
+    card, found = target.described(known.target), {}
+    for name in networks or (fields["backbone"],):
+        print(f"{name}: compiling for {known.target}", flush=True)
+        found[name] = target.on_target(run.spec_of({**fields, "backbone": name}, classes=known.classes), card)
+    kinds = {kind: (kind, "d") for kind in kernels.KINDS}
+    rest = {name: report.COLUMNS[name] for name in ("kernels", "launch floor, ms", "memory MiB", "compile s")}
+    report.side_by_side(found, kinds | rest, f"kernels of a step on {known.target}, {known.method}; no times")
+    return {"target": known.target, "found": found}
+
+
 def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
     """Everything that a GPU should be asked, within a budget of seconds: the networks beside PyTorch, then the levers.
 
@@ -111,7 +122,7 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
         measure(programs, begun + share * known.budget, begun + known.budget, known, found)
     for one in found.values():
         if one.get("kernels_per_step"):
-            one["launch_floor_ms"] = one["kernels_per_step"] * LAUNCH_US / 1000
+            one["launch_floor_ms"] = one["kernels_per_step"] * kernels.LAUNCH_US / 1000
     report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():

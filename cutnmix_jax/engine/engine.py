@@ -14,13 +14,13 @@ import numpy as np
 import optax
 
 from cutnmix_jax.compiler import compiled
-from cutnmix_jax.engine import batches, optim
+from cutnmix_jax.engine import batches, calls, optim
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers, begun
 from cutnmix_jax.engine.state import Feed, Saved
-from cutnmix_jax.engine.terms import added, finite, mixed_accuracy, zero_totals
+from cutnmix_jax.engine.terms import added, mixed_accuracy, zero_totals
 from cutnmix_jax.method import Method
 from cutnmix_jax.names import term_names
 from cutnmix_jax.objective import weighted
@@ -219,12 +219,7 @@ class Engine:
         def train(state: TrainState, sums: Totals, feed: Feed, count: jax.Array) -> tuple[TrainState, Totals]:
             if self.steps_per_call == 1:
                 return self.step(state, sums, feed)
-            end = state.step + count  # data, so that the shorter call at the end of an epoch runs the same program
-
-            def goes_on(carry: tuple[TrainState, Totals]) -> jax.Array:
-                return (carry[0].step < end) & finite(carry[1])
-
-            return jax.lax.while_loop(goes_on, lambda carry: self.step(*carry, feed), (state, sums))
+            return calls.until(state.step + count, lambda before, totals: self.step(before, totals, feed), state, sums)
 
         return compiled(train, donate=0)
 

@@ -30,8 +30,3 @@ def added(totals: Totals, values: Mapping[str, jax.Array], step: jax.Array) -> T
         for name, first in totals.broken.items()
     }
     return Totals(sums, broken)
-
-
-def finite(totals: Totals) -> jax.Array:
-    """Whether all that was measured so far is finite: a bool."""
-    return jnp.stack(list(totals.broken.values())).min() == NEVER

@@ -1,0 +1,49 @@
+"""What a compiled training step launches on a GPU, counted in the text of its program."""
+
+import collections
+import re
+
+LAUNCH_US = 2.5  # microseconds to start a kernel on a stream, assumed; CUDA graphs need less
+KINDS = (
+    "batch norm", "batch norm, gradient", "convolution", "convolution, gradient", "other forward", "other gradient",
+    "update, metrics", "copies", "batch, keys, rest",
+)  # fmt: skip
+# No kernels: they name, or look at, what is there.
+_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
+
+
+def counts(hlo: str) -> dict[str, int]:
+    """How many kernels of each of `KINDS` a step launches: those of the largest loop, or of the program without one."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.splitlines():
+        if head := _HEAD.match(line):
+            lines = bodies.setdefault(head[1], [])
+            entry = head[1] if line.startswith("ENTRY") else entry
+        else:
+            lines.append(line)
+    loops = [name for name in re.findall(r"body=%?([\w.\-]+)", hlo) if name in bodies]
+    step = max(loops, key=lambda name: len(bodies[name])) if loops else entry
+    found = collections.Counter(dict.fromkeys(KINDS, 0))
+    for line in bodies.get(step, ()):
+        if (is_one := _INSTRUCTION.match(line)) and is_one[3] not in _FREE:
+            found[_kind(line, is_one[1], is_one[3])] += 1
+    return dict(found)
+
+
+def _kind(line: str, name: str, operation: str) -> str:
+    named = re.search(r'op_name="([^"]*)"', line)
+    where = named[1] if named else ""
+    if "__cudnn$conv" in line or operation == "convolution":
+        is_forward = "convForward" in line or "BiasActivation" in line
+        return "convolution" if is_forward else "convolution, gradient"
+    if operation == "copy" or "transpose_fusion" in name:
+        return "copies"
+    backwards = "transpose(" in where
+    if "BatchNorm" in where:
+        return "batch norm, gradient" if backwards else "batch norm"
+    if backwards or "jvp(" in where:
+        return "other gradient" if backwards else "other forward"
+    return "update, metrics" if re.search(r"/(sub|add|mul)$", where) else "batch, keys, rest"

@@ -1,0 +1,46 @@
+"""Many steps of training in one compiled call."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cutnmix_jax.types import NEVER, Totals, TrainState
+
+Step = Callable[[TrainState, Totals], tuple[TrainState, Totals]]
+
+
+class _Packed(NamedTuple):
+    """Totals as two vectors [M], which a GPU adds to with a kernel or two; as scalars they take two for each metric."""
+
+    sums: jax.Array
+    broken: jax.Array
+
+
+def until(end: jax.Array, step: Step, state: TrainState, totals: Totals) -> tuple[TrainState, Totals]:
+    """Does steps up to number `end`, or to the first one in which something is no longer finite.
+
+    Args:
+      end: scalar int32; data, so that the shorter call at the end of an epoch runs the same program.
+      step: does one.
+      state: before them.
+      totals: of the epoch so far.
+    """
+    names = list(totals.sums)
+
+    def packed(totals: Totals) -> _Packed:
+        return _Packed(*(jnp.stack([numbers[name] for name in names]) for numbers in totals))
+
+    def unpacked(totals: _Packed) -> Totals:
+        return Totals(*(dict(zip(names, numbers, strict=True)) for numbers in totals))
+
+    def goes_on(carry: tuple[TrainState, _Packed]) -> jax.Array:
+        return (carry[0].step < end) & (carry[1].broken.min() == NEVER)
+
+    def goes(carry: tuple[TrainState, _Packed]) -> tuple[TrainState, _Packed]:
+        after, sums = step(carry[0], unpacked(carry[1]))
+        return after, packed(sums)
+
+    after, sums = jax.lax.while_loop(goes_on, goes, (state, packed(totals)))
+    return after, unpacked(sums)
