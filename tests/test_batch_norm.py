@@ -29,12 +29,24 @@ def single(*arrays):
     return [jnp.asarray(a, jnp.float32) for a in arrays]
 
 
-def test_values_equal_numpy():
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request, monkeypatch):
+    """The sums of a CPU, and those of a GPU, which a CPU can take as well."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+def test_a_gpu_takes_both_sums_at_once(device):
+    program = str(jax.make_jaxpr(lambda x: batch_norm(x, *single(SCALE, BIAS), EPSILON))(jnp.asarray(X, jnp.float32)))
+    assert program.count("reduce_sum") == (2 if device == "cpu" else 0)
+
+
+def test_values_equal_numpy(device):
     for got, wanted in zip(batch_norm(*single(X, SCALE, BIAS), EPSILON), np_batch_norm(X, SCALE, BIAS), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_equal_differences():
+def test_gradients_equal_differences(device):
     def loss(*args):
         outputs = batch_norm(*args, EPSILON)
         return sum((jnp.float32(w) * out).sum() for w, out in zip(WEIGHTS, outputs, strict=True))
@@ -53,7 +65,7 @@ def test_gradients_equal_differences():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_in_training_it_is_flax(dtype):
+def test_in_training_it_is_flax(dtype, device):
     """Values, gradients and running statistics of `nn.BatchNorm`, which autodiff goes through."""
     x = jnp.asarray(X, dtype)
     variables = {

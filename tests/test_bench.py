@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from cutnmix_jax import backbones, methods
 from cutnmix_jax.benchmark import __main__ as command
-from cutnmix_jax.benchmark import flops, jax_side, kernels, reference, report, run, suites, worker
+from cutnmix_jax.benchmark import flops, jax_side, kernels, reference, report, run, suites, target, worker
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import recipe
 from tests.runs import Made
@@ -80,6 +81,33 @@ ENTRY main (p: f32[4]) -> f32[4] {
     assert found.pop("convolution") == 1 and found.pop("batch, keys, rest") == 1 and not any(found.values())
     assert set(kernels.counts(hlo.replace("body=body.1", ""))) == set(kernels.KINDS)
     assert sum(kernels.counts(hlo.replace("body=body.1", "")).values()) == 2  # of `main`: its fusion and its `while`
+
+
+def test_what_there_is_no_description_of_is_refused(tmp_path):
+    (tmp_path / "no card").write_text("what is this")
+    for name, says in (("h10", "give one of h100"), (str(tmp_path / "none"), "give one of h100")):
+        with pytest.raises(UsageError, match=says):
+            target.described(name)
+    assert target.described(str(tmp_path / "no card")) == "what is this"
+
+
+CUDA_PYTHON = Path(os.environ.get("CUDA_PYTHON") or ROOT / ".venv-cuda" / "bin" / "python")
+
+
+@pytest.mark.skipif(
+    not CUDA_PYTHON.exists(), reason="no CUDA build of JAX: `scripts/bench --target=h100` makes .venv-cuda"
+)
+def test_a_step_launches_no_more_kernels_on_a_gpu_than_it_did():
+    """Counted, and no card is there. After a change that means to, write the new numbers down here."""
+    command = [CUDA_PYTHON, "-m", "cutnmix_jax.benchmark", "--target=h100", "--backbone=resnet8"]
+    done = subprocess.run([*command, "--sweep=mapping=unroll"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "--target and --sweep" in done.stderr
+    for mapping, most in (("unroll", 229), ("vmap", 204)):
+        fields = f"--config.mapping={mapping}"
+        done = subprocess.run([*command, fields], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])["found"]["resnet8"]
+        assert found["kernels_per_step"] <= most, found
 
 
 def test_a_single_network_has_the_terms_that_it_has():

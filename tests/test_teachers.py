@@ -32,8 +32,9 @@ def test_an_average_follows_its_law():
         decay = min(0.9, (1 + t) / (10 + t))
         params["w"] = decay * params["w"] + (1 - decay) * new[0]["w"]
         stats["mean"] = decay * stats["mean"] + (1 - decay) * new[1]["mean"]
-    np.testing.assert_allclose(found["params"][0]["w"], params["w"], rtol=1e-5)
-    np.testing.assert_allclose(found["batch_stats"][0]["mean"], stats["mean"], rtol=1e-5)
+        if t in (1, 2, 199):  # the last forgets what the first ones were
+            np.testing.assert_allclose(found["params"][0]["w"], params["w"], rtol=1e-5)
+            np.testing.assert_allclose(found["batch_stats"][0]["mean"], stats["mean"], rtol=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,9 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         value = getattr(known, name)
         if value is not None and not value >= (1 if isinstance(value, int) else 1e-3):
             raise UsageError(f"--{name}={value:g}: must be {'at least 1' if isinstance(value, int) else 'above 0'}")
+    timed = ("suite", "sweep", "vs_torch", "bare", "trace")
+    if known.target and (others := [f"--{name.replace('_', '-')}" for name in timed if getattr(known, name)]):
+        raise UsageError(f"--target and {others[0]}: leave one of them out; what is not there is not timed")
     if known.sweep and not values_of(known.sweep.partition("=")[2]):
         raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
     known.tiers = known.tiers and values_of(known.tiers)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Found = dict[str, Any]
@@ -56,7 +57,7 @@ def table(found: Mapping[str, Found], title: str) -> None:
         shown.add_column("not measured", overflow="fold")
     for name, one in found.items():
         cells = ["" if one.get(key) is None else format(one[key], form) for key, form in columns.values()]
-        shown.add_row(name, *cells, *([one.get("error", "")] if failed else []))
+        shown.add_row(name, *cells, *([escape(one.get("error", ""))] if failed else []))
     Console(width=max(100, Console().width)).print(shown)
 
 
@@ -68,7 +69,7 @@ def side_by_side(found: Mapping[str, Found], rows: Mapping[str, tuple[str, str]]
     for name, (key, form) in rows.items():
         shown.add_row(name, *("" if one.get(key) is None else format(one[key], form) for one in found.values()))
     if any("error" in one for one in found.values()):
-        shown.add_row("not counted", *(one.get("error", "") for one in found.values()))
+        shown.add_row("not counted", *(escape(one.get("error", "")) for one in found.values()))
     Console(width=max(100, Console().width)).print(shown)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from cutnmix_jax.benchmark import kernels, report, run, target, worker
+from cutnmix_jax.errors import UsageError
 
 NETWORKS = (
     "resnet110",
@@ -99,6 +100,8 @@ def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Se
     for name in networks or (fields["backbone"],):
         print(f"{name}: compiling for {known.target}", flush=True)
         found[name] = target.on_target(run.spec_of({**fields, "backbone": name}, classes=known.classes), card)
+    if all("error" in one for one in found.values()):
+        raise UsageError(next(iter(found.values()))["error"])
     kinds = {kind: (kind, "d") for kind in kernels.KINDS}
     rest = {name: report.COLUMNS[name] for name in ("kernels", "launch floor, ms", "memory MiB", "compile s")}
     report.side_by_side(found, kinds | rest, f"kernels of a step on {known.target}, {known.method}; no times")
