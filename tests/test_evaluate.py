@@ -22,6 +22,7 @@ class Rules:
 
     @staticmethod
     def forward(params, stats, images, train, key):
+        assert not train  # as which a network would use, and change, the statistics of the batch
         pixel = jnp.round(images[0, :, 0, 0, 0] * 255).astype(jnp.int32)
         said = [jnp.eye(K)[(3 * pixel + 1) % K], 2 * jnp.eye(K)[(7 * pixel + pixel // 3) % K]]
         return tuple(Outputs(logits, logits) for logits in said), stats
@@ -53,6 +54,28 @@ def test_against_numpy(size, sizes):
         alike = dataclasses.replace(engine, settings=dataclasses.replace(settings, eval_batch_size=batch_size))
         found = alike.evaluate(state)
         assert found == expected and found.mean == (expected.peers[0] + expected.peers[1]) / 2, batch_size
+
+
+class Shown:
+    """A method that keeps what it is shown."""
+
+    @staticmethod
+    def calibrate(state, logits, labels):
+        return {"logits": logits, "labels": labels}
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 16])
+def test_a_method_is_shown_each_held_out_image_once_and_in_order(size):
+    images = np.random.default_rng(size).integers(0, 256, (size, 1, 1, 3), dtype=np.uint8)
+    labels = np.arange(size, dtype=np.int32) % K
+    dataset = Dataset("", images, labels, images, labels, tuple(map(str, range(K))), np.zeros(3), np.ones(3), False)
+    state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
+    evaluator = Evaluator(Shown, Rules, Companions({}), dataset, 4)
+    shown = evaluator.calibrated(state, batches.on_device(images, labels)).method_state
+    pixel = images[:, 0, 0, 0].astype(int)
+    expected = np.eye(K)[(3 * pixel + 1) % K], 2 * np.eye(K)[(7 * pixel + pixel // 3) % K]
+    np.testing.assert_array_equal(shown["logits"], expected)
+    np.testing.assert_array_equal(shown["labels"], labels)
 
 
 class Close:
