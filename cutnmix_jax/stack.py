@@ -19,7 +19,8 @@ class Stack:
     """J trees of one structure as one.
 
     Attributes:
-      tree: each leaf [J, ...].
+      tree: each leaf [J, ...]; kernels of convolutions are tuples of J arrays [h, w, in, out], because a convolution
+        takes that of one network: a GPU would launch a kernel to take it out of a stack, and one to put it back.
       count: J.
     """
 
@@ -29,7 +30,21 @@ class Stack:
 
 def of(trees: tuple[Tree, ...]) -> Stack:
     """Joins trees of one structure."""
-    return Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees), len(trees))
+
+    def joined(*leaves: jax.Array) -> Any:
+        return leaves if _is_kernel(leaves[0]) else jnp.stack(leaves)
+
+    return Stack(jax.tree.map(joined, *trees), len(trees))
+
+
+def of_arrays(tree: Tree, count: int) -> Stack:
+    """The same of a tree whose leaves are [J, ...] already, as from `jax.vmap`."""
+    return Stack(jax.tree.map(lambda leaf: tuple(leaf) if _is_kernel(leaf[0]) else leaf, tree), count)
+
+
+def arrays(stacked: Stack) -> Tree:
+    """A tree whose leaves are all [J, ...], as for `jax.vmap`."""
+    return jax.tree.map(lambda leaf: jnp.stack(leaf) if type(leaf) is tuple else leaf, stacked.tree, is_leaf=_is_apart)
 
 
 def apart(tree: Tree) -> Tree:
@@ -38,7 +53,8 @@ def apart(tree: Tree) -> Tree:
     def tuple_of(node: Any) -> Any:
         if not _is_stack(node):
             return node
-        return tuple(jax.tree.map(lambda leaf, j=j: leaf[j], node.tree) for j in range(node.count))
+        each = range(node.count)
+        return tuple(jax.tree.map(lambda leaf, j=j: leaf[j], node.tree, is_leaf=_is_apart) for j in each)
 
     return jax.tree.map(tuple_of, tree, is_leaf=_is_stack)
 
@@ -46,6 +62,14 @@ def apart(tree: Tree) -> Tree:
 def together(tree: Tree, like: Tree) -> Tree:
     """The opposite of `apart`, where `like` has its stacks."""
     return jax.tree.map(lambda node, part: of(part) if _is_stack(node) else part, like, tree, is_leaf=_is_stack)
+
+
+def _is_kernel(leaf: Any) -> bool:
+    return jnp.ndim(leaf) == 4
+
+
+def _is_apart(node: Any) -> bool:
+    return type(node) is tuple  # and no NamedTuple, which is a structure
 
 
 def _is_stack(node: Any) -> bool:

@@ -50,10 +50,11 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False)
         # pass may not be to be mapped.
         alike = len(set(backbones)) == 1 and not is_foreign(backbones[0].name)
         if alike:
-            drawn = Stack(jax.vmap(backbones[0].init)(jnp.stack(each)), len(backbones))
+            drawn = jax.vmap(backbones[0].init)(jnp.stack(each))
             if stacked:
-                return Stack(drawn.tree["params"], drawn.count), Stack(drawn.tree["batch_stats"], drawn.count)
-            variables = list(stack.apart(drawn))
+                of = {name: stack.of_arrays(tree, len(backbones)) for name, tree in drawn.items()}
+                return of["params"], of["batch_stats"]
+            variables = list(stack.apart(Stack(drawn, len(backbones))))
         else:
             variables = [backbone.init(own) for backbone, own in zip(backbones, each, strict=True)]
         if split:
@@ -185,11 +186,11 @@ def _vmapped(backbones: Sequence[Backbone]) -> Forward:
 
     def forward(params: Stack, batch_stats: Stack, images: jax.Array, train: bool, key: jax.Array) -> Passed:
         *each, _ = keys(key, count)
-        variables = {"params": params.tree, "batch_stats": batch_stats.tree}
+        variables = {"params": stack.arrays(params), "batch_stats": stack.arrays(batch_stats)}
         shared = are_shared(images, count)
         mapped = jax.vmap(lambda v, x, k: apply(v, x, train, k), in_axes=(0, None if shared else 0, 0), out_axes=0)
         outputs, stats = mapped(variables, images[0] if shared else images, jnp.stack(each))
-        return stack.apart(Stack(outputs, count)), Stack(stats, count)
+        return stack.apart(Stack(outputs, count)), stack.of_arrays(stats, count)
 
     return forward
 
