@@ -13,8 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
-import sklearn  # noqa: F401  the import of which sets variables, and so does that of the next one
-import tensorboardX  # noqa: F401
+import tensorboardX  # noqa: F401  the import of which sets variables
 
 from cutnmix_jax import main, training
 from cutnmix_jax.data import _library
