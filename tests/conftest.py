@@ -13,6 +13,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup no run that a test s
 
 import pytest  # noqa: E402
 
+BLANK = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a4944415478da63f80f00010101001cb08c990000000049454e44ae426082"
+)  # a PNG of one white pixel
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -28,6 +33,20 @@ def signals_as_before():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_are_not_drawn():
+    """Runs in a test's own process make their figures and write a blank picture: to draw it is a quarter of a tiny run.
+
+    Those in processes of their own draw, and `test_run` looks at what they have drawn.
+    """
+    from cutnmix_jax import files, pictures
+    from cutnmix_jax.paper import figures  # noqa: F401  which draws tables by the function as it is
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "save", lambda figure, path: files.write(path, BLANK))
+        yield
 
 
 def pytest_generate_tests(metafunc):

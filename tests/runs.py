@@ -39,7 +39,15 @@ class Made:
         examples = self.settings.train_examples, self.settings.test_examples
         dataset = data.load(self.settings.dataset, None, *examples)
         self.engine = assemble.engine(self.settings, dataset, training.plan(self.settings))
-        self.first = jax.device_get(self.engine.init())
+
+    @functools.cached_property
+    def first(self):
+        return jax.device_get(self.engine.init())
+
+    @functools.cached_property
+    def shapes(self):
+        """Kept, because each time the networks are traced."""
+        return self.engine.shapes()
 
     def train(self, workdir, stop=None, engine=None, began=None):
         """Begins or goes on; returns the step it went on from."""
@@ -47,7 +55,7 @@ class Made:
         (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
         fields = tree.of_settings(engine.settings)
         checkpoints = Checkpoints(workdir / "checkpoints", engine.settings.checkpoint.keep, config=fields)
-        restored = checkpoints.restore(engine.shapes())
+        restored = checkpoints.restore(self.shapes)
         saved = restored.state if restored else jax.tree.map(jnp.array, self.first)
         begun = int(saved.state.step)
         files = metrics.Metrics(workdir, restored.rows if restored else [])
@@ -65,7 +73,7 @@ class Made:
             alone = Path(workdir) / "alone"
             shutil.copytree(Path(workdir) / "checkpoints" / str(step), alone / str(step))
         reader = Reader(Path(workdir) / "checkpoints" if step is None else alone)
-        saved = reader.restore(self.engine.shapes()).state
+        saved = reader.restore(self.shapes).state
         reader.close()
         if step is not None:
             shutil.rmtree(alone)

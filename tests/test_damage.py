@@ -42,7 +42,7 @@ def restored(folder):
     """What a start would go on from."""
     checkpoints = Checkpoints(folder / "checkpoints", 3)
     try:
-        state = checkpoints.restore(made().engine.shapes()).state
+        state = checkpoints.restore(made().shapes).state
         return jax.device_get(state._replace(seconds=0, wall_seconds=0))
     finally:
         checkpoints.close()
@@ -306,7 +306,7 @@ def test_what_is_not_finite_is_not_saved(value, tmp_path):
 
 
 def test_a_teacher_s_checkpoint_is_checked_too(copied):
-    shapes = made().engine.shapes().state.params["peers"][0]
+    shapes = made().shapes.state.params["peers"][0]
     reader = Reader(copied / "checkpoints")
     reader.read_network({"params": shapes})
     reader.close()

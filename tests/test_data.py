@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -247,6 +248,31 @@ def test_digits_split_is_disjoint_complete_and_frozen():
     assert sorted(ours) == sorted(image.tobytes() for image in digits.enlarge(load_digits().images))
     assert len(set(ours)) == 1797  # no two scans are equal, so the halves cannot share one
     assert sha256_of(read) == "523dd228505e793934655785f82a072bcf72d9c557cfcba20f0af8c0dcf87141"
+
+
+def test_digits_are_read_as_scikit_learn_reads_them():
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    for ours, expected in zip(digits.read(), (theirs.images, theirs.target), strict=True):
+        assert ours.dtype == expected.dtype and np.array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "broken", [None, lambda whole: b"", lambda whole: whole[:-9], lambda whole: whole[:99] + b"it" + whole[101:]]
+)
+def test_digits_that_scikit_learn_has_lost_are_one_line(broken, tmp_path, monkeypatch):
+    from sklearn import datasets
+
+    file = tmp_path / "sklearn" / "datasets" / "data" / "digits.csv.gz"
+    if broken:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(broken((Path(datasets.__file__).parent / "data" / file.name).read_bytes()))
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "sklearn")])
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(DataError, match="data set 'digits'.*digits.csv.gz.*; install scikit-learn again") as error:
+        data.load("digits")
+    assert "\n" not in str(error.value)
 
 
 def test_digits_are_enlarged_by_repetition():

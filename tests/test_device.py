@@ -64,7 +64,8 @@ def test_what_cannot_be_read_or_removed_ends_nothing(tmp_path):
     [(1, "1 step per call"), pytest.param(4, "1 step per call; 3 further devices stay idle", marks=pytest.mark.slow)],
 )
 def test_devices_that_stay_idle_are_told(count, said, tmp_path):
-    command = [sys.executable, "-m", "cutnmix_jax.main", *TINY, *ONE_STEP, f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "cutnmix_jax.main", f"{TINY[0]}:digits,baseline", *TINY[1:], *ONE_STEP]
+    command += ["--config.optimizer.milestones=()", f"--workdir={tmp_path / 'run'}"]
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

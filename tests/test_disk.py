@@ -50,7 +50,7 @@ def fill(number, disk, reference):
     """Fills the disk before a random step; frees it before a later one, or not."""
     checkpoint.PATIENCE = metrics.PATIENCE = (0.0, 0.1)
     chance, disk = random.Random(number), Path(disk)
-    run, filler, reference = disk / "run", disk / "filler", whole("cutnmix", Path(reference))
+    run, filler, reference = disk / "run", disk / "filler", whole("baseline", Path(reference))
     begin = chance.randrange(1, 40)
     end = begin + chance.randrange(1, 12) if number % 2 else None
     left = chance.choice([0, 1, 5000, 20_000, 60_000])
@@ -69,7 +69,7 @@ def fill(number, disk, reference):
             filler.unlink()
 
     try:
-        made().train(run, engine=hooked(made().engine, before))
+        made("baseline").train(run, engine=hooked(made("baseline").engine, before))
     except CheckpointError as error:
         print(error)
         saved = steps_in(run)
@@ -79,8 +79,8 @@ def fill(number, disk, reference):
         assert rows == rows_in(reference)[: len(rows)] and len(rows) >= (saved[-1] if saved else 0) // 4
         assert end is None or not saved or end > 40
         filler.unlink()
-        assert made().train(run) == (saved[-1] if saved else 0)
-    assert_same(made(), run, reference)
+        assert made("baseline").train(run) == (saved[-1] if saved else 0)
+    assert_same(made("baseline"), run, reference)
     print("as it should be")
 
 
@@ -128,7 +128,12 @@ def test_a_read_only_disk(tmp_path):
 
 def read_only(disk):
     """Makes the disk read-only between two starts."""
-    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.epochs=6", f"--workdir={disk}/run"]
+    command = [
+        "--config=configs/quickstart.py:digits,baseline",
+        *TEN_EPOCHS,
+        "--config.epochs=6",
+        f"--workdir={disk}/run",
+    ]
     assert main.main(command) == 0
     Path(disk, "run", "results.json").unlink()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

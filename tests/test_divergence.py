@@ -128,7 +128,7 @@ def test_the_best_and_the_last_finite_one_are_left(tmp_path):
 def test_a_loop_ends_at_the_broken_step(monkeypatch, tmp_path):
     """Where many steps are one call, as on a GPU, the call stops at the step."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    run = Made("cutnmix", *LONG, "--config.steps_per_call=100", "--config.optimizer.learning_rate=1e6")
+    run = Made("baseline", *LONG, "--config.steps_per_call=100", "--config.optimizer.learning_rate=1e6")
     reached = []
 
     def train(*arguments):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
-import sklearn  # noqa: F401  the import of which sets variables, and so does that of the next one
-import tensorboardX  # noqa: F401
+import tensorboardX  # noqa: F401  the import of which sets variables
 
 from cutnmix_jax import main, training
 from cutnmix_jax.data import _library
@@ -22,7 +21,9 @@ from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
 from tests.runs import few
-from tests.test_run import ROOT, TINY, rows_of
+from tests.test_run import ONE_STEP, ROOT, TINY, rows_of
+
+SMALL = ["configs/quickstart.py:digits,baseline", *TINY[1:], *ONE_STEP, "--config.optimizer.milestones=()"]
 
 
 def state_of_process():
@@ -54,9 +55,9 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     try:
         warm = state_of_process()
-        training.train(settings_of("--config.precision=float32"), tmp_path / "run")
+        training.train(command_line.from_flags(SMALL[0], [*SMALL[1:], "--config.precision=float32"]), tmp_path / "run")
         assert state_of_process() == warm
-        assert main.main([*TINY, f"--workdir={tmp_path / 'command'}"]) == 0
+        assert main.main([f"--config={SMALL[0]}", *SMALL[1:], f"--workdir={tmp_path / 'command'}"]) == 0
         assert state_of_process() == warm
         assert main.main([*TINY, "--config.epochs=0"]) == 2
         assert state_of_process() == warm
@@ -111,7 +112,7 @@ assert not logging.getLogger().handlers
 logging.basicConfig(level=logging.INFO)
 assert logging.getLogger().level == logging.INFO
 """
-    command = [sys.executable, "-c", code, TINY[0].removeprefix("--config="), str(tmp_path / "run"), *TINY[1:]]
+    command = [sys.executable, "-c", code, SMALL[0], str(tmp_path / "run"), *SMALL[1:]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

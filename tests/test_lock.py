@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.rounds(1, 50)
 def test_simultaneous_starts(number, folder):
-    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py", *TEN_EPOCHS]
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py:digits,baseline", *TEN_EPOCHS]
     command += ["--config.epochs=1000000", f"--workdir={folder}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2 + number % 7)]

@@ -119,11 +119,10 @@ def test_a_run_without_the_clone(installed, place):
 
 def test_a_table_without_the_clone(installed, place):
     cells = ["table2", "--preset=mini", "--seeds=95", "--epochs=1", "--backbones=my_net:Net"]
-    done = run(installed, place, "reproduce", *cells, "--methods=cutnmix_dml,cutnmix", "--jobs=2")
+    done = run(installed, place, "reproduce", *cells, "--methods=cutnmix_dml")
     assert done.returncode == 0, done.stdout + done.stderr
     table = place / "runs/mini/tables/table2_mini.csv"
     table.unlink()
-    assert run(installed, place, "report", *cells, "--methods=cutnmix_dml,cutnmix").returncode == 0
-    lines = list(csv.DictReader(table.open()))
-    assert [line["method"] for line in lines] == ["cutnmix_dml", "cutnmix"]
-    assert all(line["backbone"] == "my_net:Net" and 0 < float(line["last_mean"]) < 100 for line in lines)
+    assert run(installed, place, "report", *cells, "--methods=cutnmix_dml").returncode == 0
+    [line] = csv.DictReader(table.open())
+    assert (line["method"], line["backbone"]) == ("cutnmix_dml", "my_net:Net") and 0 < float(line["last_mean"]) < 100

@@ -29,7 +29,7 @@ from tests.runs import (
     stopped_after,
     whole,
 )
-from tests.test_run import ROOT
+from tests.test_run import ROOT, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,8 @@ def test_another_program_s_state_is_refused_and_left(undisturbed, tmp_path):
 
 # The command itself, killed at random moments while it saves after every step.
 ROWS = ("cutnmix", "ps_kd", "okddip")
-KILLED = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep=2"]
+KILLED = ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep=2", "--config.epochs=5"]
+KILLED += ["--config.optimizer.milestones=(2,4)"]
 
 
 def command_of(row, workdir):
@@ -201,19 +202,14 @@ def command_of(row, workdir):
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-    """An undisturbed run of a row by the command, and how long it took."""
-    folder, seconds = tmp_path_factory.mktemp("references"), {}
+    """An undisturbed run of a row by the command."""
+    folder = tmp_path_factory.mktemp("references")
 
     def of(row):
-        if row not in seconds:
-            for name in ("compiled", "run"):
-                begun = time.monotonic()
-                subprocess.run(
-                    [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, folder / row / name)],
-                    cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                )  # fmt: skip
-                seconds[row] = time.monotonic() - begun
-        return folder / row / "run", seconds[row]
+        if not (folder / row).exists():
+            command = [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, folder / row)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return folder / row
 
     return of
 
@@ -221,15 +217,15 @@ def references(tmp_path_factory):
 @pytest.mark.rounds(1, 50)
 def test_killed_at_a_random_moment(number, references, tmp_path):
     row, chance = ROWS[number % 3], random.Random(number)
-    reference, seconds = references(row)
+    reference, least = references(row), chance.randrange(-3, 20)
     process = subprocess.Popen(
         [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
     )
-    try:
-        process.wait(chance.uniform(0.4, 1) * seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() in (-signal.SIGKILL, 0)  # it may have ended in this very moment
+    if least > 0:  # of its 20 steps, each of which is saved
+        wait_for(lambda: process.poll() is not None or (steps_in(tmp_path) or [0])[-1] >= least)
+    time.sleep(chance.uniform(0, 0.3 if least > 0 else 5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)  # it may have ended by then
     print(f"killed with {steps_in(tmp_path)} saved")
     assert main.main(command_of(row, tmp_path)) == 0
     run = made(row)

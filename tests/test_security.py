@@ -16,7 +16,12 @@ from cutnmix_jax.settings import recipe, tree
 from tests.runs import TEN_EPOCHS, assert_same, made, whole, write_finished
 from tests.test_run import ROOT
 
-QUICK = ["--config=configs/quickstart.py", *TEN_EPOCHS, "--config.epochs=1", "--config.optimizer.milestones=()"]
+QUICK = [
+    "--config=configs/quickstart.py:digits,baseline",
+    *TEN_EPOCHS,
+    "--config.epochs=1",
+    "--config.optimizer.milestones=()",
+]
 FILES = [*(ROOT / "cutnmix_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py"), *(ROOT / "scripts").rglob("*.py")]
 # What turns data into code, or hands a text to a shell.
 RUNS_DATA = {"eval", "exec", "compile", "__import__", "system", "popen", "loads_pickle", "unpack_archive", "extractall"}
@@ -50,8 +55,9 @@ def test_no_call_runs_data(path):
 def test_files_of_a_run_s_folder_are_data(tmp_path):
     """Modules, pickles and settings beside a run's own files are not looked at."""
     folder, marker = tmp_path / "run", tmp_path / "marker"
-    shutil.copytree(whole("cutnmix", tmp_path / "whole"), folder)
-    files.write_json(folder / "config.json", tree.of_settings(made().settings))
+    run = made("baseline")
+    shutil.copytree(whole("baseline", tmp_path / "whole"), folder)
+    files.write_json(folder / "config.json", tree.of_settings(run.settings))
     code = f"open({str(marker)!r}, 'w')"
     for name in ("sitecustomize.py", "conftest.py", "jax.py", "cutnmix_jax.py", "config.py", "configs/__init__.py"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -59,12 +65,12 @@ def test_files_of_a_run_s_folder_are_data(tmp_path):
     for name in ("state.pkl", "checkpoints/40/state.pkl", "checkpoints/40/state/_METADATA.pkl", "metrics.pkl"):
         (folder / name).write_bytes(pickle.dumps(Marker(marker)))
     (folder / "results.json").unlink(missing_ok=True)
-    command = ["--config=configs/quickstart.py", *TEN_EPOCHS, f"--workdir={folder}"]
+    command = ["--config=configs/quickstart.py:digits,baseline", *TEN_EPOCHS, f"--workdir={folder}"]
     done = subprocess.run(
         [sys.executable, "-m", "cutnmix_jax.main", *command], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert_same(made(), folder, tmp_path / "whole")
+    assert_same(run, folder, tmp_path / "whole")
     assert not marker.exists()
 
 

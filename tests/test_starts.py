@@ -18,12 +18,13 @@ from cutnmix_jax.student import exported, load, program, start
 from tests.test_student import trained_in
 
 OWN = "--config.views=per_peer"
+NETWORK = "--config.backbone.name=tests.tiny:Tiny"
 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """A finished run of two peers, to begin as."""
-    return trained_in(tmp_path_factory.mktemp("before") / "run", "dml", "resnet8", "--config.epochs=1")
+    return trained_in(tmp_path_factory.mktemp("before") / "run", "dml", ":Tiny", "--config.epochs=1")
 
 
 def arrays_in(run):
@@ -35,7 +36,7 @@ def arrays_in(run):
 
 def test_one_network_for_peers_that_see_the_same_images_is_refused(before, tmp_path, capsys):
     """They would learn the same in each step, and stay one network."""
-    command = ["--config=quickstart:digits,dml", "--config.train_examples=64", "--config.test_examples=30",
+    command = ["--config=quickstart:digits,dml", NETWORK, "--config.train_examples=64", "--config.test_examples=30",
                "--config.batch_size=16", "--config.epochs=1", "--config.optimizer.milestones=()",
                f"--config.init_from={before / 'student'}", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
     assert main.main(command) == 2
@@ -70,43 +71,45 @@ def test_a_leader_begins_as_the_leader(tmp_path):
 def test_a_run_goes_on_wherever_the_networks_lie_that_it_began_as(before, tmp_path, capsys):
     source = tmp_path / "source"
     shutil.copytree(before, source)
-    run = trained_in(tmp_path / "run", "dml", "resnet8", f"--config.init_from={source}", OWN)
+    run = trained_in(tmp_path / "run", "dml", ":Tiny", f"--config.init_from={source}", OWN)
     told = json.loads((run / "results.json").read_text())
     assert told["init_sha256"] == json.loads((before / "results.json").read_text())["weights_sha256"]
     source.rename(tmp_path / "moved")
-    trained_in(run, "dml", "resnet8", f"--config.init_from={tmp_path / 'moved'}", OWN)
+    trained_in(run, "dml", ":Tiny", f"--config.init_from={tmp_path / 'moved'}", OWN)
     assert "finished before" in capsys.readouterr().out
     (run / "results.json").unlink()  # as if it had been killed before its results
-    trained_in(run, "dml", "resnet8", f"--config.init_from={tmp_path / 'gone'}", OWN)
+    trained_in(run, "dml", ":Tiny", f"--config.init_from={tmp_path / 'gone'}", OWN)
     again = json.loads((run / "results.json").read_text())
     assert [again[name] for name in ("init_sha256", "weights_sha256", "last")] == [
         told[name] for name in ("init_sha256", "weights_sha256", "last")
     ]
     (run / "results.json").unlink()
     with pytest.raises(AssertionError):  # run's own digest: it is another network than `before`
-        other = trained_in(tmp_path / "other", "dml", "resnet8", "--config.epochs=1", "--config.seed=3")
-        trained_in(run, "dml", "resnet8", f"--config.init_from={other}", OWN)
+        other = trained_in(tmp_path / "other", "dml", ":Tiny", "--config.epochs=1", "--config.seed=3")
+        trained_in(run, "dml", ":Tiny", f"--config.init_from={other}", OWN)
     assert "holds other networks than those that the run was begun as" in capsys.readouterr().err
 
 
 def test_a_comparison_tells_runs_apart_that_began_as_others(before, tmp_path):
-    trained_in(tmp_path / "runs" / "a", "dml", "resnet8", f"--config.init_from={before}", OWN, "--config.epochs=1")
-    trained_in(tmp_path / "runs" / "b", "dml", "resnet8", OWN, "--config.epochs=1")
+    trained_in(tmp_path / "runs" / "a", "dml", ":Tiny", f"--config.init_from={before}", OWN, "--config.epochs=1")
+    trained_in(tmp_path / "runs" / "b", "dml", ":Tiny", OWN, "--config.epochs=1")
     groups, left_out = runs.gather([tmp_path / "runs"])
     assert left_out == {} and labels.differing(groups)[0] == ["init_from"]
-    assert {group.fields.get("init_from") for group in groups} == {None, "digits/resnet8/dml"}
+    assert {group.fields.get("init_from") for group in groups} == {None, "digits/tests.tiny.Tiny/dml"}
 
 
 def test_a_student_that_was_never_written_is_written_by_the_next_start(before, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(before, run)
     shutil.rmtree(run / "student")
-    trained_in(run, "dml", "resnet8", "--config.epochs=1")
+    trained_in(run, "dml", ":Tiny", "--config.epochs=1")
     images = data.load("digits").test_images[:4]
-    assert np.array_equal(exported.read(run / "student").logits(images), load.load(before).logits(images))
+    assert np.array_equal(
+        exported.read(run / "student").logits(images), load.load(before, backbone="tests.tiny:Tiny").logits(images)
+    )
     shutil.rmtree(run / "student")
     shutil.rmtree(run / "checkpoints")
-    trained_in(run, "dml", "resnet8", "--config.epochs=1")
+    trained_in(run, "dml", ":Tiny", "--config.epochs=1")
     assert not (run / "student").exists()
 
 
@@ -128,12 +131,12 @@ def test_a_program_that_calls_more_than_arithmetic_is_not_run():
 
 
 def test_evaluate_tells_of_other_images_and_of_an_empty_value(before, tmp_path, monkeypatch, capsys):
-    assert evaluate.main([str(before)]) == 0
+    assert evaluate.main([str(before), "--backbone=tests.tiny:Tiny"]) == 0
     assert "may be others" not in capsys.readouterr().err
     assert evaluate.main([str(before), "--dataset="]) == 2
     assert "argument --dataset: is empty; give a value, or leave it out" in capsys.readouterr().err
     digits = data.load("digits")
     changed = digits._replace(train_images=digits.train_images[::-1].copy())
     monkeypatch.setattr(data, "_loaded", lambda *_: changed)
-    assert evaluate.main([str(before)]) == 0
+    assert evaluate.main([str(before), "--backbone=tests.tiny:Tiny"]) == 0
     assert "the images of digits may be others than those that the run was tested with" in capsys.readouterr().err

@@ -83,9 +83,15 @@ def built(row, loop=False):
     return build(row, loop=loop)
 
 
+FIRST = {}
+
+
 def begun(engine):
     """The state before the first step, the totals, and the feed of the first epoch."""
-    saved = engine.init()
+    key = id(engine)
+    if key not in FIRST:
+        FIRST[key] = engine, jax.device_get(engine.init())  # with the engine, whose number is its own for as long
+    saved = jax.tree.map(jnp.array, FIRST[key][1])  # a step takes over the memory of what it is given
     return saved.state, saved.totals, engine.feed(0)
 
 
@@ -146,7 +152,7 @@ def test_two_steps_of_the_papers_method_against_numpy():
     chex.assert_trees_all_close(state.params, weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row", few(methods.rows_by_name(), ("baseline", "cutnmix", "kdcl", "okddip", "ps_kd")))
+@pytest.mark.parametrize("row", few(methods.rows_by_name(), ("cutnmix", "okddip", "ps_kd")))
 def test_a_loop_of_steps_is_the_same_steps(row):
     one, many = built(row), built(row, loop=True)
     state, totals, feed = begun(one)

@@ -96,7 +96,7 @@ def peer_says(arrays, images, j, trunk=None):
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    return trained_in(tmp_path_factory.mktemp("ours") / "run", "dml", "resnet8")
+    return trained_in(tmp_path_factory.mktemp("ours") / "run", "baseline", "resnet8")
 
 
 @pytest.fixture(scope="module")

@@ -229,11 +229,12 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(row, name, fields, tmp
 def test_on_a_gpu_it_is_trained_in_a_loop(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     fields = ["--config.backbone.name=tests.tiny:half", "--config.steps_per_call=3", "--config.epochs=2"]
-    assert main.main([*TINY, *fields, "--config.optimizer.milestones=()", f"--workdir={tmp_path}"]) == 0
+    command = [f"{TINY[0]}:digits,baseline", *TINY[1:], *fields, "--config.optimizer.milestones=()"]
+    assert main.main([*command, f"--workdir={tmp_path}"]) == 0
     assert [row["step"] for row in rows_of(tmp_path)] == [4, 8]
 
 
-SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "resnet18", "densenet40_12")
+SLOW = ("resnet110", "wrn20_8", "vgg16", "vgg19", "resnet18", "resnet32", "densenet40_12")
 
 
 @pytest.mark.parametrize(
