@@ -285,6 +285,19 @@ def test_kdcl_s_general_weights_minimise_the_squared_error():
     np.testing.assert_allclose(after["weights"], weights, rtol=1e-4)
 
 
+def test_kdcl_s_general_weights_do_not_depend_on_how_large_the_errors_are():
+    """What keeps the system solvable is a share of them: nearly right peers are weighed, too."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, K, 60)
+    logits = 9 * np.eye(K)[labels] + rng.normal(size=(3, 60, K)) * np.array([0.5, 1.0, 2.0])[:, None, None]
+    errors = np.exp(log_softmax64(logits)) - np.eye(K)[labels]
+    products = np.einsum("imk,jmk->ij", errors, errors) / 60
+    raw = np.linalg.solve(products / np.trace(products) + 1e-4 * np.eye(3), np.ones(3))
+    found = kdcl_module.general(jnp.array(logits, jnp.float32), jnp.array(labels))
+    np.testing.assert_allclose(found, raw / raw.sum(), rtol=1e-2)
+    assert np.ptp(raw / raw.sum()) > 0.1 and np.trace(products) < 0.01
+
+
 @pytest.mark.parametrize("scale", [0, 1e-3, 1, 60, 1e4])
 def test_kdcl_s_general_weights_where_peers_agree(scale):
     """From undecided to surely right, where no error is left to weigh them by, and surely wrong."""

@@ -156,6 +156,23 @@ def test_table_2_is_a_matter_of_weights():
     assert full.weights == {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
 
 
+def test_the_weights_of_each_row_are_those_of_its_source():
+    """By hand: sections 2 and 3 of the paper for its own, DML (alpha 1) and CutMix; else the method's paper or code."""
+    wanted = {
+        "baseline": {"ce": 1}, "mixup": {"ce": 1}, "cutmix": {"ce": 1},
+        "dml": {"ce": 1, "dml": 1}, "dml_cutmix": {"ce": 1, "dml": 1},
+        "cs_kd": {"ce": 1, "kd": 1}, "ps_kd": {"ce": 1}, "tf_kd_reg": {"ce": 0.9, "kd": 0.1},
+        "tf_kd_self": {"ce": 0.05, "kd": 0.95 / 2}, "kd": {"ce": 0.1, "kd": 0.9},
+        "ddgsd": {"ce": 1, "kd": 1, "mmd": 5e-4}, "kdcl": {"ce": 0.5, "kd": 0.5},
+        "one": {"ce": 1, "ensemble_ce": 1, "kd": 1}, "okddip": {"ce": 1, "kd": 1},
+        "pcl": {"ce": 1, "pt": 1, "mean_teacher": 1, "peer_teacher_ce": 1},
+    }  # fmt: skip
+    assert {name: dict(ROWS[name].weights) for name in wanted} == {
+        name: pytest.approx(weights) for name, weights in wanted.items()
+    }
+    assert set(ROWS) - set(wanted) == {"cutnmix", "cutnmix_dml", "cutnmix_mmd", "cutnmix_pt"}  # which are Table 2
+
+
 def test_weights_and_terms_must_match():
     settings = recipe.of_row("resnet8", "digits", "cutnmix")
     weights = settings.weights

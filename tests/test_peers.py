@@ -192,3 +192,16 @@ def test_a_shared_trunk_is_one_and_sees_all_images():
     ) + params[0]["Conv_0"]["bias"]  # fmt: skip
     np.testing.assert_allclose(after[0]["BatchNorm_0"]["mean"], 0.1 * conv.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
     assert np.any(gradient[0]["Conv_0"]["kernel"])
+
+
+@pytest.mark.parametrize("mapping", ["unroll", "vmap"])
+def test_networks_of_two_kinds_each_begin_as_their_own(mapping):
+    """Ours, whose first weights are drawn together where they are alike."""
+    pair = [backbones.load(name, 10) for name in ("resnet8", "wrn20_8")]
+    if mapping == "vmap":
+        pair[1] = pair[0]
+    params, _ = jax.eval_shape(lambda: stack.apart(peers.make(pair, mapping).init(jax.random.key(0))))
+    wanted = [jax.eval_shape(network.init, jax.random.key(0))["params"] for network in pair]
+    assert len(params) == 2
+    for found, own in zip(params, wanted, strict=True):
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, own)
