@@ -1,5 +1,7 @@
 """Crops, flips and mixtures against brute force and against CutMix's law simulated in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ EXACT = ("cutmix", "uniform", "inside", "wrap")  # the readings under which Eq. 
 KEYS = jax.random.split(jax.random.key(0), 20_000)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def crop_flip(key, images, flip):
     return augment.cropped(images, augment.draw_crops(key, len(images), flip))
 
@@ -55,9 +58,6 @@ def in_words(boxes):
 
 def masks_of(boxes):
     return np.asarray(jax.jit(jax.vmap(jax.vmap(lambda box: augment.box_mask(box, (32, 32)))))(jnp.asarray(boxes)))
-
-
-crop_flip = jax.jit(augment.crop_flip, static_argnums=2)
 
 
 def test_what_is_misspelled_is_nothing_else():
