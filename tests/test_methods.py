@@ -178,6 +178,20 @@ def test_the_weights_of_each_row_are_those_of_its_source():
     assert set(ROWS) - set(wanted) == {"cutnmix", "cutnmix_dml", "cutnmix_mmd", "cutnmix_pt"}  # which are Table 2
 
 
+def test_what_each_row_trains_is_that_of_its_source():
+    """By hand: how many networks, whether each has crops of its own, how they mix, whether they share a trunk."""
+    alone, apart = (1, "shared", "none", False), ("per_peer", "cutnmix", False)
+    wanted = {
+        "baseline": alone, "cs_kd": alone, "ps_kd": alone, "tf_kd_reg": alone, "tf_kd_self": alone, "kd": alone,
+        "mixup": (1, "shared", "mixup", False), "cutmix": (1, "shared", "cutmix", False),
+        "ddgsd": (1, "per_peer", "none", False), "dml": (2, "shared", "none", False),
+        "dml_cutmix": (2, "shared", "cutmix", False), "kdcl": (2, "per_peer", "none", False),
+        "one": (2, "shared", "none", True), "okddip": (3, "shared", "none", True), "pcl": (3, "per_peer", "none", True),
+        "cutnmix": (2, *apart), "cutnmix_dml": (2, *apart), "cutnmix_mmd": (2, *apart), "cutnmix_pt": (2, *apart),
+    }  # fmt: skip
+    assert wanted == {name: (row.num_peers, row.views, row.mix, row.share_trunk) for name, row in ROWS.items()}
+
+
 def test_weights_and_terms_must_match():
     settings = recipe.of_row("resnet8", "digits", "cutnmix")
     weights = settings.weights
