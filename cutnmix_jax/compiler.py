@@ -35,7 +35,7 @@ def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | 
 
     Args:
       function: pure, of arrays.
-      once: whether it runs only once, so that on a CPU compiling it is what takes the time.
+      once: whether it runs only once, or so seldom that on a CPU compiling it is what takes the time.
       donate: the arguments whose memory it may take over.
 
     Returns:

@@ -13,14 +13,26 @@ import jax.numpy as jnp
 from cutnmix_jax.types import Tree
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """An array of each of J networks, in the place of a leaf of a `Stack`."""
+
+    parts: tuple[jax.Array, ...]
+
+    def __getitem__(self, number: int) -> jax.Array:
+        """That of one network."""
+        return self.parts[number]
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tree"], meta_fields=["count"])
 @dataclasses.dataclass(frozen=True)
 class Stack:
     """J trees of one structure as one.
 
     Attributes:
-      tree: each leaf [J, ...]; kernels of convolutions are tuples of J arrays [h, w, in, out], because a convolution
-        takes that of one network: a GPU would launch a kernel to take it out of a stack, and one to put it back.
+      tree: each leaf [J, ...], but arrays with four axes, as kernels of convolutions [h, w, in, out], are `Apart`: a
+        convolution takes that of one network, and a GPU would launch a kernel to take it out, and one to put it back.
       count: J.
     """
 
@@ -32,19 +44,27 @@ def of(trees: tuple[Tree, ...]) -> Stack:
     """Joins trees of one structure."""
 
     def joined(*leaves: jax.Array) -> Any:
-        return leaves if _is_kernel(leaves[0]) else jnp.stack(leaves)
+        return Apart(leaves) if _is_kernel(leaves[0]) else jnp.stack(leaves)
 
     return Stack(jax.tree.map(joined, *trees), len(trees))
 
 
 def of_arrays(tree: Tree, count: int) -> Stack:
     """The same of a tree whose leaves are [J, ...] already, as from `jax.vmap`."""
-    return Stack(jax.tree.map(lambda leaf: tuple(leaf) if _is_kernel(leaf[0]) else leaf, tree), count)
+
+    def held(leaf: jax.Array) -> Any:
+        return Apart(tuple(leaf)) if _is_kernel(leaf[0]) else leaf
+
+    return Stack(jax.tree.map(held, tree), count)
 
 
 def arrays(stacked: Stack) -> Tree:
     """A tree whose leaves are all [J, ...], as for `jax.vmap`."""
-    return jax.tree.map(lambda leaf: jnp.stack(leaf) if type(leaf) is tuple else leaf, stacked.tree, is_leaf=_is_apart)
+
+    def array(leaf: Any) -> jax.Array:
+        return jnp.stack(leaf.parts) if _is_apart(leaf) else leaf
+
+    return jax.tree.map(array, stacked.tree, is_leaf=_is_apart)
 
 
 def apart(tree: Tree) -> Tree:
@@ -69,7 +89,7 @@ def _is_kernel(leaf: Any) -> bool:
 
 
 def _is_apart(node: Any) -> bool:
-    return type(node) is tuple  # and no NamedTuple, which is a structure
+    return isinstance(node, Apart)
 
 
 def _is_stack(node: Any) -> bool:

@@ -259,6 +259,41 @@ def test_a_headline_that_is_not_measured_is_told_before_the_training(monkeypatch
             assemble.networks(settings, 10)
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_a_method_says_what_its_terms_are(row):
+    assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
+
+
+def test_unknown_methods_and_options_are_told():
+    with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
+        methods.find("cutmix")
+    with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
+        methods.row("cutnmi")
+    with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
+        tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("heads", name) for name in ("peer_9", "ensemble", "per_peer", "average_0", "7", "a b")]
+    + [("loss", name) for name in ("loss", "accuracy")],
+)
+def test_a_name_that_a_row_has_for_something_else_is_refused(part, name, monkeypatch):
+    """A head called `peer_9` would count in the headline, and a term called `loss` replace the loss that is shown."""
+    given = getattr(CutnMix, part)
+
+    def renamed(*arguments):
+        if part == "heads":
+            return {name: given(*arguments)["peer_teacher"]}
+        terms, state = given(*arguments)
+        return {name: terms.pop("ce"), **terms}, state
+
+    monkeypatch.setattr(CutnMix, part, renamed)
+    settings = command_line.from_flags("configs/quickstart.py", [])
+    with pytest.raises(UsageError, match=f"its (head|loss term) '{name}' needs another name"):
+        assemble.networks(settings, 10)
+
+
 @pytest.mark.parametrize("num_peers", [1, 2, 3])
 def test_a_term_that_is_not_one_value_per_peer_is_refused(num_peers, monkeypatch):
     """One value per image would have been summed over them, and its weight been as many times as large."""

@@ -205,3 +205,15 @@ def test_networks_of_two_kinds_each_begin_as_their_own(mapping):
     assert len(params) == 2
     for found, own in zip(params, wanted, strict=True):
         chex.assert_trees_all_equal_shapes_and_dtypes(found, own)
+
+
+def test_a_tuple_of_somebody_s_own_is_no_kernel_of_each_network():
+    """Linen takes any tree of arrays for a parameter."""
+    trees = tuple(
+        {"pair": (jnp.full(3, j), jnp.full((2, 2, 1, 1), j)), "kernel": jnp.full((1, 1, 2, 2), j)} for j in (1, 2)
+    )
+    stacked = stack.of(trees)
+    chex.assert_trees_all_equal(stack.apart(stacked), trees)
+    found = stack.arrays(stacked)
+    assert jax.tree.structure(found) == jax.tree.structure(trees[0])
+    chex.assert_trees_all_equal(stack.apart(stack.of_arrays(found, 2)), trees)

@@ -144,6 +144,21 @@ def test_a_gpu_gets_the_build_of_jax_for_its_driver(driver, variables, build, sa
         assert again.returncode == 0 and not again.stderr and len(again.stdout.splitlines()) == 1
 
 
+def test_what_compiles_for_a_gpu_has_an_environment_of_its_own(clone, tmp_path):
+    """With wheels with nothing in them, and no GPU; whatever VENV says."""
+    wheel(tmp_path, "plugin_cuda13", "1.0")
+    wheel(tmp_path, "jax", "0.10.1", "Provides-Extra: cuda13\nRequires-Dist: plugin_cuda13; extra == 'cuda13'")
+    here = tmp_path / "its clone"
+    shutil.copytree(clone / "scripts", here / "scripts")
+    shutil.copy(ROOT / "scripts" / "_cuda", here / "scripts")
+    (here / "requirements.txt").write_text("jax==0.10.1\n")
+    variables = {"PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "VENV": "another"}
+    done = start(here, "_cuda", tmp_path, **variables)
+    assert done.returncode == 0 and "jax[cuda13] to compile for a GPU into" in done.stdout, done.stderr
+    there = {path.name.partition("-")[0] for path in here.glob(".venv-cuda/lib/*/site-packages/*.dist-info")}
+    assert {"jax", "plugin_cuda13"} <= there and not (tmp_path / "another").exists() and not (here / ".venv").exists()
+
+
 @pytest.mark.parametrize("name", STARTERS)
 def test_a_command_stays_in_the_folder_of_its_caller(name, clone, caller):
     found = told(start(clone, name, caller, "--workdir=mine"))
@@ -182,9 +197,10 @@ def test_the_quickstart_of_another_folder_leaves_its_run_there(tmp_path):
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     executable(tmp_path / "venv/bin/python", '[ "$2" != pip ] || exit 0', f'exec {sys.executable} "$@"')
     before = set(ROOT.iterdir())
-    done = start(ROOT, "quickstart", tmp_path, *TINY[1:], *ONE_STEP, VENV="venv")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/digits/tests.tiny.Tiny/cutnmix/seed95/results.json").exists()
+    for workdir, kept in (["--workdir=mine"], "mine"), ([], "runs/digits/tests.tiny.Tiny/cutnmix/seed95"):
+        done = start(ROOT, "quickstart", tmp_path, *TINY[1:], *ONE_STEP, *workdir, VENV="venv")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / kept / "results.json").exists()
     done = start(ROOT, "reproduce", tmp_path, "table2", "--preset=mini", "--dry-run", "--runs=mine", VENV="venv")
     assert done.returncode == 0 and "0 of 12 cells done" in done.stdout, done.stderr
     done = start(ROOT, "report", tmp_path, "table2", "--out=tables", VENV="venv")

@@ -152,7 +152,7 @@ def test_two_steps_of_the_papers_method_against_numpy():
     chex.assert_trees_all_close(state.params, weight, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row", few(methods.rows_by_name(), ("cutnmix", "okddip", "ps_kd")))
+@pytest.mark.parametrize("row", few(methods.rows_by_name(), ("cutnmix", "kdcl", "okddip", "ps_kd")))
 def test_a_loop_of_steps_is_the_same_steps(row):
     one, many = built(row), built(row, loop=True)
     state, totals, feed = begun(one)

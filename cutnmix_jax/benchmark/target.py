@@ -1,7 +1,7 @@
 """Compiles a training step for a GPU that is not there, and counts what it would launch.
 
 XLA compiles for a card from a description of it, on any machine that has JAX's CUDA build. Without the card it chooses
-no convolution algorithms (autotuning is off): this is exact for kernels, copies and memory, and says nothing of times.
+no algorithms of convolutions (autotuning is off). The instructions of the program are counted; times are not known.
 """
 
 import json
@@ -24,6 +24,7 @@ from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.types import Tree
 
+_ROOT = Path(__file__).parents[2]
 _TARGETS = Path(__file__).parent  # with descriptions of cards, as XLA writes them
 _IMAGES = 5_000  # in the made-up training set; no kernel depends on it
 
@@ -42,12 +43,29 @@ def described(target: str) -> str:
         raise UsageError(f"--target={target}: give one of {known}, or a file with XLA's target description") from error
 
 
-def on_target(spec: Mapping[str, Any], target: str) -> dict[str, Any]:
+def interpreter() -> str:
+    """One with JAX's CUDA build: $CUDA_PYTHON; that of `.venv-cuda`, which a clone makes here; else this one.
+
+    Raises:
+      UsageError: it cannot be made.
+    """
+    script = _ROOT / "scripts" / "_cuda"
+    if python := os.environ.get("CUDA_PYTHON"):
+        return python
+    if not script.is_file():
+        return sys.executable
+    if subprocess.run(["bash", script], check=False).returncode:
+        raise UsageError("--target: .venv-cuda cannot be made, see above; CUDA_PYTHON names another interpreter")
+    return str(_ROOT / ".venv-cuda" / "bin" / "python")
+
+
+def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, Any]:
     """Counts, in a process of its own, what a step launches on a card that is not there.
 
     Args:
       spec: what is trained, from `run.spec_of`.
       target: the description of the card.
+      python: an interpreter with JAX's CUDA build.
 
     Returns:
       a number for each of `kernels.KINDS`, their sum `kernels_per_step`, `launch_floor_ms`, `memory_mib` of temporary
@@ -55,7 +73,7 @@ def on_target(spec: Mapping[str, Any], target: str) -> dict[str, Any]:
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags.strip()}
-    command = [sys.executable, "-m", "cutnmix_jax.benchmark.target"]
+    command = [python, "-m", "cutnmix_jax.benchmark.target"]
     told = json.dumps({"spec": dict(spec), "target": target})
     done = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
     if done.returncode:
