@@ -1,5 +1,6 @@
 """Settings for all tests: a CPU, a compilation cache of their own, nothing read from or left in a home folder."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the command does, for what is run in a process of a test's own
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup no run that a test starts would hear it
+
+# What JAX traces makes objects by the million, and to look through all of them again and again is a tenth of the time.
+gc.set_threshold(20_000, 20, 20)
 
 import pytest  # noqa: E402
 
@@ -42,7 +46,8 @@ def pictures_are_not_drawn():
     Those in processes of their own draw, and `test_run` looks at what they have drawn.
     """
     from cutnmix_jax import files, pictures
-    from cutnmix_jax.paper import figures  # noqa: F401  which draws tables by the function as it is
+    from cutnmix_jax.paper import figures  # noqa: F401  which draws tables by the function as it is, and so does
+    from cutnmix_jax.student import charts  # noqa: F401
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "save", lambda figure, path: files.write(path, BLANK))

@@ -549,7 +549,7 @@ def serve():
         code = f"import sys; from cutnmix_jax import main; main.main({[*COMMAND, f'--workdir={place}/run']!r})\n"
         code += f"open({str(names)!r}, 'w').write(chr(10).join(sorted(sys.modules)))"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-        for name in names.read_text().split():
+        for name in (*names.read_text().split(), "grp"):  # etils wants it of a file that it may not read
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
     print("ready", flush=True)
