@@ -216,7 +216,7 @@ def test_okddip_s_attention_learns_and_its_leader_is_a_head():
     outputs, batch = outputs_of(3, sizes=[16] * 3), batch_of(3)
     method, params, state = made("okddip", outputs)
     assert {name: leaf.shape for name, leaf in params.items()} == {"query": (16, 2), "key": (16, 2)}
-    gradient = jax.grad(lambda p: method.loss(p, state, (outputs,), batch, CLOCK)[0]["kd"].sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: method.loss(p, state, (outputs,), batch, CLOCK)[0]["kd"].sum()))(params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     assert method.students(outputs) == outputs[:2]
     assert method.heads(params, state, outputs)["leader"] is outputs[-1].logits
@@ -253,7 +253,7 @@ def test_kdcl_s_linear_target_is_the_best_combination(scale):
     logits = scale * rng.normal(size=(2, 40, K))
     targets = np.eye(K)[rng.integers(0, K, 40)]
     grid = np.linspace(0, 1, 2001)
-    found = np.asarray(kdcl_module.linear(jnp.array(logits), jnp.array(np.tile(targets, (2, 1, 1)))))
+    found = np.asarray(jax.jit(kdcl_module.linear)(jnp.array(logits), jnp.array(np.tile(targets, (2, 1, 1)))))
     for n in range(40):
         losses = [-(targets[n] * log_softmax64(w * logits[0, n] + (1 - w) * logits[1, n])).sum() for w in grid]
         mine = -(targets[n] * log_softmax64(found[n])).sum()
