@@ -332,7 +332,7 @@ def test_a_teacher_in_bfloat16(tmp_path, monkeypatch):
     # The same name, and another type by now: nothing of it can be used as it is.
     monkeypatch.setattr("tests.tiny.half", lambda num_classes: Tiny(num_classes))
     with pytest.raises(CheckpointError, match=r"is bfloat16\[6\], not float32\[6\]"):
-        Made("kd", f"--config.teacher={tmp_path / 'teacher'}", "--config.backbone.name=tests.tiny:half")
+        _ = Made("kd", f"--config.teacher={tmp_path / 'teacher'}", "--config.backbone.name=tests.tiny:half").first
 
 
 @pytest.mark.parametrize(
