@@ -178,6 +178,12 @@ def test_learning_rate_is_data():
     assert np.any(state.params["peers"][0]["head"] != still["peers"][0]["head"])
 
 
+def test_the_rate_of_an_epoch_is_that_of_its_first_step():
+    """Four steps an epoch, in a warm-up over eight."""
+    engine = build("baseline", optimizer=Optimizer(learning_rate=RATE, milestones=(), warm_up_epochs=2.0))
+    assert [engine.learning_rate(epoch) for epoch in (0, 1, 2)] == pytest.approx([RATE / 8, RATE * 5 / 8, RATE])
+
+
 @dataclasses.dataclass(frozen=True)
 class Exploding(CutnMix):
     """Its MMD overflows."""
