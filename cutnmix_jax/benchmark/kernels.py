@@ -14,6 +14,11 @@ _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
 
 
+def launch_floor_ms(kernels: int) -> float:
+    """The milliseconds that it takes to start so many kernels."""
+    return kernels * LAUNCH_US / 1000
+
+
 def counts(hlo: str) -> dict[str, int]:
     """How many kernels of each of `KINDS` a step launches: those of the largest loop, or of the program without one."""
     bodies: dict[str, list[str]] = {}

@@ -125,7 +125,7 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
         measure(programs, begun + share * known.budget, begun + known.budget, known, found)
     for one in found.values():
         if one.get("kernels_per_step"):
-            one["launch_floor_ms"] = one["kernels_per_step"] * kernels.LAUNCH_US / 1000
+            one["launch_floor_ms"] = kernels.launch_floor_ms(one["kernels_per_step"])
     report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():

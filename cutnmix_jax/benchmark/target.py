@@ -80,7 +80,7 @@ def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, An
         return {"error": (done.stderr.splitlines() or ["?"])[-1][:300]}
     found = json.loads(done.stdout.splitlines()[-1])
     total = sum(found[kind] for kind in kernels.KINDS)
-    return found | {"kernels_per_step": total, "launch_floor_ms": total * kernels.LAUNCH_US / 1000}
+    return found | {"kernels_per_step": total, "launch_floor_ms": kernels.launch_floor_ms(total)}
 
 
 def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
