@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from cutnmix_jax.checkpoint_reader import Reader, ocp
 from cutnmix_jax.errors import CheckpointError, DivergedError
 from cutnmix_jax.metrics import PATIENCE, ranked
 from cutnmix_jax.types import Row, Tree
+
+# Orbax numbers the saves of a process, and while one begins it waits for what has the newest number: of two that begin
+# at once, one would wait for ever.
+_beginning = threading.Lock()
 
 
 class Checkpoints(Reader):
@@ -120,7 +125,8 @@ class Checkpoints(Reader):
         assert self._preserve
         self._preserve.ranking = [row["step"] for row in ranked(rows)]
         saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(record))
-        self._manager.save(step, args=saved)
+        with _beginning:
+            self._manager.save(step, args=saved)
 
     def _reopen(self) -> None:
         """Forgets a save that failed and frees the room that it took."""

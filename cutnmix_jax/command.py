@@ -95,18 +95,23 @@ def exit_code_of(command: Callable[[], None]) -> int:
       Exception: a fault of ours, with its traceback.
     """
     with unbreakable():
-        try:
-            command()
-        except StoppedError as error:  # as asked, and no error
-            print(one_line(error), file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt:
-            print("error: stopped from the keyboard", file=sys.stderr)
-            return 130
-        except Exception as error:
-            told = error if isinstance(error, UserError) else excused(error)
-            if told is None:
-                raise
-            print(f"error: {one_line(told)}", file=sys.stderr)
-            return told.exit_code
-        return 0
+        return told(command)
+
+
+def told(command: Callable[[], None]) -> int:
+    """As `exit_code_of`, of a part of a command whose streams are looked after."""
+    try:
+        command()
+    except StoppedError as error:  # as asked, and no error
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped from the keyboard", file=sys.stderr)
+        return 130
+    except Exception as error:
+        known = error if isinstance(error, UserError) else excused(error)
+        if known is None:
+            raise
+        print(f"error: {one_line(known)}", file=sys.stderr)
+        return known.exit_code
+    return 0

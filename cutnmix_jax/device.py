@@ -16,7 +16,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from cutnmix_jax import cache, console
-from cutnmix_jax.errors import UsageError, described, one_line
+from cutnmix_jax.errors import UsageError, described, excused, one_line
 from cutnmix_jax.precision import Precision
 
 _CACHE, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
@@ -109,13 +109,25 @@ def _check_flags() -> None:
         raise UsageError(f"XLA refuses its flags ({refused[:300]}); mend XLA_FLAGS, or leave it out")
 
 
-def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageError:
-    """Whose it is that a compiled program fails: a network's that calls back to Python, or JAX's and the device's.
+@contextlib.contextmanager
+def blamed(names: Sequence[str]) -> Iterator[None]:
+    """While entered, a compiled program that fails is one line that says whose it is, and nothing is logged beside it.
 
     Args:
-      error: what JAX raised.
       names: of the networks of a user's own.
+
+    Raises:
+      UsageError: it has failed.
     """
+    try:
+        with _logged_once():
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        raise excused(error) or _failure(error, names) from error
+
+
+def _failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageError:
+    """A network fails that calls back to Python, or JAX or the device."""
     left = "what was saved stays, and the same command goes on from there"
     own = " and ".join(sorted(set(names)))
     if own and "Traceback (most recent call last)" in str(error):  # JAX hands it on as text
@@ -126,7 +138,7 @@ def failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageErr
 
 
 @contextlib.contextmanager
-def logged_once() -> Iterator[None]:
+def _logged_once() -> Iterator[None]:
     """While entered, JAX does not log the traceback of a function that fails when it is called back: it raises, too."""
     loggers = [logging.getLogger(f"jax._src.{name}") for name in ("callback", "debugging")]
     for logger in loggers:

@@ -24,7 +24,9 @@ _OTHERS = ("orbax-checkpoint", "tensorflow-datasets")  # what they read has dige
 
 # XLA splits its sums by the number of threads and compiles for the CPU it finds; libc has some of its functions.
 _OF_A_CPU = ("cores", "cpu", "libc")
-_DECIDING = ("versions", "source", "backend", "runtime", "device", "device_count", "settings", "flags")
+_DECIDING = (
+    "versions", "source", "backend", "runtime", "device", "device_count", "settings", "flags", "runs_in_program",
+)  # fmt: skip
 # Settings of JAX and flags of XLA that say what is kept, shown, checked or allowed, and where.
 _HARMLESS = re.compile(
     "cache|log_|logging|traceback|dump|explain|guard|check|debug|leak|legacy|platform|visible_devices|timeout|pprint"

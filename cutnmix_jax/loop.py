@@ -17,7 +17,7 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
 from cutnmix_jax.rows import Speed
-from cutnmix_jax.signals import StopRequest
+from cutnmix_jax.signals import Stop
 from cutnmix_jax.types import NEVER, Row, Totals
 
 STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see late that something diverged
@@ -53,7 +53,7 @@ def train(
     saved: Saved,
     checkpoints: Checkpoints,
     files: metrics.Metrics,
-    stop: StopRequest,
+    stop: Stop,
     began: Began | None = None,
     on_epoch: OnEpoch = nothing,
 ) -> Saved:
@@ -151,7 +151,7 @@ def _train_until(
     deadline: float,
     speed: Speed,
     display: console.Display,
-    stop: StopRequest,
+    stop: Stop,
     began: Began,
 ) -> tuple[Saved, Speed]:
     """Trains to a step of the epoch, or to the end of the call in which the deadline passes or a stop is requested.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cutnmix_jax import command, files, signals, storage
 from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
-from cutnmix_jax.errors import StoppedError, UsageError, excused
+from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.signals import StopRequest
 
 _DESCRIPTION = "Trains peer networks together, by a row of the paper's tables."
@@ -58,6 +58,11 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
     parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="train the seeds in one program, for a GPU: within rounding of what each has alone",
+    )
     parser.add_argument("--force", action="store_true", help="go on with a run although its fields have changed")
     parser.add_argument("--list", nargs="?", const="", metavar="PART", help="show what there is, or a part of it")
     parser.add_argument(
@@ -83,17 +88,13 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
     if known.workdir == "":
         raise UsageError("--workdir is empty; leave it out or name a folder")
 
+    if known.together and known.seeds is None:
+        raise UsageError("--together is for --seeds=95,96,97; give them, or leave it out")
     if known.seeds is None:
         with StopRequest(own_process) as stop:
             _run_one(known, overrides, stop, start)
-        return
-    with StopRequest(own_process) as stop:  # there is nothing to save before they have started
-        commands, workdirs = _commands(known, overrides)
-    if stop.requested:
-        raise StoppedError("stopped before anything was trained; the same command begins again")
-    from cutnmix_jax import seeds
-
-    seeds.run(commands, workdirs)
+    else:
+        _run_seeds(known, overrides, own_process, start)
 
 
 def _next_steps(workdir: Path, overrides: Sequence[str]) -> str:
@@ -132,38 +133,42 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
 
     settings = command_line.from_flags(known.config, overrides)
 
-    import jax
-
     from cutnmix_jax import device, training
     from cutnmix_jax.settings import recipe
 
-    try:
-        workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
-        with device.logged_once():
-            training.train(settings, workdir, stop, known.force, start, extend=known.extend)
-        is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
-        if is_first and settings.method != "baseline":
-            print(_next_steps(workdir, overrides))
-    except jax.errors.JaxRuntimeError as error:
-        raise excused(error) or device.failure(error, settings.own_backbones) from error
+    workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+    with device.blamed(settings.own_backbones):
+        training.train(settings, workdir, stop, known.force, start, extend=known.extend)
+    is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
+    if is_first and settings.method != "baseline":
+        print(_next_steps(workdir, overrides))
 
 
-def _commands(known: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[int, list[str]], dict[int, Path]]:
-    """The arguments and the folder of each seed, all of them checked."""
-    from cutnmix_jax import seeds
-    from cutnmix_jax.settings import command_line
+def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process: bool, start: float) -> None:
+    with StopRequest(own_process) as stop:  # there is nothing to save before they have started
+        from cutnmix_jax import seeds
+        from cutnmix_jax.settings import command_line
 
-    if any(override.partition("=")[0] == "--config.seed" for override in overrides):
-        raise UsageError("--seeds and --config.seed: leave one of them out")
-    commands: dict[int, list[str]] = {}
-    workdirs: dict[int, Path] = {}
-    for seed in seeds.parse(known.seeds):
-        fields = [*overrides, f"--config.seed={seed}"]
-        default = command_line.from_flags(known.config, fields).default_workdir
-        workdirs[seed] = folder_of(known.workdir, "--workdir") / default.name if known.workdir else default
-        commands[seed] = [f"--config={known.config}", *fields, f"--workdir={workdirs[seed]}"]
-        commands[seed] += ["--force"] * known.force + ["--extend"] * known.extend
-    return commands, workdirs
+        if any(override.partition("=")[0] == "--config.seed" for override in overrides):
+            raise UsageError("--seeds and --config.seed: leave one of them out")
+        fields = {seed: [*overrides, f"--config.seed={seed}"] for seed in seeds.parse(known.seeds)}
+        settings = {seed: command_line.from_flags(known.config, own) for seed, own in fields.items()}
+        workdirs = {seed: one.default_workdir for seed, one in settings.items()}
+        if known.workdir:
+            above = folder_of(known.workdir, "--workdir")
+            workdirs = {seed: above / default.name for seed, default in workdirs.items()}
+        if known.together:
+            from cutnmix_jax import together
+
+            together.run(settings, workdirs, stop, known.force, known.extend, start)
+            return
+    if stop.requested:
+        raise StoppedError("stopped before anything was trained; the same command begins again")
+    more = ["--force"] * known.force + ["--extend"] * known.extend
+    commands = {
+        seed: [f"--config={known.config}", *own, f"--workdir={workdirs[seed]}", *more] for seed, own in fields.items()
+    }
+    seeds.run(commands, workdirs)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,7 @@ def run(commands: Mapping[int, Sequence[str]], workdirs: Mapping[int, Path]) -> 
             codes |= pool.ended()
             time.sleep(0.1)
         stopped = pool.stopping
-    _raise_for({seed: codes[seed] for seed in processes}, stopped)
-    _show(workdirs)
+    end({seed: codes[seed] for seed in processes}, stopped, workdirs)
 
 
 def _echo(seed: int, process: subprocess.Popen) -> None:
@@ -68,7 +67,18 @@ def _echo(seed: int, process: subprocess.Popen) -> None:
         print(f"seed {seed} | {line}", end="", flush=True)
 
 
-def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
+def end(codes: Mapping[int, int], stopped: bool, workdirs: Mapping[int, Path]) -> None:
+    """Prints the mean and deviation of runs that have ended, or raises for those that did not end well.
+
+    Args:
+      codes: a seed -> the exit code of its run.
+      stopped: whether a signal has come.
+      workdirs: a seed -> the folder of its run.
+
+    Raises:
+      UserError: a run failed, with its exit code.
+      StoppedError: they were stopped.
+    """
     by_signal = signals.CUT_OFF if stopped else (StoppedError.exit_code,)
     for seed, code in codes.items():
         if code != 0 and code not in by_signal:
@@ -76,6 +86,7 @@ def _raise_for(codes: Mapping[int, int], stopped: bool) -> None:
     if stopped or any(codes.values()):
         left = ", ".join(str(seed) for seed, code in codes.items() if code)
         raise StoppedError(f"stopped; what was trained of seeds {left} is saved, the same command continues")
+    _show(workdirs)
 
 
 def _show(workdirs: Mapping[int, Path]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from cutnmix_jax.errors import StoppedError
 
@@ -19,6 +19,17 @@ ONE_REQUEST_SECONDS = 1.0  # a scheduler and the parent that passes it on may bo
 
 _STOPPING = b"stopping: what has begun, steps or compiling, is finished and saved; once more to end at once\n"
 _SHOW_CURSOR = b"\x1b[?25h"
+
+
+class Stop(Protocol):
+    """What a run asks whether it is to stop."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it is."""
+
+    def defer(self) -> None:
+        """From now on there is something to save."""
 
 
 class StopRequest:
@@ -34,7 +45,7 @@ class StopRequest:
     """
 
     def __init__(self, own_process: bool = False, only: Sequence[signal.Signals] = SIGNALS) -> None:
-        self.requested = False
+        self.requested: bool = False
         self._own_process = own_process
         self._only = only
         self._deferred = False

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,31 @@ def handlers_kept() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+@contextlib.contextmanager
+def labelled() -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
+    """While entered, threads can put a label before each line that they print; with errors, all on standard output.
+
+    Yields:
+      `label(text)`, a context within which that holds for the thread it is entered in.
+    """
+    before, lock = (sys.stdout, sys.stderr), threading.Lock()
+    labels: dict[int, str] = {}
+    sys.stdout, sys.stderr = (_Labelled(stream, before[0], labels, lock) for stream in before)
+
+    @contextlib.contextmanager
+    def label(text: str) -> Iterator[None]:
+        labels[threading.get_ident()] = text
+        try:
+            yield
+        finally:
+            del labels[threading.get_ident()]
+
+    try:
+        yield label
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def _open_closed() -> None:
     """Opens nothing in the place of what was closed by `>&-`; or a file of the run would be standard error."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -51,6 +77,33 @@ def _open_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: PTH123, SIM115
+
+
+class _Labelled:
+    """A stream whose lines begin with the label of the thread that prints them, where it has one."""
+
+    def __init__(self, stream: Any, common: Any, labels: dict[int, str], lock: threading.Lock):
+        self._stream, self._common, self._labels, self._lock = stream, common, labels, lock
+        self._begun: dict[int, str] = {}
+
+    def isatty(self) -> bool:  # no bars, of which a terminal has one at a time
+        return False
+
+    def write(self, text: str) -> int:
+        thread = threading.get_ident()
+        if (label := self._labels.get(thread)) is None:
+            return self._stream.write(text)
+        *lines, begun = (self._begun.pop(thread, "") + text).split("\n")
+        if begun:
+            self._begun[thread] = begun
+        with self._lock:
+            for line in lines:
+                self._common.write(f"{label}{line}\n")
+            self._common.flush()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Unbreakable:

@@ -1,7 +1,6 @@
 """A run, from its settings to its results; `train` reads from top to bottom."""
 
 import contextlib
-import functools
 import os
 import signal
 import time
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 
 from cutnmix_jax import (
-    compiler,
     console,
     continued,
     data,
@@ -23,6 +21,7 @@ from cutnmix_jax import (
     loop,
     metrics,
     outcome,
+    parts,
     storage,
     summary,
     teacher,
@@ -35,10 +34,11 @@ from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
+from cutnmix_jax.parts import Parts
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
 from cutnmix_jax.settings.check import checked, setup
-from cutnmix_jax.signals import StopRequest
+from cutnmix_jax.signals import Stop, StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
 from cutnmix_jax.types import Dataset
@@ -84,7 +84,7 @@ def train(
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
             allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
-            results = _train(checked(settings), Path(workdir), asked, allowed, start, on_epoch or loop.nothing)
+            results = run(checked(settings), Path(workdir), asked, allowed, start, on_epoch or loop.nothing)
         if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
             raise StoppedError("stopped after the last epoch: the run has ended, the same call returns its results")
         return results
@@ -93,15 +93,22 @@ def train(
         raise error.__cause__ from None
 
 
-def _train(
-    settings: Settings, workdir: Path, stop: StopRequest, allowed: Allowed, start: float, on_epoch: loop.OnEpoch
+def run(
+    settings: Settings,
+    workdir: Path,
+    stop: Stop,
+    allowed: Allowed,
+    start: float,
+    on_epoch: loop.OnEpoch = loop.nothing,
+    made: Parts = parts.ALONE,
 ) -> dict[str, Any]:
+    """Like `train`, of settings that are checked, for a command that has set up its process."""
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     networks = plan(settings)
     is_new = not os.path.exists(workdir)  # noqa: PTH110 - it takes any name
     if is_new and settings.init_from:
         start_from.check(settings)
-    dataset = _load(settings, networks) if is_new else None
+    dataset = made.load(settings, networks) if is_new else None
     with storage.hush(), folder.opened(workdir, settings, allowed) as opened:
         results, why_not = finished.look(workdir)
         if results and not opened.changed:
@@ -112,15 +119,10 @@ def _train(
             print(f"finished before: {workdir}", flush=True)
             return results
         folder.check_checkpoints(workdir)
-        dataset = dataset or _load(settings, networks)
+        dataset = dataset or made.load(settings, networks)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):
-            engine = _engine(settings, dataset, networks)
+            engine = made.assemble(settings, dataset, networks)
             return go_on(engine, workdir, dataset, stop, opened, start, why_not, on_epoch)
-
-
-def _engine(settings: Settings, dataset: Dataset, networks: assemble.Networks) -> Engine:
-    load_start = functools.partial(start_from.load, settings, dataset, networks.backbones)
-    return assemble.engine(settings, dataset, networks, load_start if settings.init_from else None)
 
 
 def plan(settings: Settings) -> assemble.Networks:
@@ -137,19 +139,11 @@ def plan(settings: Settings) -> assemble.Networks:
     return assemble.networks(settings, classes, trained)
 
 
-def _load(settings: Settings, networks: assemble.Networks) -> Dataset:
-    dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
-    assemble.check(settings, networks, dataset)
-    if networks.teacher:
-        teacher.check_there(networks.teacher)
-    return dataset
-
-
 def go_on(
     engine: Engine,
     workdir: Path,
     dataset: Dataset,
-    stop: StopRequest,
+    stop: Stop,
     opened: folder.Opened,
     start: float,
     why_not: str,
@@ -160,6 +154,8 @@ def go_on(
     summary.show(engine, dataset, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
     made_with = environment.of_run(dataset, settings.own_backbones)
+    if engine.runs_in_program > 1:
+        made_with["runs_in_program"] = engine.runs_in_program
     folder.check_images(workdir, made_with["data_sha256"])
     keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
     with contextlib.closing(Checkpoints(workdir / layout.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
@@ -212,8 +208,8 @@ def _check_saved(workdir: Path, engine: Engine, restored: Restored, opened: fold
 
 def _new(engine: Engine) -> tuple[Saved, float]:
     """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
-    asked, shapes = time.monotonic(), engine.shapes()
-    with compiler.compiled_beside(engine.train_steps, shapes.state, shapes.totals, engine.feed_shapes(), 1):
+    asked = time.monotonic()
+    with engine.compiled_beside():
         saved = jax.block_until_ready(engine.init())
         jax.block_until_ready(engine.feed(0))  # compiles its program, too
     return saved, time.monotonic() - asked

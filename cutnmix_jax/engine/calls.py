@@ -36,7 +36,7 @@ def until(end: jax.Array, step: Step, state: TrainState, totals: Totals) -> tupl
         return Totals(*(dict(zip(names, numbers, strict=True)) for numbers in totals))
 
     def goes_on(carry: tuple[TrainState, _Packed]) -> jax.Array:
-        return (carry[0].step < end) & (carry[1].broken.min() == NEVER)
+        return jnp.any((carry[0].step < end) & (carry[1].broken.min(axis=0) == NEVER))
 
     def goes(carry: tuple[TrainState, _Packed]) -> tuple[TrainState, _Packed]:
         after, sums = step(carry[0], unpacked(carry[1]))

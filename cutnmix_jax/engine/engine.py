@@ -4,23 +4,25 @@ Everything random is a pure function of (seed, purpose, step or epoch), so the s
 to know about where in the data a run stands.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cutnmix_jax.compiler import compiled
-from cutnmix_jax.engine import batches, calls, optim
+from cutnmix_jax.compiler import compiled, compiled_beside
+from cutnmix_jax.engine import batches, calls, optim, passes
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers, begun
 from cutnmix_jax.engine.state import Feed, Saved
-from cutnmix_jax.engine.terms import added, mixed_accuracy, zero_totals
+from cutnmix_jax.engine.terms import added, mixed_accuracy, weight, zero_totals
 from cutnmix_jax.method import Method
 from cutnmix_jax.names import term_names
 from cutnmix_jax.objective import weighted
@@ -80,6 +82,11 @@ class Engine:
         return len(self.train_data.labels) // self.settings.batch_size
 
     @property
+    def runs_in_program(self) -> int:
+        """How many runs are trained by one program, see `joint`."""
+        return 1
+
+    @property
     def total_steps(self) -> int:
         """Of the whole run."""
         return self.settings.epochs * self.steps_per_epoch
@@ -94,16 +101,16 @@ class Engine:
 
     def init(self) -> Saved:
         """The state before the first step."""
-        saved = compiled(self._fresh, once=True)(self.load_start() if self.load_start else {})
+        saved = compiled(self._fresh, once=True)(self.key, self.load_start() if self.load_start else {})
         teachers = self.companions.with_loaded(saved.state.teachers)
         return saved._replace(state=saved.state._replace(teachers=teachers))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
-        return jax.eval_shape(self._fresh, {})
+        return jax.eval_shape(self._fresh, self.key, {})
 
-    def _fresh(self, start: Mapping[str, jax.Array]) -> Saved:
-        peer_key, method_key = jax.random.split(jax.random.fold_in(self.key, batches.INIT))
+    def _fresh(self, key: jax.Array, start: Mapping[str, jax.Array]) -> Saved:
+        peer_key, method_key = jax.random.split(jax.random.fold_in(key, batches.INIT))
         peer_params, batch_stats = begun(self.peers.init(peer_key), start)
         method_params, method_state = self.method.init(method_key, self.spec)
         params = {"peers": peer_params, "method": method_params}
@@ -163,39 +170,19 @@ class Engine:
         Returns:
           The loss; and the terms, the outputs of the networks, their next batch statistics and the method's next state.
         """
-        by_view, stats = self._forward(params["peers"], state.batch_stats, batch.images, key)
+        by_view, stats = passes.of_peers(self.peers, params["peers"], state.batch_stats, batch.images, key)
         terms, method_state = self.method.loss(params["method"], state.method_state, by_view, batch, clock)
-        loss = weighted(terms, lambda name: self._weight(name, clock))
+        loss = weighted(terms, lambda name: weight(name, self.settings, clock))
         return loss, (terms, by_view, stats, method_state)
-
-    def _weight(self, name: str, clock: Clock) -> jax.Array | float:
-        """The weight of a term in a step."""
-        rising = self.settings.ramp_up
-        weight = self.settings.weights[name]
-        return weight * optim.ramp_up(clock.epoch, rising.epochs) if weight and name in rising.terms else weight
-
-    def _forward(self, params: Tree, batch_stats: Tree, images: jax.Array, key: jax.Array) -> tuple[Views, Tree]:
-        """Each view in a training pass of its own, with batch statistics of its own."""
-        by_view = []
-        for view, seen in enumerate(images):
-            outputs, batch_stats = self.peers.forward(params, batch_stats, seen, True, batches.view_key(key, view))
-            by_view.append(outputs)
-        return tuple(by_view), batch_stats
-
-    def _taught(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Mapping[str, Views], Tree]:
-        """What the teachers say to every view, and their next variables."""
-        own, by_view = state.teachers, []
-        for view, seen in enumerate(batch.images):
-            outputs, own = self.companions.forward(own, state.params["peers"], seen, batches.view_key(key, view))
-            by_view.append(outputs)
-        return {name: tuple(outputs[name] for outputs in by_view) for name in self.companions.kinds}, own
 
     def step(self, state: TrainState, sums: Totals, feed: Feed) -> tuple[TrainState, Totals]:
         """One step of training, not compiled."""
         rate, forward_key = (of_steps[state.step % self.steps_per_epoch] for of_steps in (feed.rates, feed.keys))
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         batch, _ = self.batch_at(state.step, feed)
-        by_teachers, teachers = self._taught(state, batch, jax.random.fold_in(forward_key, batches.VIEW_KEY))
+        by_teachers, teachers = passes.of_companions(
+            self.companions, state, batch.images, jax.random.fold_in(forward_key, batches.VIEW_KEY)
+        )
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, (terms, by_view, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)
@@ -208,7 +195,7 @@ class Engine:
         return after, added(sums, values, after.step)
 
     @functools.cached_property
-    def train_steps(self) -> jax.stages.Wrapped:
+    def train_steps(self) -> Any:
         """`train_steps(state, totals, feed, count) -> (state, totals)`, compiled.
 
         Does the next `count` steps, or fewer where something is no longer finite, and reuses the memory of `state`.
@@ -222,6 +209,11 @@ class Engine:
             return calls.until(state.step + count, lambda before, totals: self.step(before, totals, feed), state, sums)
 
         return compiled(train, donate=0)
+
+    def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, compiles `train_steps` in another thread."""
+        saved = self.shapes()
+        return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
 
     def first_batch(self) -> tuple[Batch, Mix]:
         """The batch of step 0 as training sees it."""

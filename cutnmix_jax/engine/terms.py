@@ -1,4 +1,4 @@
-"""What is measured: the accuracy on mixed labels, and the totals of an epoch.
+"""The weights of the loss terms, and what is measured: the accuracy on mixed labels, and the totals of an epoch.
 
 Totals are kept on the device until somebody asks.
 """
@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax.types import NEVER, Outputs, Totals
+from cutnmix_jax.engine import optim
+from cutnmix_jax.settings import Settings
+from cutnmix_jax.types import NEVER, Clock, Outputs, Totals
+
+
+def weight(name: str, settings: Settings, clock: Clock) -> jax.Array | float:
+    """The weight of a term in a step."""
+    rising, full = settings.ramp_up, settings.weights[name]
+    return full * optim.ramp_up(clock.epoch, rising.epochs) if full and name in rising.terms else full
 
 
 def mixed_accuracy(outputs: tuple[Outputs, ...], targets: jax.Array) -> jax.Array:
