@@ -1,6 +1,5 @@
 """The epochs of a run: train, evaluate, write the row, save; and what can come between."""
 
-import functools
 import math
 import time
 from collections import deque
@@ -14,7 +13,8 @@ from cutnmix_jax import console, metrics, rows
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.digests import DIVERGED
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.state import Feed, Saved
+from cutnmix_jax.engine.feeding import Feeds
+from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
 from cutnmix_jax.rows import Speed
 from cutnmix_jax.signals import Stop
@@ -84,14 +84,14 @@ def train(
     began = began or Began(saved_at, 0.0)
     saved = saved._replace(seconds=saved.seconds + began.compiling)
     earlier = float(saved.wall_seconds)
-    feed_of = functools.lru_cache(maxsize=1)(engine.feed)  # all that is random in an epoch, however often it is saved
+    feeds = engine.feeds()
     with console.Display(total, reached, settings.batch_size) as display:
         while reached < total:
             epoch = reached // engine.steps_per_epoch + 1
             end = epoch * engine.steps_per_epoch
             until = min(end, (reached // every + 1) * every) if every else end
             deadline = saved_at + 60 * (settings.checkpoint.every_minutes or math.inf)
-            saved, speed = _train_until(engine, feed_of, saved, until, deadline, speed, display, stop, began)
+            saved, speed = _train_until(engine, feeds, saved, until, deadline, speed, display, stop, began)
             reached = int(saved.state.step)
             _check_finite(saved.totals, engine)
             stop.defer()
@@ -145,7 +145,7 @@ def _save(checkpoints: Checkpoints, files: metrics.Metrics, saved: Saved, ends: 
 
 def _train_until(
     engine: Engine,
-    feed_of: Callable[[int], Feed],
+    feeds: Feeds,
     saved: Saved,
     until: int,
     deadline: float,
@@ -164,13 +164,12 @@ def _train_until(
     reached = start = first = int(state.step)
     epoch = start // engine.steps_per_epoch
     before = epoch * engine.steps_per_epoch
-    feed = feed_of(epoch)
     in_flight: deque[tuple[int, Totals]] = deque()
     looked = start
     # A call at least, or a run that is saved all the time would not move.
     while reached < until and not stop.requested and (reached == start or time.monotonic() < deadline):
         count = min(engine.steps_per_call, until - reached)
-        state, totals = engine.train_steps(state, totals, feed, count)
+        state, totals = engine.train_steps(state, totals, feeds.at(reached), count)
         reached += count
         in_flight.append((reached, totals))
         if reached - count == start:

@@ -7,6 +7,7 @@ import jax
 
 from cutnmix_jax import console, stack
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.placement import OnHost, Stored
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, unused
 from cutnmix_jax.types import Dataset, Tree
@@ -34,7 +35,7 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
     images += f" and {len(dataset.test_labels):,} test images"
     console.summary(
         {
-            "data": f"{dataset.name}, {images}, {dataset.num_classes} classes",
+            "data": f"{dataset.name}, {images}, {dataset.num_classes} classes{_place(engine)}",
             "networks": _networks(engine),
             "method": f"{settings.method}: {weights}; views {settings.views}, mix {settings.mix.kind}",
             **_terms(settings),
@@ -59,6 +60,13 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
             f"the weight of {' and '.join(rising)} never has its full size: it rises for config.ramp_up.epochs="
             f"{settings.ramp_up.epochs}, of {_plural(settings.epochs, 'epoch')}"
         )
+
+
+def _place(engine: Engine) -> str:
+    data = engine.train_data
+    if not isinstance(data, OnHost):
+        return ""
+    return ", read from disk" if isinstance(data.images, Stored) else ", kept in memory"
 
 
 def _terms(settings: Settings) -> dict[str, str]:

@@ -15,10 +15,11 @@ from cutnmix_jax.device import blamed, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.joint import Joint
+from cutnmix_jax.engine.placement import OnHost
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.parts import Parts, assembled, load
 from cutnmix_jax.precision import CHOICES
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import DEVICE, Settings
 from cutnmix_jax.settings.check import checked
 from cutnmix_jax.signals import Stop, StopRequest
 from cutnmix_jax.streams import labelled
@@ -53,6 +54,8 @@ def run(
     first = checked(next(iter(settings.values())))
     if first.held_out_examples or first.validation_examples:
         raise UsageError("--together: seeds that each hold out images of their own make no one program; leave it out")
+    if first.images_in not in (None, DEVICE):
+        raise _elsewhere()
     allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
     runs, codes = _Runs(len(settings), stop), dict.fromkeys(settings, 1)
 
@@ -74,6 +77,11 @@ def run(
         for thread in threads:
             thread.join()
     seeds.end(codes, stop.requested, workdirs)
+
+
+def _elsewhere() -> UsageError:
+    what = "each seed reads other images where they are not on the device"
+    return UsageError(f"--together: {what}; leave it out, or set config.images_in=device if they fit")
 
 
 class _Runs:
@@ -98,7 +106,10 @@ class _Runs:
         """The parts of a run, while it goes on."""
 
         def engine(settings: Settings, dataset: Dataset, networks: assemble.Networks) -> Engine:
-            return self._joint.engine(number, settings, lambda: assembled(settings, dataset, networks))
+            found = self._joint.engine(number, settings, lambda: assembled(settings, dataset, networks))
+            if isinstance(found.train_data, OnHost):
+                raise _elsewhere()
+            return found
 
         try:
             yield Parts(self._load, engine)

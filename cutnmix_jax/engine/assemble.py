@@ -1,5 +1,6 @@
 """From settings and a data set to an engine: the networks are made and looked at before a device is asked for."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import backbones, compiler, data, methods, precision
-from cutnmix_jax.engine import batches, peers
+from cutnmix_jax.engine import batches, feeding, peers, placement
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.names import check_weights, head_names, term_names
-from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings import DEVICE, Settings
 from cutnmix_jax.settings.check import check_names
 from cutnmix_jax.types import Backbone, Dataset, Spec
 
@@ -102,24 +103,34 @@ def engine(
     compiler.check()
     if "frozen" in settings.loss.teachers and found.teacher is None:
         raise UsageError(f"{settings.method} learns from a trained teacher, and there is none here; choose another row")
-    dataset, held_out, validation = _split(dataset, settings)
-    classes = dataset.num_classes
+    train, held_out, validation = _split(len(dataset.train_labels), settings)
+    classes, where = dataset.num_classes, placement.choose(dataset, settings.images_in)
     joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
     of_class = any(view.same_class for view in settings.loss.views)
-    gpu_steps = settings.steps_per_call or GPU_STEPS_PER_CALL
+    steps = 1 if jax.default_backend() == "cpu" else settings.steps_per_call or GPU_STEPS_PER_CALL
+    if where != DEVICE:
+        shape = dataset.train_images.shape[1:]
+        steps = feeding.steps_per_call(math.prod(shape), settings.batch_size, settings.loss.views, steps)
+
+    def of_training(rows: np.ndarray, num_classes: int | None = None) -> placement.Placed | None:
+        images, labels = dataset.train_images, dataset.train_labels
+        return placement.placed(images, labels, where, rows, num_classes) if len(rows) else None
+
+    train_data = of_training(train, classes if of_class else None)
+    assert train_data
     return Engine(
         settings=settings,
         dataset=dataset,
-        spec=Spec(classes, found.sizes, len(dataset.train_labels), found.trunk_size),
+        spec=Spec(classes, found.sizes, len(train), found.trunk_size),
         peers=joined,
         companions=companions(settings, joined, found.teacher),
         make_batch=batches.make_batch_maker(dataset, settings),
-        train_data=batches.on_device(dataset.train_images, dataset.train_labels, classes if of_class else None),
-        test_data=batches.on_device(dataset.test_images, dataset.test_labels),
-        held_out=held_out,
-        validation_data=validation,
+        train_data=train_data,
+        test_data=placement.placed(dataset.test_images, dataset.test_labels, where),
+        held_out=of_training(held_out),
+        validation_data=of_training(validation),
         load_start=load_start,
-        steps_per_call=1 if jax.default_backend() == "cpu" else gpu_steps,
+        steps_per_call=steps,
     )
 
 
@@ -140,19 +151,14 @@ def companions(settings: Settings, joined: peers.Peers, trained: Trained | None)
     return Companions(kinds)
 
 
-def _split(dataset: Dataset, settings: Settings) -> tuple[Dataset, batches.Data | None, batches.Data | None]:
-    """Takes images out of the training set, the same ones for the same seed: to weigh peers, and to choose an epoch."""
+def _split(count: int, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which training images are trained on, weigh peers, and choose an epoch; the same ones for the same seed."""
     weighing, choosing = settings.held_out_examples or 0, settings.validation_examples or 0
     if not weighing + choosing:
-        return dataset, None, None
-    rows = np.random.default_rng(settings.seed).permutation(len(dataset.train_labels))
-    taken, left = np.split(rows[: weighing + choosing], [weighing]), np.sort(rows[weighing + choosing :])
-    train = dataset._replace(train_images=dataset.train_images[left], train_labels=dataset.train_labels[left])
-    held_out, validation = (
-        batches.on_device(dataset.train_images[part], dataset.train_labels[part]) if len(part) else None
-        for part in map(np.sort, taken)
-    )
-    return train, held_out, validation
+        return np.arange(count), np.arange(0), np.arange(0)
+    rows = np.random.default_rng(settings.seed).permutation(count)
+    held_out, validation, train = np.split(rows, [weighing, weighing + choosing])
+    return np.sort(train), np.sort(held_out), np.sort(validation)
 
 
 def _num_train(settings: Settings) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ class Data(NamedTuple):
     """A labelled set of images on the device.
 
     Attributes:
-      images: [N, H, W, C] uint8.
+      images: [N, H, W, C] uint8; None where they are on the host, or those of a call, see `feeding`.
       labels: [N] int32.
       by_class: [N] int32, the rows sorted by their class, and
       starts: [K + 1] int32, where each class begins in them; for views of another image of the same class.
     """
 
-    images: jax.Array
+    images: Any
     labels: jax.Array
     by_class: jax.Array | None = None
     starts: jax.Array | None = None
@@ -164,9 +164,9 @@ def same_class_rows(key: jax.Array, data: Data, labels: jax.Array) -> jax.Array:
     return data.by_class[jax.random.randint(key, labels.shape, first, end)]
 
 
-def on_device(images: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> Data:
-    """Puts images on the device, with the rows of each class beside them where K is given."""
-    data = Data(jnp.asarray(images), jnp.asarray(labels))
+def on_device(images: np.ndarray | None, labels: np.ndarray, num_classes: int | None = None) -> Data:
+    """Puts images and labels on the device, with the rows of each class beside them where K is given."""
+    data = Data(None if images is None else jnp.asarray(images), jnp.asarray(labels))
     if num_classes is None:
         return data
     starts = np.searchsorted(np.sort(labels), np.arange(num_classes + 1))

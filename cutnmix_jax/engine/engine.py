@@ -16,11 +16,12 @@ import numpy as np
 import optax
 
 from cutnmix_jax.compiler import compiled, compiled_beside
-from cutnmix_jax.engine import batches, calls, optim, passes
+from cutnmix_jax.engine import batches, calls, feeding, optim, passes
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers, begun
+from cutnmix_jax.engine.placement import Placed, on_device_of
 from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.engine.terms import added, mixed_accuracy, weight, zero_totals
 from cutnmix_jax.method import Method
@@ -36,13 +37,13 @@ class Engine:
 
     Attributes:
       settings: of the run.
-      dataset: its training set without what is held out.
+      dataset: all of its images.
       spec: what the method knows of them.
       peers: the networks.
       companions: those beside them, which no gradient trains.
       make_batch: from rows of the training set to what the networks see.
-      train_data: on the device.
-      test_data: likewise.
+      train_data: without what is held out.
+      test_data: that it is tested on.
       held_out: images that are not trained on, for a method that asks; else None.
       validation_data: images that are not trained on, to choose the best epoch by; None where the test set does.
       load_start: reads what the peers begin as, see `peers.begun`; None where they begin at random.
@@ -55,10 +56,10 @@ class Engine:
     peers: Peers
     companions: Companions
     make_batch: batches.BatchMaker
-    train_data: Data
-    test_data: Data
-    held_out: Data | None
-    validation_data: Data | None
+    train_data: Placed
+    test_data: Placed
+    held_out: Placed | None
+    validation_data: Placed | None
     load_start: Callable[[], Mapping[str, jax.Array]] | None
     steps_per_call: int
 
@@ -140,12 +141,22 @@ class Engine:
     # Training.
 
     def feed(self, epoch: int) -> Feed:
-        """What the steps of an epoch, 0-based, are made of."""
-        return Feed(self.train_data, self._rates(epoch), *self._draw(self.key, self.train_data, epoch))
+        """What the steps of an epoch, 0-based, are made of; without images where they are on the host."""
+        return self._fed(self._draw, epoch)
+
+    def _fed(self, draw: Callable[..., tuple[jax.Array, Tree, jax.Array]], epoch: int) -> Feed:
+        data = on_device_of(self.train_data)
+        rows, draws, keys = draw(self.key, data, epoch)
+        return Feed(data, self._rates(epoch), rows, draws, keys, jnp.int32(0))
+
+    def feeds(self) -> feeding.Feeds:
+        """What the calls of a run are made of, one after the other."""
+        shapes = self._fed(functools.partial(jax.eval_shape, self._draws), 0)
+        return feeding.make(self.train_data, self.feed, shapes, self.steps_per_call, self.method.views)
 
     def feed_shapes(self) -> Feed:
-        """What a feed looks like, with nothing drawn."""
-        return Feed(self.train_data, self._rates(0), *jax.eval_shape(self._draws, self.key, self.train_data, 0))
+        """What the feed of a call looks like, with nothing drawn."""
+        return self.feeds().shapes()
 
     def _rates(self, epoch: int) -> jax.Array:
         return jnp.asarray(self._optimizer[1](epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)))
@@ -158,8 +169,9 @@ class Engine:
         return compiled(self._draws, once=True)
 
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
-        """The batch of a step, counted from 0, out of the feed of its epoch."""
-        rows, draws = jax.tree.map(lambda leaf: leaf[step % self.steps_per_epoch], (feed.rows, feed.draws))
+        """The batch of a step, counted from 0, out of the feed of its epoch or call."""
+        place = (step - feed.first) % len(feed.rows)
+        rows, draws = jax.tree.map(lambda leaf: leaf[place], (feed.rows, feed.draws))
         return self.make_batch.make(feed.data, rows, draws)
 
     def objective(
@@ -177,7 +189,8 @@ class Engine:
 
     def step(self, state: TrainState, sums: Totals, feed: Feed) -> tuple[TrainState, Totals]:
         """One step of training, not compiled."""
-        rate, forward_key = (of_steps[state.step % self.steps_per_epoch] for of_steps in (feed.rates, feed.keys))
+        place = (state.step - feed.first) % len(feed.rows)
+        rate, forward_key = feed.rates[place], feed.keys[place]
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         batch, _ = self.batch_at(state.step, feed)
         by_teachers, teachers = passes.of_companions(
@@ -217,7 +230,7 @@ class Engine:
 
     def first_batch(self) -> tuple[Batch, Mix]:
         """The batch of step 0 as training sees it."""
-        return compiled(functools.partial(self.batch_at, 0), once=True)(self.feed(0))
+        return compiled(functools.partial(self.batch_at, 0), once=True)(self.feeds().at(0))
 
     # Evaluation.
 
@@ -225,7 +238,7 @@ class Engine:
     def _evaluator(self) -> Evaluator:
         return Evaluator(self.method, self.peers, self.companions, self.dataset, self.settings.eval_batch_size)
 
-    def evaluate(self, state: TrainState, data: Data | None = None) -> Accuracies:
+    def evaluate(self, state: TrainState, data: Placed | None = None) -> Accuracies:
         """Exact accuracies on some images; on the test set where there are none."""
         return self._evaluator.accuracies(state, self.test_data if data is None else data)
 

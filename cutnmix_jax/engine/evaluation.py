@@ -14,6 +14,7 @@ from cutnmix_jax.engine import batches
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.placement import Placed, in_parts
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Dataset, Outputs, TrainState
 
@@ -80,9 +81,9 @@ class Evaluator:
 
     @functools.cached_property
     def _count(self) -> jax.stages.Wrapped:
-        def count(state: TrainState, data: Data, start: jax.Array) -> Accuracies:
+        def count(state: TrainState, data: Data, start: jax.Array, end: jax.Array) -> Accuracies:
             index = start + jnp.arange(self.batch_size)
-            valid = index < len(data.labels)
+            valid = index < end
             rows = jnp.where(valid, index, 0)
             labels = data.labels[rows]
 
@@ -118,38 +119,38 @@ class Evaluator:
         outputs, _ = self.peers.forward(state.params["peers"], state.batch_stats, images[None], False, key)
         return outputs
 
-    def accuracies(self, state: TrainState, data: Data) -> Accuracies:
+    def accuracies(self, state: TrainState, data: Placed) -> Accuracies:
         """Every one of M images counts once, whatever their number and the size of the batches."""
         size = len(data.labels)
-        counts = [self._count(state, data, start) for start in range(0, size, self.batch_size)]
+        counts = [self._count(state, *part) for part in in_parts(data, self.batch_size)]
         counts = jax.device_get(counts)  # one wait for all of them
         return jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts)
 
-    def answers(self, state: TrainState, data: Data) -> Answers:
+    def answers(self, state: TrainState, data: Placed) -> Answers:
         """What every classifier says to each of M images, on the host."""
         size = len(data.labels)
-        parts = [jax.device_get(self._answer(state, data, start)) for start in range(0, size, self.batch_size)]
+        parts = [jax.device_get(self._answer(state, *part)) for part in in_parts(data, self.batch_size)]
         return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[:size], *parts)
 
     @functools.cached_property
     def _answer(self) -> jax.stages.Wrapped:
-        def answer(state: TrainState, data: Data, start: jax.Array) -> Answers:
-            rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
+        def answer(state: TrainState, data: Data, start: jax.Array, end: jax.Array) -> Answers:
+            rows = jnp.minimum(start + jnp.arange(self.batch_size), end - 1)
             return Answers(*self._said(state, self._images(data, rows)))
 
         return compiled(answer)
 
-    def calibrated(self, state: TrainState, data: Data) -> TrainState:
+    def calibrated(self, state: TrainState, data: Placed) -> TrainState:
         """Shows the method what its peers say of images that are held out."""
         size = len(data.labels)
-        logits = [self._logits(state, data, start) for start in range(0, size, self.batch_size)]
+        logits = [self._logits(state, *part) for part in in_parts(data, self.batch_size)]
         joined = jnp.concatenate(logits, axis=1)[:, :size]
         return state._replace(method_state=self._calibrated(state.method_state, joined, data.labels))
 
     @functools.cached_property
     def _logits(self) -> jax.stages.Wrapped:
-        def logits(state: TrainState, data: Data, start: jax.Array) -> jax.Array:
-            rows = jnp.minimum(start + jnp.arange(self.batch_size), len(data.labels) - 1)
+        def logits(state: TrainState, data: Data, start: jax.Array, end: jax.Array) -> jax.Array:
+            rows = jnp.minimum(start + jnp.arange(self.batch_size), end - 1)
             outputs = self._evaluated(state, self._images(data, rows))
             return jnp.stack([out.logits for out in outputs])
 

@@ -18,15 +18,18 @@ class Saved(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What all steps of an epoch are made of; arguments, so that nothing is compiled for another seed or learning rate.
+    """What the steps of an epoch, or of a call, are made of.
+
+    Arguments, so that nothing is compiled for another seed or learning rate.
 
     Attributes:
-      data: the training set.
-      rates: the learning rate of each of its steps, [steps] float32.
+      data: the training set; of a call the images that it shows.
+      rates: the learning rate of each of the steps, [steps] float32.
       rows: of the training set, in each step, [steps, n] int32.
       draws: what is random in the batch of each step, drawn at once: within a step it would be some 30 of the kernels
         that a GPU launches, and more than a third of what is compiled. Leaves [steps, ...].
       keys: of the forward passes of each step, [steps].
+      first: the number of its first step, or of one that is whole epochs before it; int32.
     """
 
     data: Data
@@ -34,3 +37,4 @@ class Feed(NamedTuple):
     rows: jax.Array
     draws: Tree
     keys: jax.Array
+    first: jax.Array

@@ -28,6 +28,7 @@ from cutnmix_jax.method import Method, same_images
 MOST_PEERS = 64
 MAPPINGS = ("unroll", "vmap")
 VIEWS = ("shared", "per_peer")
+PLACES = DEVICE, MEMORY, DISK = ("device", "memory", "disk")
 OPTIMIZERS = ("sgd", "adamw", "lars")
 SCHEDULES = ("stepwise", "cosine")
 
@@ -202,6 +203,9 @@ class Settings:
     eval_batch_size: int = field(500, whole(1, 10_000), "speed only", Change.FREE)
     eval_every_epochs: int = field(
         1, whole(1), "evaluated after each so many epochs, and after the first and the last; the best one is of these"
+    )
+    images_in: str | None = field(
+        None, or_none(one_of(PLACES)), "where they lie; none: on the device, else in memory, else on disk", Change.FREE
     )
     steps_per_call: int | None = field(
         None,

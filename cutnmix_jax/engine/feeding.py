@@ -1,0 +1,135 @@
+"""What the steps of a run are made of, a call at a time: all of an epoch where the images are on the device.
+
+Else the images of each call are read while the one before is computed. Which ones they are is drawn for the epoch, as
+ever, so a run goes on bit for bit wherever it was stopped, and wherever its images lie.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax.compiler import compiled
+from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.placement import OnHost, Placed, ahead
+from cutnmix_jax.engine.state import Feed
+from cutnmix_jax.method import View
+
+MOST_BYTES = 64 * 2**20  # of the images of a call
+
+
+class Feeds(Protocol):
+    """Where the loop gets them."""
+
+    def at(self, step: int) -> Feed:
+        """That of a call that begins with a step, counted from 0."""
+
+    def shapes(self) -> Feed:
+        """What they look like, with nothing drawn or read."""
+
+
+class Drawn(Protocol):
+    """What draws an epoch."""
+
+    def __call__(self, epoch: int) -> Feed:
+        """Its feed, without images where they are on the host."""
+
+
+class Whole:
+    """The feeds of a run whose images are on the device: those of its epochs."""
+
+    def __init__(self, drawn: Drawn, shapes: Feed):
+        """Draws nothing yet; arguments as of `make`."""
+        self._shapes, self._steps = shapes, len(shapes.rows)
+        self._of = functools.lru_cache(maxsize=1)(drawn)  # an epoch is drawn once, however many calls it has
+
+    def at(self, step: int) -> Feed:
+        """See `Feeds`."""
+        return self._of(step // self._steps)
+
+    def shapes(self) -> Feed:
+        """See `Feeds`."""
+        return self._shapes
+
+
+def steps_per_call(image_bytes: int, batch_size: int, views: Sequence[View], wanted: int) -> int:
+    """How many steps a call does whose images are on the host: as wanted, or as their images take `MOST_BYTES`."""
+    return max(1, min(wanted, MOST_BYTES // (image_bytes * batch_size * len(_distinct(views)))))
+
+
+def _distinct(views: Sequence[View]) -> list[int]:
+    """The views that show images of their own; the others show those of the first one."""
+    return [number for number, view in enumerate(views) if number == 0 or view.same_class]
+
+
+class Streamed:
+    """The feeds of a run whose images are on the host."""
+
+    def __init__(self, images: OnHost, drawn: Drawn, shapes: Feed, per_call: int, views: Sequence[View]):
+        """Reads nothing yet; arguments as of `make`."""
+        self._images, self._drawn, self._shapes = images, drawn, shapes
+        self._steps, self._per_call = len(shapes.rows), per_call
+        self._distinct = _distinct(views)
+        # The place of each image of a call among those that are read for it.
+        source = np.array([self._distinct.index(v) if v in self._distinct else 0 for v in range(len(views))])
+        self._places = (np.arange(per_call)[:, None] * len(self._distinct) + source)[..., None]
+        self._epoch, self._next = -1, -1
+        self._read: Iterator[jax.Array] = iter(())
+        self._part = compiled(self._of_call)
+
+    def shapes(self) -> Feed:
+        """See `Feeds`."""
+        epoch = self._shapes
+        count = self._per_call * len(self._distinct) * epoch.rows.shape[1]
+        images = jax.ShapeDtypeStruct((count, *self._images.images.shape[1:]), jnp.uint8)
+        return jax.eval_shape(self._of_call, epoch, 0, 0, images)
+
+    def at(self, step: int) -> Feed:
+        """See `Feeds`."""
+        epoch, within = divmod(step, self._steps)
+        if epoch != self._epoch:
+            self._epoch, self._feed = epoch, self._drawn(epoch)
+            self._rows = np.asarray(self._feed.draws.rows)
+            self._next = -1
+        if within != self._next:
+            self._read = self._from(within)
+        self._next = within + self._per_call
+        return self._part(self._feed, within, step, next(self._read))
+
+    def _from(self, first: int) -> Iterator[jax.Array]:
+        """The images of the calls from a step of the epoch on."""
+        starts = range(first, self._steps, self._per_call)
+        rows, n = self._rows, self._rows.shape[-1]
+        size = self._per_call * len(self._distinct) * n
+
+        def read(number: int) -> jax.Array:
+            of_call = rows[starts[number] : starts[number] + self._per_call, self._distinct]
+            return jnp.asarray(self._images.read(of_call.ravel(), size))
+
+        return ahead(read, len(starts))
+
+    def _of_call(self, epoch: Feed, within: jax.Array, step: jax.Array, images: jax.Array) -> Feed:
+        steps = jnp.minimum(within + jnp.arange(self._per_call), self._steps - 1)
+        of_epoch = epoch.rates, epoch.rows, epoch.draws, epoch.keys
+        rates, rows, draws, keys = jax.tree.map(lambda leaf: leaf[steps], of_epoch)
+        n = epoch.rows.shape[1]
+        draws = draws._replace(rows=jnp.asarray(self._places * n + np.arange(n), jnp.int32))
+        return Feed(Data(images, epoch.data.labels), rates, rows, draws, keys, jnp.asarray(step, jnp.int32))
+
+
+def make(images: Placed, drawn: Drawn, shapes: Feed, per_call: int, views: Sequence[View]) -> Feeds:
+    """Those of a run.
+
+    Args:
+      images: the training set.
+      drawn: draws an epoch.
+      shapes: what that looks like.
+      per_call: steps of a call.
+      views: of the method.
+    """
+    if isinstance(images, Data):
+        return Whole(drawn, shapes)
+    return Streamed(images, drawn, shapes, per_call, views)

@@ -1,0 +1,204 @@
+"""Wherever the images of a run lie, it is the same run; and little of them is in memory at a time."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from cutnmix_jax import data, together, training
+from cutnmix_jax.engine import assemble, feeding, placement
+from cutnmix_jax.errors import DataError, UsageError
+from cutnmix_jax.method import View
+from cutnmix_jax.settings import command_line
+from tests.runs import TEN_EPOCHS, Made, Stop, rows_in, stopped_after
+
+SMALL = [*TEN_EPOCHS, "--config.train_examples=70", "--config.epochs=2", "--config.optimizer.milestones=()"]
+
+
+def mapped(array, folder, name):
+    np.save(folder / f"{name}.npy", array)
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+class Placed(Made):
+    """A run whose images lie somewhere."""
+
+    def __init__(self, folder, row, where, *more, per_call=None):
+        self.settings = command_line.from_flags(
+            f"configs/quickstart.py:digits,{row}", [*SMALL, f"--config.images_in={where}", *more]
+        )
+        dataset = data.load("digits", None, self.settings.train_examples, self.settings.test_examples)
+        dataset = dataset._replace(
+            train_images=mapped(dataset.train_images, folder, "train"),
+            test_images=mapped(dataset.test_images, folder, "test"),
+        )
+        self.engine = assemble.engine(self.settings, dataset, training.plan(self.settings))
+        if per_call:
+            self.engine = dataclasses.replace(self.engine, steps_per_call=per_call)
+
+
+# Views of one image and of another one of its class; images that weigh peers; images that choose an epoch.
+HELD_OUT = ["--config.loss.target=general", "--config.held_out_examples=6"]
+
+
+@pytest.mark.parametrize(
+    ("row", "more"),
+    [
+        ("cutnmix", ["--config.validation_examples=5"]),
+        ("cs_kd", []),
+        pytest.param("ddgsd", [], marks=pytest.mark.slow),
+        pytest.param("kdcl", HELD_OUT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_is_the_same_wherever_its_images_lie(row, more, tmp_path):
+    found = {}
+    for where in ("device", "memory", "disk"):
+        made = Placed(tmp_path, row, where, *more)
+        assert isinstance(made.engine.train_data, placement.OnHost) == (where != "device")
+        made.train(tmp_path / where)
+        rows = [
+            {k: v for k, v in one.items() if not k.startswith(("seconds", "images"))}
+            for one in rows_in(tmp_path / where)
+        ]
+        found[where] = rows, made.saved(tmp_path / where)
+    for where in ("memory", "disk"):
+        assert found[where][0] == found["device"][0]
+        chex.assert_trees_all_equal(found[where][1], found["device"][1])
+
+
+def test_calls_of_several_steps_that_begin_anywhere(tmp_path):
+    """As after a kill, and where it is saved after a number of steps that is none of calls."""
+    made = Placed(tmp_path, "cs_kd", "disk", per_call=3)
+    on_device = Placed(tmp_path, "cs_kd", "device").engine
+    steps, feeds = made.engine.steps_per_epoch, made.engine.feeds()
+    assert steps == 4
+    batch = jax.jit(on_device.batch_at)
+    for first in (0, 3, 4, 6, 1, 7, 7):
+        feed = feeds.at(first)
+        chex.assert_trees_all_equal_shapes_and_dtypes(feed, feeds.shapes())
+        for step in range(first, min(first + 3, (first // steps + 1) * steps)):
+            chex.assert_trees_all_equal(batch(step, feed), batch(step, on_device.feed(first // steps)))
+            place = (step - first) % 3
+            assert feed.rates[place] == on_device.feed(first // steps).rates[step % steps]
+            assert feed.keys[place] == on_device.feed(first // steps).keys[step % steps]
+
+
+def test_a_long_call_ends_where_single_steps_do(tmp_path):
+    one, many = (Placed(tmp_path, "baseline", "disk", per_call=count) for count in (1, 3))
+    saved, feeds = many.engine.init(), many.engine.feeds()
+    state, totals = many.engine.train_steps(saved.state, saved.totals, feeds.at(0), 3)
+    state, totals = many.engine.train_steps(state, totals, feeds.at(3), 1)  # the last one of the epoch
+    single, feeds = one.engine.init(), one.engine.feeds()
+    other = single.state, single.totals
+    for step in range(4):
+        other = one.engine.train_steps(*other, feeds.at(step), 1)
+    chex.assert_trees_all_close((state, totals), other, atol=1e-6)
+    assert int(state.step) == 4
+
+
+def test_stopped_while_streaming_and_continued(tmp_path):
+    made = Placed(tmp_path, "baseline", "disk")
+    made.train(tmp_path / "undisturbed")
+    for _ in range(3):
+        stopped_after(made, tmp_path / "stopped", 2)
+    made.train(tmp_path / "stopped")
+    chex.assert_trees_all_equal(made.saved(tmp_path / "stopped"), made.saved(tmp_path / "undisturbed"))
+    assert len(rows_in(tmp_path / "stopped")) == 2
+
+
+def test_readers_do_not_pile_up(tmp_path):
+    feeds = Placed(tmp_path, "baseline", "disk").engine.feeds()
+    feeds.at(0)
+    before = threading.active_count()
+    for _ in range(20):
+        feeds.at(0)
+    assert threading.active_count() <= before + 2 * placement.READERS
+
+
+def test_parts_come_in_their_order():
+    assert list(placement.ahead(lambda number: number * number, 50)) == [number * number for number in range(50)]
+
+
+def test_a_file_that_ends_early_is_one_line(tmp_path):
+    images = np.arange(10 * 4 * 4 * 3, dtype=np.uint8).reshape(10, 4, 4, 3)
+    found = placement.placed(mapped(images, tmp_path, "images"), np.zeros(10, np.int32), "disk", np.arange(2, 10))
+    rows = np.array([7, 0, 7])
+    expected = np.concatenate([images[[9, 2, 9]], np.zeros((2, 4, 4, 3), np.uint8)])
+    np.testing.assert_array_equal(found.read(rows, 5), expected)
+    os.truncate(tmp_path / "images.npy", 300)
+    with pytest.raises(DataError, match="cannot be read any more.*ends before image 9"):
+        found.read(rows, 3)
+
+
+def test_what_a_reader_raises_reaches_the_loop():
+    def read(number):
+        if number == 2:
+            raise DataError("gone")
+        return number
+
+    parts = placement.ahead(read, 5)
+    assert [next(parts), next(parts)] == [0, 1]
+    with pytest.raises(DataError, match="gone"):
+        next(parts)
+
+
+@pytest.mark.parametrize(
+    ("pages", "wanted", "expected"),
+    [(10**7, None, "device"), (40, None, "device"), (39, None, "memory"), (20, None, "memory"), (19, None, "disk")]
+    + [(10**7, "disk", "disk")],
+)
+def test_where_images_lie(pages, wanted, expected, monkeypatch):
+    """They are 10,000 bytes, and the machine has so many pages of 1,000."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": pages}.get)
+    digits = data.load("digits")
+    images = np.zeros((10, 10, 50, 2), np.uint8)
+    assert images.nbytes == 10_000
+    dataset = digits._replace(train_images=images[:6], test_images=images[6:])
+    assert placement.choose(dataset, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "views", "expected"),
+    [(3072, [View()], 50), (224 * 224 * 3, [View()], 6), (224 * 224 * 3, [View(), View(same_class=True)], 3)]
+    + [(224 * 224 * 3, [View(), View()], 6), (2**27, [View()], 1)],
+)
+def test_how_many_steps_a_call_has(size, views, expected):
+    assert feeding.steps_per_call(size, 64, views, 50) == expected
+
+
+def test_a_set_of_twenty_gigabytes_takes_little_memory(tmp_path):
+    """In a process of its own, whose largest memory is looked at; the file has holes in the place of its images."""
+    code = f"""
+import resource, numpy as np
+from cutnmix_jax.engine import placement
+shape = (140_000, 224, 224, 3)
+np.lib.format.open_memmap({str(tmp_path / "large.npy")!r}, "w+", np.uint8, shape)
+images = np.load({str(tmp_path / "large.npy")!r}, mmap_mode="r")
+assert images.nbytes > 20e9
+held = placement.placed(images, np.zeros(len(images), np.int32), "disk")
+rows = np.random.default_rng(0).integers(0, len(images), (60, 128))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for part in placement.ahead(lambda number: held.read(rows[number], 128), len(rows)):
+    assert part.shape == (128, 224, 224, 3)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    before, after = (int(text) / 2**20 for text in done.stdout.split())
+    assert after < 1, "GiB"
+    assert after - before < 0.4  # 1.1 GiB were read
+
+
+@pytest.mark.parametrize("places", ["memory", None])
+def test_seeds_together_whose_images_lie_elsewhere(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(placement, "choose", lambda dataset, wanted: wanted or "disk")
+    settings = dataclasses.replace(Placed(tmp_path, "baseline", "memory").settings, images_in=places)
+    with pytest.raises(UsageError, match="images_in" if places else "exit code 2"):
+        together.run({1: settings}, {1: tmp_path / "1"}, Stop(), False, False, 0.0)
+    assert places or "config.images_in=device" in capsys.readouterr().out
