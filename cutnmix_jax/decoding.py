@@ -80,7 +80,7 @@ def resized(images: np.ndarray, size: tuple[int, int], resampling: str) -> np.nd
     """Images [N, h, w, 3] uint8, each as `read` would bring it to another size, [N, H, W, 3] uint8."""
     found = np.empty((len(images), *size, 3), np.uint8)
     for row, image in enumerate(images):
-        found[row] = _fitted(Image.fromarray(np.ascontiguousarray(image)), size, RESAMPLING[resampling])
+        found[row] = np.asarray(_fitted(Image.fromarray(np.ascontiguousarray(image)), size, RESAMPLING[resampling]))
     return found
 
 

@@ -37,7 +37,7 @@ from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
-from cutnmix_jax.settings.check import checked, setup
+from cutnmix_jax.settings.check import checked, facts, setup
 from cutnmix_jax.signals import StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
@@ -130,7 +130,7 @@ def plan(settings: Settings) -> assemble.Networks:
       UsageError: the method does not fit them, or a network or the folder of the teacher is not what it should be.
     """
     check_settings()
-    classes, trained = data.num_classes(settings.dataset), None
+    classes, trained = facts(settings).num_classes, None
     if settings.teacher:
         trained = teacher.find(settings, classes, CHOICES[settings.precision].activations)
         settings.loss.check(setup(settings, trained.backbone.name))
@@ -138,7 +138,8 @@ def plan(settings: Settings) -> assemble.Networks:
 
 
 def _load(settings: Settings, networks: assemble.Networks) -> Dataset:
-    dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
+    counts = settings.train_examples, settings.test_examples
+    dataset = data.load(settings.dataset, settings.data_dir, *counts, settings.image_size)
     assemble.check(settings, networks, dataset)
     if networks.teacher:
         teacher.check_there(networks.teacher)
