@@ -227,13 +227,13 @@ def test_hostile_files_are_named_or_skipped(tmp_path, data_dir, capsys):
         path.write_bytes(b"no more")
     shutil.rmtree(data_dir)
     prepared(top, "--skip-damaged", code=3)
-    assert "b has no test picture that can be read" in one_error(capsys) and left_in(data_dir) == []
+    assert "'b' has no test picture that can be read" in one_error(capsys) and left_in(data_dir) == []
 
 
 WRONG = {
-    "an empty class": ({"train/c": 0, "test/c": 1}, "c of the train classes has no picture"),
-    "in train alone": ({"train/c": 1}, "c stands among the train classes and not among the test classes"),
-    "in test alone": ({"test/c": 1, "test/d": 1}, "c (and 1 more) stands among the test classes and not among the tr"),
+    "an empty class": ({"train/c": 0, "test/c": 1}, "'c' of the train classes has no picture"),
+    "in train alone": ({"train/c": 1}, "'c' stands among the train classes and not among the test classes"),
+    "in test alone": ({"test/c": 1, "test/d": 1}, "'c' (and 1 more) stands among the test classes and not among"),
 }
 
 
@@ -252,7 +252,7 @@ def test_classes_that_are_not_in_both(what, cats, data_dir, capsys):
     [
         ({}, "there is no such folder"),
         ({"a": 3}, "1 classes (a); there must be from 2 to 100,000"),
-        ({"a": 3, "b": 1}, "b has one picture, and needs two"),
+        ({"a": 3, "b": 1}, "'b' has one picture, and needs two"),
         ({".": 3}, "0 classes"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_folder_that_changes(cats, data_dir, capsys, monkeypatch):
     picture(cats / "train" / "cat" / "new.jpg", 1)
     after = data.load(name)
     [warning] = capsys.readouterr().err.splitlines()
-    assert f"{cats} has changed since it was prepared (19 files then, 20 now); training goes on with what" in warning
+    assert f"{cats} has changed since it was prepared (19 files then, 20 now); what was prepared then" in warning
     np.testing.assert_array_equal(before.train_images, after.train_images)
     assert command(["verify", f"--dataset={name}"]) == 0
     assert "has changed since it was prepared" in capsys.readouterr().out

@@ -138,7 +138,7 @@ def _check_classes(top: str, found: Mapping[str, Classes]) -> None:
 
 def _several(names: Sequence[bytes]) -> str:
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return printable(names[0].decode("utf-8", "backslashreplace")) + more
+    return f"'{printable(names[0].decode('utf-8', 'backslashreplace'))}'{more}"
 
 
 def _divided(top: str, classes: Classes) -> dict[str, Classes]:

@@ -85,7 +85,10 @@ def find(name: str, data_dir: str, size: int) -> About:
     if not os.path.lexists(folder):  # noqa: PTH110 - a link to nothing is not a folder that is missing
         raise _missing(name, data_dir, size)
     try:
-        return _about.of_json(files.read_fields(folder / ABOUT))
+        about = _about.of_json(files.read_fields(folder / ABOUT))
+        if (about.name, about.size) != (name, size):
+            raise ValueError(f"it is of {about.name} at {about.size}x{about.size}")
+        return about
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise damaged(name, folder, f"there is no {ABOUT}") from error
@@ -124,7 +127,7 @@ def load(name: str, data_dir: str, size: int, quiet: bool = False) -> Dataset:
     if about.rules != decoding.RULES:
         console.warn(f"{name} was prepared by other rules than `predict` has now; delete {folder} to prepare it anew")
     if not quiet and about.source.files <= LOOKED_AT and (changed := change(about)):
-        console.warn(f"{changed}; training goes on with what was prepared")
+        console.warn(f"{changed}; what was prepared then is used")
     return Dataset(
         name=name,
         **arrays,

@@ -117,8 +117,7 @@ def _opened(name: str, folder: Path) -> Records:
     if len(images) != 1 or len(labels) != 1:
         raise DataError(f"{name}: {len(images)} pictures and {len(labels)} class labels an example; there must be one")
     [image], [label] = images, labels
-    wanted = tfds.decode.PartialDecoding({image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()})
-    opened = functools.partial(builder.as_data_source, decoders=wanted)
+    opened = functools.partial(builder.as_data_source, decoders={image: tfds.decode.SkipDecoding()})
     return Records(folder, builder.info, image, label, opened)
 
 

@@ -122,7 +122,7 @@ def _check_left(source: Source, per_class: dict[str, np.ndarray], skipped: bool)
         if empty and (skipped or source.every_class or len(empty) == len(counts)):
             more = f" (and {len(empty) - 1} more)" if empty[1:] else ""
             raise DataError(
-                f"{source.path}: {empty[0]}{more} has no {split} picture that can be read; mend or add some"
+                f"{source.path}: {empty[0]!r}{more} has no {split} picture that can be read; mend or add some"
             )
 
 
