@@ -44,7 +44,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         what = f"no finished run there{why_not} and no export"
         raise UsageError(f"config.teacher={str(path)[:200]}: {what}; train it first")
     try:
-        name, trained_on, shape = str(results["backbones"][0]), results["dataset"], results["data"]["image_shape"]
+        name, trained_on, shape = str(results["backbones"][0]), results["dataset"], results["data"].get("image_shape")
         step, sha256 = results[settings.teacher_which]["step"], results["weights_sha256"]
         if step != results["last"]["step"]:
             is_there = step in digests.steps_in(path / layout.CHECKPOINTS)
@@ -84,12 +84,19 @@ def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> T
 
 
 def _backbone(
-    settings: Settings, path: Path, name: str, trained_on: str, shape: Sequence[int], num_classes: int, dtype: Any
+    settings: Settings,
+    path: Path,
+    name: str,
+    trained_on: str,
+    shape: Sequence[int] | None,
+    num_classes: int,
+    dtype: Any,
 ) -> Backbone:
     """The network of a teacher, if it can teach."""
     if trained_on != settings.dataset:
         raise UsageError(f"config.teacher={path} was trained on {trained_on}, not on {settings.dataset}")
-    if tuple(shape) != (ours := facts(settings).image_shape):
+    ours = facts(settings).image_shape
+    if shape and tuple(shape) != ours:  # a run of an earlier version does not tell it
         there, here = ("x".join(map(str, one)) for one in (shape, ours))
         raise UsageError(f"config.teacher={path} was trained on images of {there}, and these are of {here}")
     # What is written in a folder must not choose what code is run.

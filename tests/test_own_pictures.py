@@ -261,6 +261,14 @@ def test_folders_that_are_none(counts, says, tmp_path, capsys):
     assert says in one_error(capsys)
 
 
+def test_pictures_of_one_colour(tmp_path, data_dir, capsys):
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (ord(name[0]), 7, ord(name[2]))).save(tmp_path / "top" / f"{name}.png")
+    prepared(tmp_path / "top", code=3)
+    assert "a colour has one value in all of its training pictures" in one_error(capsys) and left_in(data_dir) == []
+
+
 def test_too_many_classes_and_such_of_one_name():
     for names, says in ((["x"] * 100_001, "100001 classes"), (["a", "b", "a"], "both written 'a'")):
         with pytest.raises(DataError, match=says):

@@ -81,6 +81,9 @@ def write(
             if source.state() != source.before:
                 raise DataError(f"{source.path} changed while it was being prepared; run the command again")
             about = _described(source, name, size, flip, written)
+            if not min(about.std) > 0:
+                why = "a colour has one value in all of its training pictures, so that they have no deviation"
+                raise DataError(f"{source.path}: {why} to be divided by; add others")
             files.write_json(folder / ABOUT, _about.to_json(about))
     except OSError as error:
         raise excused(error) or DataError(
