@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -158,11 +157,11 @@ def _split(top: str, classes: Classes, labels: Mapping[bytes, int], size: tuple[
     """The pictures of all classes, in the order in which they are kept."""
     paths = [file.path for files in classes.values() for file in files]
     numbers = np.repeat([labels[name] for name in classes], [len(files) for files in classes.values()])
-    order = _pictures.shuffled(paths)
+    order, above = _pictures.shuffled(paths), os.path.join(os.fsencode(top), b"")  # noqa: PTH118
 
     def read(rows: Sequence[int]) -> Iterator[tuple[int, Read]]:
         for row in rows:
-            path = Path(os.fsdecode(os.path.join(os.fsencode(top), paths[order[row]])))  # noqa: PTH118
-            yield int(numbers[order[row]]), decoding.attempt(path, size, resampling)
+            number = order[row]
+            yield int(numbers[number]), decoding.attempt(os.fsdecode(above + paths[number]), size, resampling)
 
     return Split(len(paths), read)
