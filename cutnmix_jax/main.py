@@ -97,9 +97,9 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
         _run_seeds(known, overrides, own_process, start)
 
 
-def _next_steps(workdir: Path, overrides: Sequence[str]) -> str:
+def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str]) -> str:
     """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
-    data = workdir.parts[-4]
+    data = "" if "," in dataset else dataset  # which is among the overrides then
     commands = {
         "one network alone, to compare it with": shlex.join(
             ["train", f"--config=quickstart:{data},baseline", *overrides]
@@ -141,7 +141,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         training.train(settings, workdir, stop, known.force, start, extend=known.extend)
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
     if is_first and settings.method != "baseline":
-        print(_next_steps(workdir, overrides))
+        print(_next_steps(settings.dataset, workdir, overrides))
 
 
 def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process: bool, start: float) -> None:

@@ -26,7 +26,8 @@ class Parts(NamedTuple):
 
 def load(settings: Settings, networks: assemble.Networks) -> Dataset:
     """Reads the data set of a run, and looks whether its networks can take it."""
-    dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
+    counts = settings.train_examples, settings.test_examples
+    dataset = data.load(settings.dataset, settings.data_dir, *counts, settings.image_size)
     assemble.check(settings, networks, dataset)
     if networks.teacher:
         teacher.check_there(networks.teacher)

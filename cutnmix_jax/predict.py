@@ -64,7 +64,8 @@ def _run(arguments: Sequence[str]) -> None:
     sheet = folder_of(known.sheet, "--sheet") if known.sheet else None
 
     # After the arguments are read, because it takes a second.
-    from cutnmix_jax.student import images, load
+    from cutnmix_jax import images
+    from cutnmix_jax.student import load
     from cutnmix_jax.student import sheet as sheets
 
     paths = images.find(known.pictures)
@@ -96,7 +97,7 @@ def answers(student: "Student", paths: Sequence["Path"], top: int) -> Iterator[A
     """What a student says of each picture, in their order; the next ones are read while it computes."""
     import numpy as np
 
-    from cutnmix_jax.student import images
+    from cutnmix_jax import images
     from cutnmix_jax.student.network import MOST_AT_ONCE
 
     size, resampling = student.description.image_shape[:2], student.description.resampling

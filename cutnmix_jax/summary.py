@@ -32,7 +32,8 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
         "validation": settings.validation_examples,
     }
     images = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
-    images += f" and {len(dataset.test_labels):,} test images"
+    images += f" and {len(dataset.test_labels):,} test images of "
+    images += "x".join(map(str, dataset.train_images.shape[1:3]))
     console.summary(
         {
             "data": f"{dataset.name}, {images}, {dataset.num_classes} classes{_place(engine)}",

@@ -1,17 +1,19 @@
 """A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from cutnmix_jax import backbones, data, digests, finished, layout
+from cutnmix_jax import backbones, digests, finished, layout
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine.companions import Trained
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings
+from cutnmix_jax.settings.check import facts
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.network import shapes_of
 from cutnmix_jax.types import Backbone, Tree
@@ -42,7 +44,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         what = f"no finished run there{why_not} and no export"
         raise UsageError(f"config.teacher={str(path)[:200]}: {what}; train it first")
     try:
-        name, trained_on = str(results["backbones"][0]), results["dataset"]
+        name, trained_on, shape = str(results["backbones"][0]), results["dataset"], results["data"].get("image_shape")
         step, sha256 = results[settings.teacher_which]["step"], results["weights_sha256"]
         if step != results["last"]["step"]:
             is_there = step in digests.steps_in(path / layout.CHECKPOINTS)
@@ -50,7 +52,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
     # Its fields are not looked at: a run of another version, with other ones, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its results or its checkpoints cannot be read") from error
-    backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
+    backbone = _backbone(settings, path, name, trained_on, shape, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
         with contextlib.closing(Reader(path / layout.CHECKPOINTS)) as checkpoints:
@@ -73,7 +75,7 @@ def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> T
             f"config.teacher={path}: an ensemble of {len(described.backbones)}; export one of its networks"
         )
     name, trained_on = described.backbones[0], described.dataset
-    backbone = _backbone(settings, path, name, trained_on, num_classes, dtype)
+    backbone = _backbone(settings, path, name, trained_on, described.image_shape, num_classes, dtype)
 
     def load() -> dict[str, Tree]:
         return exported.read(path).networks(name)[0]  # which the students are, too, if it is somebody's own
@@ -81,17 +83,29 @@ def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> T
     return Trained(backbone, load, str(path), described.networks_sha256[0], lambda: True)
 
 
-def _backbone(settings: Settings, path: Path, name: str, trained_on: str, num_classes: int, dtype: Any) -> Backbone:
+def _backbone(
+    settings: Settings,
+    path: Path,
+    name: str,
+    trained_on: str,
+    shape: Sequence[int] | None,
+    num_classes: int,
+    dtype: Any,
+) -> Backbone:
     """The network of a teacher, if it can teach."""
     if trained_on != settings.dataset:
         raise UsageError(f"config.teacher={path} was trained on {trained_on}, not on {settings.dataset}")
+    ours = facts(settings).image_shape
+    if shape and tuple(shape) != ours:  # a run of an earlier version does not tell it
+        there, here = ("x".join(map(str, one)) for one in (shape, ours))
+        raise UsageError(f"config.teacher={path} was trained on images of {there}, and these are of {here}")
     # What is written in a folder must not choose what code is run.
     if is_foreign(name) and name not in settings.backbones:
         raise UsageError(
             f"config.teacher={path} is a {name}, a network of somebody's own; it can teach students of its kind alone"
         )
     try:
-        return backbones.load(name, num_classes, dtype, data.image_shape(settings.dataset))
+        return backbones.load(name, num_classes, dtype, ours)
     except UsageError as error:
         raise UsageError(f"config.teacher={path}: {error}") from error
 

@@ -37,7 +37,7 @@ from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_li
 from cutnmix_jax.parts import Parts
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, tree
-from cutnmix_jax.settings.check import checked, setup
+from cutnmix_jax.settings.check import checked, facts, setup
 from cutnmix_jax.signals import Stop, StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
@@ -132,7 +132,7 @@ def plan(settings: Settings) -> assemble.Networks:
       UsageError: the method does not fit them, or a network or the folder of the teacher is not what it should be.
     """
     check_settings()
-    classes, trained = data.num_classes(settings.dataset), None
+    classes, trained = facts(settings).num_classes, None
     if settings.teacher:
         trained = teacher.find(settings, classes, CHOICES[settings.precision].activations)
         settings.loss.check(setup(settings, trained.backbone.name))

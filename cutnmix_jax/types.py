@@ -16,7 +16,7 @@ Row = dict[str, Any]  # a line of metrics.jsonl: what was measured in an epoch
 
 
 class Dataset(NamedTuple):
-    """A whole data set in host memory.
+    """A whole data set, in host memory or in files that are mapped into it.
 
     Attributes:
       name: as in `--config=FILE:name,method`.
@@ -28,6 +28,7 @@ class Dataset(NamedTuple):
       mean: [3] float32 mean of the training pixels in [0, 1], per channel.
       std: [3] float32 standard deviation likewise.
       flip: whether a mirror image keeps its class; false for digits.
+      sha256: what tells the whole set from others, where that is known without reading it; empty elsewhere.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     flip: bool
+    sha256: str = ""
 
     @property
     def num_classes(self) -> int:

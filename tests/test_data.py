@@ -185,7 +185,7 @@ def check_contract(read: Dataset, name: str, counts: dict[str, int], num_classes
     assert len(set(read.class_names)) == num_classes and {type(text) for text in read.class_names} == {str}
     for split in ("train", "test"):
         images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
-        assert images.shape == (counts[split], *data.image_shape(name)) and images.dtype == np.uint8
+        assert images.shape == (counts[split], *data.facts(name).image_shape) and images.dtype == np.uint8
         assert labels.shape == (counts[split],) and labels.dtype == np.int32
         assert labels.min() >= 0 and labels.max() < num_classes
     assert set(read.train_labels) == set(range(num_classes))
@@ -200,8 +200,8 @@ def check_contract(read: Dataset, name: str, counts: dict[str, int], num_classes
 @pytest.mark.parametrize("name", data.names())
 def test_every_data_set_says_what_it_has(name):
     module = data.find(name)
-    assert set(data.counts(name)) == {"train", "test"} and min(data.counts(name).values()) > 0
-    assert data.num_classes(name) > 1
+    facts = data.facts(name)
+    assert set(facts.counts) == {"train", "test"} and min(facts.counts.values()) > 0 and facts.num_classes > 1
     assert inspect.getdoc(module) and inspect.getdoc(module.load)
     [argument] = inspect.signature(module.load).parameters.values()
     assert (argument.name, argument.default) == ("data_dir", "")
@@ -213,7 +213,7 @@ def test_every_data_set_is_what_it_says(name):
         read = data.load(name, PREPARED)
     except DataError as error:
         pytest.skip(f"{error}; TFDS_DATA_DIR says where it was prepared")
-    check_contract(read, name, data.counts(name), data.num_classes(name))
+    check_contract(read, name, *data.facts(name)[:2])
     assert same(data.load(name, PREPARED), read)
 
 

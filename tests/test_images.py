@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from cutnmix_jax import decoding, images
 from cutnmix_jax.errors import DataError, UsageError
-from cutnmix_jax.student import images, sheet
+from cutnmix_jax.student import sheet
 
 SIZE = (4, 6)  # (H, W)
 NOISE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -76,7 +77,7 @@ def tiff(bits, sample_format, photometric, content, width=2, order="<"):
 def read(tmp_path, content, size=SIZE, resampling="bicubic", name="x.png"):
     path = tmp_path / name
     path.write_bytes(content)
-    return images.read(path, size, resampling)
+    return decoding.read(path, size, resampling)
 
 
 # Modes: what is in the file, and the pixels of its only row by hand.
@@ -178,7 +179,7 @@ def test_a_picture_is_scaled_to_cover_and_cut_in_the_middle(tmp_path):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_exif(kind, tmp_path):
-    if kind not in images.FORMATS:
+    if kind not in decoding.FORMATS:
         pytest.skip("this Pillow lacks it")
     upright = np.zeros((32, 64, 3), np.uint8)
     upright[:16, :32], upright[:16, 32:], upright[16:, 32:] = 80, 160, 240
@@ -335,11 +336,11 @@ def test_what_may_not_be_read_and_full_memory(tmp_path, monkeypatch):
             raise error
 
         with monkeypatch.context() as patch, pytest.raises(DataError, match=why):
-            patch.setattr(images.os, "open", fail)
-            images.read(path, SIZE, "bicubic")
+            patch.setattr(decoding.os, "open", fail)
+            decoding.read(path, SIZE, "bicubic")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(images, "_open", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
-        images.read(path, SIZE, "bicubic")
+        patch.setattr(decoding, "_open", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        decoding.read(path, SIZE, "bicubic")
 
 
 def test_large_but_not_too_large_does_not_warn(tmp_path):
@@ -365,7 +366,7 @@ def test_files_are_found_in_order(tmp_path):
     ]  # fmt: skip
     given = [str(tmp_path / name) for name in ("x.txt", "b.png", "b.png", ".hidden.png", "a")]
     assert len(images.find(given)) == 7 and [str(path) for path in images.find(given)[:4]] == given[:4]
-    assert not {".pdf", ".eps", ".ps", ".wmf", ".ico", ".mpeg"} & images.SUFFIXES
+    assert not {".pdf", ".eps", ".ps", ".wmf", ".ico", ".mpeg"} & decoding.SUFFIXES
 
 
 def test_links_to_folders_do_not_double_the_ways(tmp_path):
@@ -417,7 +418,7 @@ def counted(monkeypatch):
         done.append(path)
         return np.full(1, path)
 
-    monkeypatch.setattr(images, "_decoded", decoded)
+    monkeypatch.setattr(decoding, "_decoded", decoded)
     return done
 
 
@@ -453,7 +454,7 @@ def test_an_interrupt_ends_the_threads(counted):
 
 def test_pictures_are_read_in_several_threads(monkeypatch):
     together = threading.Barrier(3, timeout=10)
-    monkeypatch.setattr(images, "_decoded", lambda path, size, method: np.full(1, together.wait()))
+    monkeypatch.setattr(decoding, "_decoded", lambda path, size, method: np.full(1, together.wait()))
     got = list(images.stream(range(6), SIZE, "bicubic", workers=3))
     assert sorted(int(value[0]) for _, value in got) == [0, 0, 1, 1, 2, 2]
 

@@ -1,6 +1,7 @@
-"""Data sets as whole arrays in host memory: one module per data set, found by its name.
+"""Data sets as arrays: one module per data set, found by its name; or pictures and code of a user's own.
 
-A module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
+`folder:PATH` and `tfds:NAME[/CONFIG]` are prepared first, see `_prepared`; `my_pkg.data:load` is called, see `_own`. A
+module in this folder is a data set if its name has no leading underscore and it defines `load(data_dir) -> Dataset`
 and what is known before it is read: `COUNTS = {"train": N, "test": M}`, `NUM_CLASSES`, `IMAGE_SHAPE = (H, W, 3)`
 unless it is (32, 32, 3), and `RESAMPLING = "nearest"` unless pictures of other sizes are brought to it smoothly. What
 `prepare` makes ready out of an archive has `SOURCE`, a `_source.Source`, too, and a builder of its name in `_builder`.
@@ -12,9 +13,16 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from cutnmix_jax.data import _names
+from cutnmix_jax.data._names import canonical as canonical
+from cutnmix_jax.data._names import is_own as is_own
+from cutnmix_jax.data._names import is_prepared as is_prepared
+from cutnmix_jax.data._names import slug as slug
+from cutnmix_jax.data._names import title as title
 from cutnmix_jax.errors import DataError, UsageError, blaming, described, excused, nearest
 
 if TYPE_CHECKING:  # at run time nothing else is imported here: `python -m cutnmix_jax.data` begins with this file
+    from cutnmix_jax.data._facts import Facts as Facts
     from cutnmix_jax.types import Dataset
 
 _NO_DATA_SET = "prepare"  # the one public module of this folder that is none
@@ -28,15 +36,20 @@ def names() -> list[str]:
     return sorted(name for name in found if name != _NO_DATA_SET)
 
 
+def problem(name: object) -> str:
+    """What is wrong with the name of a data set, whether it is prepared or not; empty if nothing is."""
+    return _names.problem(name, names())
+
+
 def find(name: str) -> ModuleType:
-    """The module of a data set.
+    """The module of a data set of this folder.
 
     Raises:
       UsageError: if there is no data set of that name, or its module is broken.
     """
     valid = names()
     if name not in valid:
-        raise UsageError(f"unknown data set {name!r}; {nearest(name, valid)}")
+        raise UsageError(f"unknown data set {name!r}; of your own: {_names.KINDS}; {nearest(name, valid)}")
     with blaming(f"data set {name!r}: {_file(name)} cannot be imported", "install what it needs, or mend it"):
         module = importlib.import_module(f"{__name__}.{name}")
     for wanted in ("load", "COUNTS", "NUM_CLASSES"):
@@ -55,48 +68,88 @@ def find(name: str) -> ModuleType:
     return module
 
 
-def counts(name: str) -> Mapping[str, int]:
-    """How many images a data set has, by its split, without reading it: {'train': N, 'test': M}."""
-    return find(name).COUNTS
+def facts(name: str, data_dir: str | None = None, image_size: int | None = None) -> "Facts":
+    """What is known of a data set before its images are read; code of a user's own has to be asked for them.
 
+    Args:
+      name: one of `names()`, `folder:PATH`, `tfds:NAME[/CONFIG]` or `my_pkg.data:load`.
+      data_dir: as for `load`.
+      image_size: as for `load`.
 
-def num_classes(name: str) -> int:
-    """K, without reading the data set."""
-    return find(name).NUM_CLASSES
+    Raises:
+      UsageError, DataError: as `load`.
+    """
+    from cutnmix_jax.data._facts import Facts, of_dataset
 
+    if _names.is_prepared(name):
+        from cutnmix_jax.data import _prepared
 
-def image_shape(name: str) -> tuple[int, int, int]:
-    """(H, W, C), without reading the data set."""
-    return getattr(find(name), "IMAGE_SHAPE", _CIFAR)
+        name = canonical(name)
+        about = _prepared.find(name, data_dir or "", _prepared.only_size(name, data_dir or "", image_size))
+        return Facts(about.counts, len(about.class_names), (about.size, about.size, 3))
+    if _names.is_own(name):
+        found = of_dataset(_of_own_code(name, data_dir or ""))
+    else:
+        module = find(name)
+        found = Facts(module.COUNTS, module.NUM_CLASSES, getattr(module, "IMAGE_SHAPE", _CIFAR))
+    return found if image_size is None else found._replace(image_shape=(image_size, image_size, 3))
 
 
 def resampling(name: str) -> str:
-    """How a picture of another size becomes one of this data set: `bicubic` or `nearest`."""
-    return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
+    """How a picture of another size becomes one of a data set: `bicubic` or `nearest`."""
+    if _names.is_prepared(name):
+        return RESAMPLINGS[0]
+    if not _names.is_own(name):
+        return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
+    from cutnmix_jax.data import _own
+
+    if (how := getattr(_own.module_of(name), "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
+        raise UsageError(f"data set {name!r}: RESAMPLING of its module is {how!r}; {nearest(str(how), RESAMPLINGS)}")
+    return how
+
+
+def settled(name: str, data_dir: str | None, image_size: int | None) -> tuple[str, int | None]:
+    """The name and the size that stay the same wherever a command is given: the whole path, the only size there is.
+
+    Raises:
+      UsageError, DataError: the data set is not prepared, or in several sizes of which none is chosen.
+    """
+    name = canonical(name)
+    if not _names.is_prepared(name):
+        return name, image_size
+    from cutnmix_jax.data import _prepared
+
+    return name, _prepared.only_size(name, data_dir or "", image_size)
 
 
 def load(
-    name: str, data_dir: str | None = None, train_examples: int | None = None, test_examples: int | None = None
+    name: str,
+    data_dir: str | None = None,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    image_size: int | None = None,
 ) -> "Dataset":
     """Reads a data set, or the first examples of it.
 
     The stored order is already shuffled and the same on every machine, so the first N are a fair sample of all classes.
 
     Args:
-      name: one of `names()`.
+      name: as for `facts`.
       data_dir: where prepared data sets lie; None for `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       train_examples: how many training images to keep; None for all.
       test_examples: how many test images to keep; likewise.
+      image_size: S, to which images of another size are brought as `predict` does it, [S, S, 3], and of which mean and
+        deviation are then; of a folder and of tfds the size that they were prepared in. None for their own.
 
     Returns:
-      A `Dataset` of uint8 images and int32 labels.
+      A `Dataset` of uint8 images and int32 labels; images of a folder or of tfds are maps of files.
 
     Raises:
       UsageError: if the name is unknown, or a number of examples is negative or more than there are, or the module of
         the data set, or a library that it uses, is broken.
       DataError: if the data set is missing or damaged.
     """
-    data = _loaded(name, data_dir or "")
+    data = _loaded(name, data_dir or "", image_size)
     train = first("train_examples", train_examples, len(data.train_labels), name)
     test = first("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
@@ -107,41 +160,47 @@ def load(
     )
 
 
-def _loaded(name: str, data_dir: str) -> "Dataset":
+def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
+    if _names.is_prepared(name):
+        from cutnmix_jax.data import _facts, _prepared
+
+        name = canonical(name)
+        dataset = _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
+        if wrong := _facts.wrong(dataset, _facts.of_dataset(dataset)):
+            raise DataError(f"{name} as it was prepared is damaged: {wrong}; delete it and prepare it again")
+        return dataset
+    dataset = _of_own_code(name, data_dir) if _names.is_own(name) else _shipped(name, data_dir)
+    if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):
+        return dataset
+    from cutnmix_jax.data import _resized
+
+    return _resized.to_size(dataset, (image_size, image_size), resampling(name))
+
+
+def _of_own_code(name: str, data_dir: str) -> "Dataset":
+    from cutnmix_jax.data import _facts, _own
+
+    dataset = _own.load(name, data_dir)
+    with blaming(f"data set {name!r}: its function fails", "mend it"):
+        wrong = _facts.wrong(dataset, _facts.of_dataset(dataset))
+    if wrong:
+        raise UsageError(f"data set {name!r}: its function returns {wrong}; see `types.Dataset`")
+    return dataset
+
+
+def _shipped(name: str, data_dir: str) -> "Dataset":
+    from cutnmix_jax.data import _facts
+
     module = find(name)
     with blaming(f"data set {name!r}: `load` of {_file(name)} fails", "install what it needs, or mend it"):
         try:
             dataset = module.load(data_dir)
         except OSError as error:
             raise excused(error) or DataError(f"data set {name!r} cannot be read ({described(error)})") from error
-        wrong = _wrong(dataset, module.COUNTS, module.NUM_CLASSES, image_shape(name))
+        wrong = _facts.wrong(dataset, facts(name))
     if wrong:
         raise UsageError(f"data set {name!r}: `load` of {_file(name)} returns {wrong}; see `types.Dataset`")
     return dataset
-
-
-def _wrong(dataset: "Dataset", counts: Mapping[str, int], num_classes: int, shape: tuple[int, int, int]) -> str:
-    """What of a data set is not as `Dataset` says, in a few words; empty if nothing is."""
-    import numpy as np
-
-    for name in ("mean", "std"):
-        if (value := np.asarray(getattr(dataset, name))).shape != (3,) or not np.isfinite(value).all():
-            return f"a {name} of {value.tolist()}, not of three finite numbers"
-    if not np.all(np.asarray(dataset.std) > 0):
-        return f"a std of {np.asarray(dataset.std).tolist()}, by which nothing can be divided"
-    if len(dataset.class_names) != num_classes:
-        return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
-    for split in ("train", "test"):
-        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        if images.dtype != np.uint8 or images.shape[1:] != shape:
-            return f"{split} images {images.dtype}{list(images.shape)}, not uint8[N, {', '.join(map(str, shape))}]"
-        if len(images) != counts[split]:
-            return f"{len(images)} {split} images where COUNTS says {counts[split]}"
-        if labels.dtype != np.int32 or labels.shape != images.shape[:1] or not len(labels):
-            return f"{split} labels {labels.dtype}{list(labels.shape)} of {len(images)} images, not int32[N]"
-        if labels.min() < 0 or labels.max() >= num_classes:
-            return f"{split} labels from {labels.min()} to {labels.max()}, not from 0 to {num_classes - 1}"
-    return ""
 
 
 def _file(name: str) -> str:

@@ -68,14 +68,19 @@ def find(source: Source, data_dir: str) -> Path | None:
     Raises:
       DataError: there may be one, but it cannot be looked at.
     """
-    folder, versions = root(data_dir) / source.name, []
+    return newest(root(data_dir) / source.name, source.title)
+
+
+def newest(folder: Path, title: str) -> Path | None:
+    """The newest version that tfds has prepared in a folder, or None; raises as `find`, which calls it `title`."""
+    versions = []
     try:  # `glob` would pass over what it may not read
         found = list(folder.iterdir())
         versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise DataError(f"{source.title} cannot be read in {folder} ({described(error)}); let it be read") from error
+        raise DataError(f"{title} cannot be read in {folder} ({described(error)}); let it be read") from error
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler, data, methods, precision
+from cutnmix_jax import backbones, compiler, methods, precision
 from cutnmix_jax.engine import batches, feeding, peers, placement
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.names import check_weights, head_names, term_names
 from cutnmix_jax.settings import DEVICE, Settings
-from cutnmix_jax.settings.check import check_names
-from cutnmix_jax.types import Backbone, Dataset, Spec
+from cutnmix_jax.settings.check import check_names, facts
+from cutnmix_jax.types import CIFAR, Backbone, Dataset, Spec
 
 GPU_STEPS_PER_CALL = 50  # enough that starting a call costs nothing beside it
 
@@ -49,7 +49,7 @@ def networks(settings: Settings, num_classes: int, teacher: Trained | None = Non
       UsageError: it does not, or a network is not what it should be.
     """
     with backbones.shapes_only():
-        dtype, shape = precision.CHOICES[settings.precision].activations, data.image_shape(settings.dataset)
+        dtype, shape = precision.CHOICES[settings.precision].activations, facts(settings).image_shape
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
         size_of = {name: _feature_size(network) for name, network in made.items()}
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
@@ -71,7 +71,7 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
       UsageError: they, or the teacher, cannot take the images or the batches, or they have no gradient.
     """
     image, names = dataset.train_images.shape[1:], settings.backbones
-    if image == (32, 32, 3) and not settings.own_backbones:
+    if image == CIFAR and not settings.own_backbones:
         return
     count, classes = 1 if settings.same_images else len(names), dataset.num_classes
     with backbones.shapes_only():
@@ -163,7 +163,7 @@ def _split(count: int, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.n
 
 def _num_train(settings: Settings) -> int:
     """How many images are trained on, as the data set says before it is read."""
-    images = settings.train_examples or data.counts(settings.dataset)["train"]
+    images = settings.train_examples or facts(settings).counts["train"]
     return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
 
 

@@ -12,6 +12,7 @@ from cutnmix_jax import augment, data, precision
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.fields import (
     Change,
+    Check,
     field,
     group,
     increasing_epochs,
@@ -31,6 +32,7 @@ VIEWS = ("shared", "per_peer")
 PLACES = DEVICE, MEMORY, DISK = ("device", "memory", "disk")
 OPTIMIZERS = ("sgd", "adamw", "lars")
 SCHEDULES = ("stepwise", "cosine")
+DATASET = Check(data.problem, "a name of --list, folder:PATH, tfds:NAME[/CONFIG] or my_pkg.data:load")
 
 # Fields of the optimizer that one of these looks at, and others do not.
 _OF_SGD_AND_LARS = {"name": ("sgd", "lars")}
@@ -122,9 +124,12 @@ class Checkpoint:
 class Settings:
     """A run; its method, with options and weights, has no default, because it follows from a row."""
 
-    dataset: str = field("cifar100", one_of(data.names), "a file of cutnmix_jax/data", Change.NEVER)
+    dataset: str = field("cifar100", DATASET, "a file of cutnmix_jax/data, or of your own", Change.NEVER)
     data_dir: str | None = field(
         None, or_none(text), "where tfds keeps its data; none: $TFDS_DATA_DIR, else ~/tensorflow_datasets", Change.FREE
+    )
+    image_size: int | None = field(
+        None, or_none(whole(1, 4096)), "S, of images S x S; none: their own, or the only one prepared", Change.NEVER
     )
     train_examples: int | None = field(
         None, or_none(whole(1)), "only the first N, for a small run on real data; none: all", Change.NEVER
@@ -244,4 +249,4 @@ class Settings:
     @property
     def default_workdir(self) -> Path:
         """Where a run is kept unless `--workdir` says otherwise."""
-        return Path("runs", self.dataset, self.backbone_name, self.method, f"seed{self.seed}")
+        return Path("runs", data.slug(self.dataset), self.backbone_name, self.method, f"seed{self.seed}")

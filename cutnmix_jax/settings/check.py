@@ -17,12 +17,15 @@ _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
 
 
 def checked(fields: Settings | tree.Tree) -> Settings:
-    """Settings that can be carried out, whoever made them; `peers` replaces `num_peers`.
+    """Settings that can be carried out, whoever made them; `peers` replaces `num_peers`, a folder has its whole path.
 
     Raises:
       UsageError: at the first field that has a value that it may not have, alone or beside the others.
+      DataError: the pictures of the data set are not prepared.
     """
     settings = tree.to_settings(tree.of_settings(fields) if isinstance(fields, Settings) else fields)
+    dataset, image_size = data.settled(settings.dataset, settings.data_dir, settings.image_size)
+    settings = dataclasses.replace(settings, dataset=dataset, image_size=image_size)
     check(settings)
     count = len(settings.backbones)
     if settings.num_peers not in (count, methods.row(settings.method).num_peers):
@@ -75,6 +78,11 @@ def _taught() -> list[str]:
     return [name for name, row in methods.rows_by_name().items() if row.method.needs_teacher]
 
 
+def facts(settings: Settings) -> "data.Facts":
+    """What is known of the data of a run before they are read."""
+    return data.facts(settings.dataset, settings.data_dir, settings.image_size)
+
+
 def setup(settings: Settings, teacher: str | None = None) -> Setup:
     """What the method is asked to train with.
 
@@ -84,7 +92,7 @@ def setup(settings: Settings, teacher: str | None = None) -> Setup:
     """
     return Setup(
         row=settings.method,
-        num_classes=data.num_classes(settings.dataset),
+        num_classes=facts(settings).num_classes,
         backbones=settings.backbones,
         share_trunk=settings.share_trunk,
         mix_kind=settings.mix.kind,
@@ -129,7 +137,7 @@ def _check_row(settings: Settings) -> None:
 
 
 def _check_sizes(settings: Settings) -> None:
-    counts = data.counts(settings.dataset)
+    counts = facts(settings).counts
     images = data.first("config.train_examples", settings.train_examples, counts["train"], settings.dataset)
     data.first("config.test_examples", settings.test_examples, counts["test"], settings.dataset)
     if settings.batch_size > images:

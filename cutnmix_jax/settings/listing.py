@@ -97,9 +97,12 @@ def _networks() -> Iterator[str]:
 def _data_sets() -> Iterator[str]:
     yield "data sets: --config=NAME:DATASET,METHOD"
     for name in data.names():
-        counts = data.counts(name)
-        what = f"{data.num_classes(name)} classes, {counts['train']:,} training and {counts['test']:,} test images"
+        counts, classes, _ = data.facts(name)
+        what = f"{classes} classes, {counts['train']:,} training and {counts['test']:,} test images"
         yield from _wrapped(name, what)
+    yield from _wrapped("folder:PATH", "pictures of your own: PATH/train/CLASS and PATH/test/CLASS, or PATH/CLASS")
+    yield from _wrapped("tfds:NAME", "of tensorflow-datasets, with a class each; both are made ready by `data prepare`")
+    yield from _wrapped("my_pkg.data:load", "code of your own, `load(data_dir) -> cutnmix_jax.types.Dataset`")
 
 
 def _methods() -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The recipe of the paper (section 3) for a row of its tables."""
 
+import os
+
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, data, methods
@@ -48,14 +50,22 @@ def make(backbone: str, argument: str | None, dataset: str = "cifar100", method:
       UsageError: the method is no row, or the argument has more than two parts.
     """
     parts = (argument or "").split(",")
-    if len(parts) > 2:
-        raise UsageError(f"--config=NAME:{argument}: the argument is dataset,method, for instance cifar10,dml")
+    if len(parts) > 2 or _is_path(argument or "", parts):
+        hint = "; a path with a comma stands in --config.dataset=folder:PATH" if data.is_prepared(parts[0]) else ""
+        raise UsageError(f"--config=NAME:{argument}: the argument is dataset,method, for instance cifar10,dml{hint}")
     if len(parts) == 1 and parts[0] not in data.names() and methods.has_row(parts[0]):
         name = parts[0]
         raise UsageError(f"--config=NAME:{name}: {name} is a method; the data set comes first, NAME:{dataset},{name}")
     dataset = parts[0] or dataset
     method = (parts[1] if len(parts) == 2 else "") or method
     return tree.to_config_dict(of_row(backbone, dataset, method))
+
+
+def _is_path(argument: str, parts: list[str]) -> bool:
+    """Whether the comma of two parts is, or may be, one of a path."""
+    if len(parts) < 2 or not data.is_prepared(parts[0]):
+        return False
+    return bool(parts[1] and not methods.has_row(parts[1])) or os.path.isdir(argument.partition(":")[2])  # noqa: PTH112
 
 
 def of_row(backbone: str, dataset: str, method: str) -> Settings:

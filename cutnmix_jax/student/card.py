@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from cutnmix_jax import data
 from cutnmix_jax.student.description import Description
 
 WEIGHTS, DESCRIPTION, PROGRAM, SUMS, CARD = (
@@ -97,14 +98,15 @@ def facts(description: Description) -> dict:
         "library_name": "cutnmix-jax",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "jax", "knowledge-distillation", description.method],
-        "datasets": [description.dataset],
+        "datasets": [data.title(description.dataset)],
         "metrics": ["accuracy"],
     }
     if description.accuracy is None:
         return found
+    called = data.title(description.dataset)
     result = {
         "task": {"type": "image-classification"},
-        "dataset": {"name": description.dataset, "type": description.dataset, "split": "test"},
+        "dataset": {"name": called, "type": called, "split": "test"},
         "metrics": [{"type": "accuracy", "value": description.accuracy}],
     }
     return {**found, "model-index": [{"name": description.title, "results": [result]}]}
@@ -132,11 +134,11 @@ def _classes(description: Description) -> str:
 
 
 def _figures(description: Description) -> list[tuple[str, str]]:
-    run = description.run
+    run, name = description.run, data.title(description.dataset)
     found = [
         (
             "trained on",
-            f"{run['train_examples']:,} images of {description.dataset}, in {run['seconds']:.0f} s on {run['device']}",
+            f"{run['train_examples']:,} images of {name}, in {run['seconds']:.0f} s on {run['device']}",
         )
     ]
     on = f"{run['test_examples']:,} test images"

@@ -89,7 +89,7 @@ class Description:
         """What it is, in a few words."""
         names = dict.fromkeys(self.backbones)
         count = f"{len(self.backbones)} x " if len(self.backbones) > len(names) else ""
-        return f"{count}{' + '.join(names)}, {self.dataset}, {self.method}, seed {self.seed}"
+        return f"{count}{' + '.join(names)}, {data.title(self.dataset)}, {self.method}, seed {self.seed}"
 
     def make(self) -> tuple[Backbone, ...]:
         """Its networks, without a number in them; those of one architecture are one object.

@@ -12,7 +12,7 @@ from cutnmix_jax import compiler, console, data, digests, files
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, batches, peers
 from cutnmix_jax.engine.evaluation import Evaluator
-from cutnmix_jax.errors import CheckpointError, DataError, one_line
+from cutnmix_jax.errors import CheckpointError, DataError, UsageError, one_line
 from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
@@ -68,12 +68,10 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     """
     settings, epoch, seen = run.settings, run.results[which], run.results["data"]
     classes = tuple(seen["class_names"])
-    own = images.dataset in (None, settings.dataset)
-    dataset = _images(
-        images._replace(dataset=images.dataset or settings.dataset, data_dir=images.data_dir or settings.data_dir),
-        classes, tuple(seen["image_shape"]), (settings.train_examples, settings.test_examples) if own else (None, None),
-    )  # fmt: skip
-    if own:
+    images = images._replace(data_dir=images.data_dir or settings.data_dir)
+    counts = settings.train_examples, settings.test_examples
+    dataset = _images(images, settings.dataset, classes, tuple(seen["image_shape"]), counts)
+    if dataset.name == settings.dataset:
         _check_same(run, digests.of_data(dataset))
     dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
     networks = assemble.networks(settings, len(classes))
@@ -92,10 +90,10 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
         found = evaluator.answers(state, batches.on_device(dataset.test_images, dataset.test_labels))
     logits = {f"peer_{j}": out.logits for j, out in enumerate(found.peers)} | {"ensemble": found.ensemble} | found.heads
     logits = {name: np.asarray(values) for name, values in logits.items()}
-    title = f"{settings.dataset}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
+    title = f"{data.title(settings.dataset)}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
     title += f"{which} epoch ({epoch['epoch']})"
     features = {f"peer_{j}": np.asarray(out.features) for j, out in enumerate(found.peers)}
-    return Answers(title, dataset.name, dataset.test_labels, classes, logits, features)
+    return Answers(title, data.title(dataset.name), dataset.test_labels, classes, logits, features)
 
 
 def _check_same(run: Run, sha256: str) -> None:
@@ -129,22 +127,36 @@ def of_export(folder: Path, images: Images) -> Answers:
     """Asks an exported student; raises as `of_run` and `exported.read`."""
     student = exported.read(folder)
     described = student.description
-    dataset = _images(
-        images._replace(dataset=images.dataset or described.dataset), student.class_names, described.image_shape
-    )
+    dataset = _images(images, described.dataset, student.class_names, described.image_shape)
     name = "student" if len(described.backbones) == 1 else "ensemble"
     logits = {name: student.logits(dataset.test_images)}
-    return Answers(described.title, dataset.name, dataset.test_labels, student.class_names, logits, {})
+    return Answers(described.title, data.title(dataset.name), dataset.test_labels, student.class_names, logits, {})
 
 
-def _images(images: Images, classes: tuple[str, ...], shape: ImageShape, counts: Counts = (None, None)) -> Dataset:
-    """A data set, if its classes and the size of its images are those of a student."""
-    name = images.dataset or ""
-    size = data.image_shape(name)
-    if size != tuple(shape):
-        seen, asked = ("x".join(map(str, one)) for one in (shape, size))
+def _images(
+    images: Images, trained_on: str, classes: tuple[str, ...], shape: ImageShape, counts: Counts = (None, None)
+) -> Dataset:
+    """A data set, if its classes and the size of its images are those of a student.
+
+    Args:
+      images: which ones are asked for.
+      trained_on: the data set of the student.
+      classes: of the student.
+      shape: of its images.
+      counts: how many images of its own data set are read.
+    """
+    name = data.canonical(images.dataset or trained_on)
+    # What is written in a folder must not choose what code is run.
+    if data.is_own(name) and not images.dataset:
+        raise UsageError(f"the data set is {name}, code of somebody's own; to run that code say --dataset={name}")
+    own = name == trained_on
+    # Others that are in memory are not resized unasked.
+    size = shape[0] if (own or data.is_prepared(name)) and shape[0] == shape[1] else None
+    found = data.facts(name, images.data_dir, size).image_shape
+    if found != tuple(shape):
+        seen, asked = ("x".join(map(str, one)) for one in (shape, found))
         raise DataError(f"{name} has images of {asked}, and what is evaluated takes {seen}; choose another --dataset")
-    dataset = data.load(name, images.data_dir, *counts)
+    dataset = data.load(name, images.data_dir, *(counts if own else (None, None)), image_size=size)
     if dataset.class_names != classes:
         raise DataError(f"{name} has other classes than what is evaluated was trained on; choose another --dataset")
     return dataset

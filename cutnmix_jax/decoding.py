@@ -1,28 +1,29 @@
-"""Pictures of a user: found in folders, read from files of any kind and size, and brought to a network's size."""
+"""The one set of rules by which a picture of any kind and size becomes the pixels that a network takes.
+
+What is prepared before training and what is predicted later goes through them alike.
+"""
 
 import contextlib
 import importlib
+import io
 import os
 import stat
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from cutnmix_jax.errors import DataError, UsageError, one_line, printable
+from cutnmix_jax.errors import DataError, one_line, printable
 
+RULES = 1  # kept with what was prepared by them; another number where a change gives other pixels
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 1 << 29  # of a file; MOST_PIXELS with three bytes each fit in
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
 Read = np.ndarray | DataError
 
 _LARGE, _ALONE = 16_000_000, threading.Lock()  # a picture with more pixels is decoded alone: it takes up to 2 GB
-_CHUNK, _AHEAD = 16, 8  # paths a task, because a future costs as much as a small picture; tasks a thread
 _FORMATS = ("Png", "Jpeg", "Mpo", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0112, 258, 262, 339  # tags of EXIF and of TIFF
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
@@ -32,52 +33,6 @@ for _name in _FORMATS:  # no other plugin of Pillow is imported, so that none ca
         importlib.import_module(f"PIL.{_name}ImagePlugin")
 FORMATS = tuple(name.upper() for name in _FORMATS if name.upper() in Image.OPEN)
 SUFFIXES = frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))
-
-
-def find(names: Sequence[str]) -> list[Path]:
-    """The files that a user names: files as they are, of folders all that have the suffix of a picture; [N] paths.
-
-    What is hidden in a folder is left out; folders that links lead to are walked once, those around it not at all.
-    What stands there under a picture's name without being a file is kept, so that `read` says so.
-
-    Raises:
-      UsageError: a name leads to nothing, or to neither a file nor a folder, or a folder holds no picture.
-      DataError: a folder cannot be read.
-    """
-    found: list[Path] = []
-    for name in names:
-        try:
-            mode = os.stat(name).st_mode  # noqa: PTH116 - an empty name is no folder, and `Path("")` is one
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{printable(name)}: {_why(error)}; name files of pictures, or folders of them") from error
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise UsageError(f"{printable(name)}: {_kind(mode)}; name files of pictures, or folders of them")
-        inside = _walk(name) if stat.S_ISDIR(mode) else [Path(name)]
-        if not inside:
-            raise UsageError(f"{printable(name)}: a folder without pictures ({', '.join(sorted(SUFFIXES))})")
-        found += inside
-    return found
-
-
-def _walk(top: str) -> list[Path]:
-    found, errors = list[Path](), list[OSError | RecursionError]()
-    try:
-        seen = {(what.st_dev, what.st_ino) for what in map(Path.stat, Path(top).resolve().parents)}
-        for folder, folders, names in os.walk(top, onerror=errors.append, followlinks=True):
-            what = Path(folder).stat()
-            if (what.st_dev, what.st_ino) in seen:  # links may lead in circles, or double the ways at each step
-                folders.clear()
-                continue
-            seen.add((what.st_dev, what.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            shown = (Path(folder, name) for name in names if not name.startswith("."))
-            found += [path for path in shown if path.suffix.lower() in SUFFIXES]
-    except (OSError, RecursionError) as failed:
-        errors.append(failed)
-    for error in errors:
-        where, why = getattr(error, "filename", None) or top, getattr(error, "strerror", None) or "nested too deeply"
-        raise DataError(f"{printable(where)}: the folder cannot be read ({why})") from error
-    return sorted(found)
 
 
 def read(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
@@ -97,22 +52,46 @@ def read(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
     Raises:
       DataError: it cannot be read, whatever the reason; one line that begins with the path.
     """
-    result = _read(path, size, RESAMPLING[resampling])
+    result = attempt(path, size, resampling)
     if isinstance(result, DataError):
         raise result
     return result
 
 
-def _read(path: Path, size: tuple[int, int], method: Image.Resampling) -> Read:
+def attempt(path: Path | str, size: tuple[int, int], resampling: str) -> Read:
+    """Like `read`, but returns the error."""
     try:
-        return _decoded(path, size, method)
+        return _decoded(path, size, RESAMPLING[resampling])
     except Exception as error:  # damaged files make decoders raise errors of all types
-        return DataError(f"{printable(str(path))}: {_why(error)}")  # not raised from it: its frames hold the picture
+        return DataError(f"{printable(str(path))}: {why_not(error)}")  # not raised from it: its frames hold the picture
 
 
-def _decoded(path: Path, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+def of_bytes(name: str, content: bytes, size: tuple[int, int], resampling: str) -> Read:
+    """Like `attempt`, of what a file would hold; `name` is what errors call it."""
+    try:
+        if len(content) > MOST_BYTES:
+            raise DataError(f"{len(content):,} bytes, more than {MOST_BYTES:,}")
+        return _pixels(io.BytesIO(content), size, RESAMPLING[resampling])
+    except Exception as error:
+        return DataError(f"{printable(name)}: {why_not(error)}")
+
+
+def resized(images: np.ndarray, size: tuple[int, int], resampling: str) -> np.ndarray:
+    """Images [N, h, w, 3] uint8, each as `read` would bring it to another size, [N, H, W, 3] uint8."""
+    found = np.empty((len(images), *size, 3), np.uint8)
+    for row, image in enumerate(images):
+        found[row] = np.asarray(_fitted(Image.fromarray(np.ascontiguousarray(image)), size, RESAMPLING[resampling]))
+    return found
+
+
+def _decoded(path: Path | str, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+    with _open(path) as file:
+        return _pixels(file, size, method)
+
+
+def _pixels(file: IO[bytes], size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
     height, width = size
-    with _open(path) as file, _identified(file) as image:
+    with _identified(file) as image:
         if image.format in ("JPEG", "MPO") and method != Image.Resampling.NEAREST:  # which takes pixels of the file
             across = (height, width) if _orientation(image) > 4 else (width, height)
             image.draft(None, (2 * across[0], 2 * across[1]))  # a half, a fourth or an eighth, straight from the file
@@ -121,15 +100,20 @@ def _decoded(path: Path, size: tuple[int, int], method: Image.Resampling) -> np.
             orientation, picture = _orientation(image), _rgb(image)
             if 2 <= orientation <= 8:
                 picture = picture.transpose(Image.Transpose[_TURNS[orientation - 2]])
-            same = picture.size == (width, height)
-            return np.array(picture if same else ImageOps.fit(picture, (width, height), method))
+            return np.array(_fitted(picture, size, method))
 
 
-def _open(path: Path) -> IO[bytes]:
+def _fitted(picture: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """A picture scaled to cover (H, W), and its middle cut out; as it is where it has that size."""
+    width_height = size[1], size[0]
+    return picture if picture.size == width_height else ImageOps.fit(picture, width_height, method)
+
+
+def _open(path: Path | str) -> IO[bytes]:
     """Opens a file; of anything else not even that, because a pipe would be waited for and a device might start."""
-    what = path.stat()
+    what = os.stat(path)  # noqa: PTH116 - here, as below, to make a `Path` of a name would take a tenth of the time
     if not stat.S_ISREG(what.st_mode):
-        raise DataError(_kind(what.st_mode))
+        raise DataError(kind_of(what.st_mode))
     if what.st_size > MOST_BYTES:
         raise DataError(f"{what.st_size:,} bytes, more than {MOST_BYTES:,}")
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123 - opened by number
@@ -192,43 +176,13 @@ def _grey(image: Image.Image) -> np.ndarray:
     return grey if clear is None else np.where(values == clear, np.uint8(255), grey)
 
 
-def stream(
-    paths: Sequence[Path], size: tuple[int, int], resampling: str, workers: int | None = None
-) -> Iterator[tuple[Path, Read]]:
-    """Reads pictures in threads while the caller computes.
-
-    At most 48 files a thread are read ahead of the caller. The threads end with the iterator, also when it is closed;
-    by default there is one for each CPU that this process may use, at most 8. All else is as in `read`.
-
-    Yields:
-      In the order of `paths`: the path, and what `read` returned ([H, W, 3] uint8) or raised.
-    """
-    workers, method = workers or min(8, len(os.sched_getaffinity(0))), RESAMPLING[resampling]
-    length = max(1, min(_CHUNK, len(paths) // (2 * workers)))  # of few pictures each thread gets some
-    stopped = threading.Event()
-
-    def some(start: int) -> list[tuple[Path, Read]]:
-        return [(path, _read(path, size, method)) for path in paths[start : start + length] if not stopped.is_set()]
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-    waiting: deque = deque()
-    try:
-        for start in range(0, len(paths), length):
-            waiting.append(pool.submit(some, start))
-            if len(waiting) >= _AHEAD * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What stands under a name where a file was meant."""
     return {"d": "a folder", "p": "a pipe", "s": "a socket"}.get(stat.filemode(mode)[0], "a device") + ", not a file"
 
 
-def _why(error: BaseException) -> str:
+def why_not(error: BaseException) -> str:
+    """Why a picture cannot be read, from whatever was raised."""
     if isinstance(error, MemoryError | Image.DecompressionBombError):  # of a frame or a tile; else it is known before
         return "too large for the memory"
     known = str(error) if isinstance(error, DataError) else getattr(error, "strerror", None)

@@ -1,0 +1,292 @@
+"""Data sets besides those that are shipped: from pictures to a student, of tensorflow-datasets, of a user's code."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cutnmix_jax import data, decoding, evaluate, export, main, predict, training
+from cutnmix_jax.data import _library, digits
+from cutnmix_jax.data.__main__ import main as command
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import command_line
+
+CLASSES = 7
+TINY = "--config.backbone.name=tests.tiny:Tiny"
+SMALL = ["--config.batch_size=16", "--config.epochs=1", "--config.optimizer.milestones=()"]
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "prepared"))
+    return tmp_path / "prepared"
+
+
+def one_error(capsys):
+    """The only line on stderr, which is an error."""
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.isprintable()
+    return line
+
+
+# From pictures to a student, by three commands and a fourth that uses it.
+
+
+def striped(number, label):
+    """A picture of any size between 40 and 120 pixels: stripes, whose direction and colour tell the class."""
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(40, 120, 2)
+    y, x = np.mgrid[:height, :width]
+    angle, colour = np.pi * label / CLASSES, np.array([1 + np.cos(label), 1.6, 1 + np.sin(label)]) / 2
+    stripes = 127 + 100 * np.sin((x * np.cos(angle) + y * np.sin(angle)) / 3 + rng.uniform(0, 6))
+    noisy = stripes[..., None] * colour + rng.normal(0, 20, (height, width, 3))
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def test_from_jpegs_of_any_size_to_a_student(tmp_path, capsys):
+    top, run = tmp_path / "stripes", tmp_path / "run"
+    for split, count in (("train", 40), ("test", 10)):
+        for label in range(CLASSES):
+            (top / split / f"class {label}").mkdir(parents=True)
+            for i in range(count):
+                path = top / split / f"class {label}" / f"{i}.jpg"
+                striped(1000 * label + i + count, label).save(path, quality=90)
+    assert command(["prepare", f"--dataset=folder:{top}", "--size=32"]) == 0
+    flags = ["--config.batch_size=32", "--config.epochs=2", "--config.optimizer.milestones=()"]
+    assert main.main([f"--config=resnet8:folder:{top},baseline", *flags, f"--workdir={run}"]) == 0
+    results = json.loads((run / "results.json").read_text())
+    told = results["data"]
+    assert told["class_names"] == [f"class {label}" for label in range(CLASSES)] and told["image_shape"] == [32, 32, 3]
+    read = data.load(f"folder:{top}")
+    assert told["mean"] == read.mean.tolist() and told["std"] == read.std.tolist() and told["resampling"] == "bicubic"
+    assert results["last"]["accuracy"] > 2 / CLASSES  # of seven alike it would be 1 / 7
+    assert evaluate.main([str(run), f"--out={tmp_path / 'of run'}"]) == 0
+    found = json.loads((tmp_path / "of run" / "evaluation.json").read_text())
+    assert found["classifiers"]["peer_0"]["accuracy"] == results["last"]["accuracy"] and found["images"] == 70
+    assert export.main([str(run), str(tmp_path / "taken")]) == 0
+    assert evaluate.main([str(tmp_path / "taken"), f"--out={tmp_path / 'of export'}"]) == 0
+    exported = json.loads((tmp_path / "of export" / "evaluation.json").read_text())
+    assert exported["classifiers"]["student"]["confusion"] == found["classifiers"]["peer_0"]["confusion"]
+    for file in (tmp_path / "taken" / "README.md", tmp_path / "of run" / "evaluation.json"):
+        assert "stripes" in file.read_text() and str(tmp_path) not in file.read_text()
+    # Of the files themselves, each by its own: what was prepared is what a picture is brought to.
+    capsys.readouterr()
+    assert predict.main([str(tmp_path / "taken"), str(top / "test"), "--json"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    for line in said:
+        confusion[
+            told["class_names"].index(Path(line["file"]).parent.name), told["class_names"].index(line["class"])
+        ] += 1
+    assert confusion.tolist() == exported["classifiers"]["student"]["confusion"]
+
+
+# Of tensorflow-datasets.
+
+
+def written(folder, splits, features=None, shape=(None, None, 3)):
+    """Has tfds prepare a set of two classes as its own builders do; returns pictures and labels of each split."""
+
+    def pixels(i, count):
+        size = (8, 8 if shape[0] else 6 + i % 5, 3)
+        return np.random.default_rng([i, count]).integers(0, 256, size, np.uint8)
+
+    made = {split: [(pixels(i, count), i % 2) for i in range(count)] for split, count in splits.items()}
+
+    class Toys(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            image, label = tfds.features.Image(shape=shape), tfds.features.ClassLabel(names=["ball", "doll"])
+            known = tfds.features.FeaturesDict({"image": image, "label": label, **(features or {})})
+            return tfds.core.DatasetInfo(builder=self, features=known)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in made}
+
+        def _generate_examples(self, split):
+            for i, (pixels, label) in enumerate(made[split]):
+                shown = -1 if split == "test" and "validation" in splits else label  # as where tests are kept secret
+                yield i, {"image": _library.png(pixels), "label": shown, **dict.fromkeys(features or {}, label)}
+
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder = Toys(data_dir=folder, file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return made
+
+
+def pixels_of(made, size):
+    """The pictures by what they become, each with its label; the order is that of tfds, which nobody promises."""
+    fitted = [(decoding.resized(pixels[None], (size, size), "bicubic").tobytes(), label) for pixels, label in made]
+    return sorted(fitted)
+
+
+def read_of(read, split):
+    images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+def test_a_set_of_tfds_is_prepared_and_trained(tmp_path, data_dir, capsys):
+    made = written(data_dir, {"train": 40, "test": 12})
+    assert command(["prepare", "--dataset=tfds:toys"]) == 3
+    assert "its pictures are not all squares of one size; say --size=S" in one_error(capsys)
+    assert command(["prepare", "--dataset=tfds:toys", "--size=16"]) == 0
+    told = capsys.readouterr().out
+    assert "40 training and 12 test images of 16x16 pixels, 2 classes" in told
+    read = data.load("tfds:toys")
+    assert read.class_names == ("ball", "doll") and read.name == "tfds:toys"
+    for split in ("train", "test"):
+        assert read_of(read, split) == pixels_of(made[split], 16)
+    assert main.main(["--config=quickstart:tfds:toys,dml", TINY, *SMALL, f"--workdir={tmp_path / 'run'}"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["dataset"] == "tfds:toys" and results["data"]["image_shape"] == [16, 16, 3]
+    assert command(["verify", "--dataset=tfds:toys"]) == 0
+    assert "is as it was then" in capsys.readouterr().out
+    (data_dir / "toys" / "1.0.0" / "more").touch()
+    assert command(["verify", "--dataset=tfds:toys"]) == 0
+    assert "has changed since it was prepared" in capsys.readouterr().out
+
+
+def test_which_splits_of_tfds_are_taken(data_dir, capsys):
+    made = written(data_dir, {"train": 40}, shape=(8, 8, 3))
+    assert command(["prepare", "--dataset=tfds:toys"]) == 0
+    assert "it has no test pictures: a fifth of all is tested with" in capsys.readouterr().out
+    read = data.load("tfds:toys")
+    assert read.train_images.shape == (32, 8, 8, 3) and read.test_images.shape == (8, 8, 8, 3)
+    assert sorted(read_of(read, "train") + read_of(read, "test")) == pixels_of(made["train"], 8)
+    shutil.rmtree(data_dir)
+    made = written(data_dir, {"train": 10, "test": 9, "validation": 6}, {"other": tfds.features.Scalar(np.int64)})
+    assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 0
+    assert "the test pictures are those of the split validation" in capsys.readouterr().out
+    assert read_of(data.load("tfds:toys"), "test") == pixels_of(made["validation"], 8)
+
+
+def test_sets_of_tfds_that_cannot_be_had(data_dir, capsys, monkeypatch):
+    def cannot(name, **options):
+        raise ImportError("No module named 'tensorflow'\nat all", name="tensorflow")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds, "builder", cannot)
+        assert command(["prepare", "--dataset=tfds:beans/small", "--size=8"]) == 3
+    error = one_error(capsys)
+    assert "tfds cannot prepare it here, without TensorFlow (ImportError: No module named 'tensorflow' at all)" in error
+    assert f"run `tfds build beans/small --file_format=array_record --data_dir={data_dir}` where TensorFlow is" in error
+    written(data_dir, {"train": 4, "test": 2}, {"label_2": tfds.features.ClassLabel(num_classes=3)})
+    assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 3
+    assert "1 pictures and 2 class labels an example" in one_error(capsys)
+    about = data_dir / "toys" / "1.0.0" / "dataset_info.json"
+    about.write_text(about.read_text().replace("array_record", "tfrecord"))
+    assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 3
+    assert "prepared as tfrecord, which takes TensorFlow to read" in one_error(capsys)
+    about.write_text("{")
+    assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 3
+    assert "toys/1.0.0 cannot be read" in one_error(capsys)
+
+
+# Code of a user's own.
+
+CODE = """
+import numpy as np
+from cutnmix_jax.data import digits
+RESAMPLING = "nearest"
+calls = []
+def load(data_dir):
+    calls.append(data_dir)
+    read = digits.load()
+    return read._replace(name="mine", **{change})
+def text(data_dir): return "no data set"
+def fails(data_dir): raise ValueError("two\\nlines")
+def gone(data_dir): open(data_dir + "/nothing")
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    def write(name, change="{}"):
+        (tmp_path / f"{name}.py").write_text(CODE.replace("{change}", change))
+        monkeypatch.syspath_prepend(tmp_path)
+        sys.modules.pop(name, None)
+        return name
+
+    return write
+
+
+def test_a_set_of_a_users_code_is_trained(code, tmp_path, capsys):
+    name = f"{code('own_set')}:load"
+    small = ["--config.train_examples=64", "--config.test_examples=30", f"--config.data_dir={tmp_path}"]
+    assert data.problem(name) == "" and "own_set" not in sys.modules  # a name alone runs nothing
+    run = tmp_path / "run"
+    assert main.main([f"--config=quickstart:{name},dml", TINY, *SMALL, *small, f"--workdir={run}"]) == 0
+    assert set(sys.modules["own_set"].calls) == {str(tmp_path)}
+    results = json.loads((run / "results.json").read_text())
+    assert (results["dataset"], results["data"]["resampling"], results["test_examples"]) == (name, "nearest", 30)
+    assert command_line.from_flags(f"resnet8:{name},dml", []).default_workdir.parts[1] == "own_set.load"
+    consent = "--backbone=tests.tiny:Tiny"
+    for source, flags in ((run, [consent]), (run / "student", [])):
+        capsys.readouterr()
+        assert evaluate.main([str(source), *flags]) == 2
+        assert f"to run that code say --dataset={name}" in one_error(capsys)
+        assert evaluate.main([str(source), *flags, f"--dataset={name}"]) == 0
+    assert command(["prepare", f"--dataset={name}"]) == 0
+    assert "nothing to prepare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("called", "change", "exit_code", "says"),
+    [
+        ("own_1:text", "{}", 2, "its function returns a str, not a types.Dataset"),
+        ("own_1:fails", "{}", 2, "its function fails (ValueError: two lines)"),
+        ("own_1:gone", "{}", 3, "cannot be read (FileNotFoundError"),
+        ("own_1:lod", "{}", 2, "has no function 'lod'; did you mean 'load'?"),
+        ("own_none:load", "{}", 2, "cannot import 'own_none'"),
+        (
+            "own_2:load",
+            "{'train_images': read.train_images[..., :1]}",
+            2,
+            "images of [32, 32, 1], not of (height",
+        ),
+        ("own_3:load", "{'test_labels': read.test_labels + 5}", 2, "test labels from 5 to 14, not from 0 to 9"),
+        ("own_4:load", "{'mean': None}", 2, "its function"),
+        ("own_5:load", "{'train_images': None}", 2, "its function fails"),
+    ],
+)
+def test_code_that_returns_something_else(called, change, exit_code, says, code, tmp_path, capsys):
+    code(called.partition(":")[0] if "none" not in called else "own_other", change)
+    assert main.main([f"--config=quickstart:{called}", f"--workdir={tmp_path / 'run'}"]) == exit_code
+    assert says in one_error(capsys) and not (tmp_path / "run").exists()
+
+
+# Another size.
+
+
+def test_a_data_set_in_memory_is_resized_as_pictures_are(tmp_path):
+    own, read = data.load("digits"), data.load("digits", image_size=16)
+    wanted = [
+        np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.NEAREST)) for image in own.test_images
+    ]
+    np.testing.assert_array_equal(read.test_images, wanted)
+    pixels = read.train_images / 255.0
+    np.testing.assert_allclose(read.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(read.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    assert data.facts("digits", None, 16) == (digits.COUNTS, 10, (16, 16, 3))
+    whole = data.load("digits", image_size=32)
+    assert whole.mean.tolist() == own.mean.tolist() and np.array_equal(whole.train_images, own.train_images)
+    small = [*SMALL, "--config.train_examples=64", "--config.test_examples=30", "--config.image_size=16"]
+    run = tmp_path / "run"
+    assert main.main(["--config=quickstart:digits,dml", TINY, *small, f"--workdir={run}"]) == 0
+    results = json.loads((run / "results.json").read_text())
+    assert results["data"]["image_shape"] == [16, 16, 3]
+    assert evaluate.main([str(run), "--backbone=tests.tiny:Tiny", f"--out={tmp_path / 'out'}"]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["classifiers"]
+    assert [found[f"peer_{j}"]["accuracy"] for j in (0, 1)] == results["last"]["accuracy_per_peer"]
+    taught = command_line.from_flags("quickstart:digits,kd", [f"--config.teacher={run}", TINY])
+    with pytest.raises(UsageError, match="was trained on images of 16x16x3, and these are of 32x32x3"):
+        training.plan(taught)
