@@ -27,7 +27,7 @@ WRONG = [
     (["--workdir=x"], "--config=NAME says what to train: quickstart, densenet40_12"),
     (["--config=configs/resnet11.py"], "did you mean 'configs/resnet110.py'"),
     (["--config=nowhere/at_all.py"], "no file nowhere/at_all.py"),
-    (["--config="], "no configuration ''; there are: densenet40_12, quickstart"),
+    (["--config="], "no configuration ''; there are: densenet40_12, "),
     (["--config=configs/resnet32.py:cifar1000"], "did you mean 'cifar10"),
     (["--config=configs/resnet32.py:cifar100,cutmixx"], "did you mean 'cutmix'"),
     (["--config=configs/resnet32.py:cifar100,dml,3"], "dataset,method"),
@@ -555,7 +555,7 @@ def other(name, value):
     """Another value than the one a field has."""
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
                "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
-                   "teacher_which": "best", "init_from": "/x",
+                   "teacher_which": "best", "init_from": "/x", "crop": "resized",
                "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "optimizer.name": "lars",
                "optimizer.schedule": "cosine", "average": 0.5, "ramp_up.terms": ("ce",)}  # fmt: skip
     if name in choices:
