@@ -1,13 +1,11 @@
-"""Crop and flip, MixUp, CutMix and CutnMix: pure functions of a key and arrays.
+"""MixUp, CutMix and CutnMix: pure functions of a key and arrays.
 
 Each has two halves, one that draws and one that does what was drawn, so that a run can draw all batches of an epoch at
-once. J peers, n images of H x W pixels.
+once; what comes before is in `crops`. J peers, n images of H x W pixels.
 
 Throughout, lambda is the share of the *partner* image x_k, as Eq. 5 and 6 write it; CutMix's own code calls the share
 of the original image lambda, which is the same law because Beta(a, a) is symmetric.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ import jax.numpy as jnp
 from cutnmix_jax import fields
 from cutnmix_jax.types import Mix
 
-PADDING = 4  # pixels on each side before the crop, as every repository of the paper's lineage has it
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
 Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
@@ -24,33 +21,6 @@ PROB = fields.number(0, 1)
 # At 1e-3 lambda is 0 or 1 to a pixel in 99 of 100 batches, at 1e6 it is 1/2 to a pixel: beyond, nothing changes.
 ALPHA = fields.number(1e-3, 1e6)
 BOX = fields.one_of(BOX_READINGS)
-
-
-class Crops(NamedTuple):
-    """Where n images are cut out of the padded ones, and which are mirrored.
-
-    Attributes:
-      offsets: [n, 2] int32, the first row and column.
-      mirrored: [n] bool; None where none is.
-    """
-
-    offsets: jax.Array
-    mirrored: jax.Array | None
-
-
-def draw_crops(key: jax.Array, num_images: int, flip: bool) -> Crops:
-    """Draws crops for n images, uniformly, and a mirror image half of the time where `flip`."""
-    crop_key, flip_key = jax.random.split(key)
-    offsets = jax.random.randint(crop_key, (num_images, 2), 0, 2 * PADDING + 1)
-    return Crops(offsets, jax.random.bernoulli(flip_key, 0.5, (num_images,)) if flip else None)
-
-
-def cropped(images: jax.Array, crops: Crops) -> jax.Array:
-    """Cuts images [n, H, W, C] out of the zero-padded ones; not yet normalised, so that the padding is black."""
-    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))
-    found = cut(padded, crops.offsets)
-    return found if crops.mirrored is None else jnp.where(crops.mirrored[:, None, None, None], found[:, :, ::-1], found)
 
 
 def draw_ratio(key: jax.Array, alpha: float) -> jax.Array:

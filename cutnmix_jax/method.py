@@ -14,7 +14,7 @@ class View(NamedTuple):
 
     Attributes:
       same_class: whether it is another training image of the class; otherwise it is the image of the batch.
-      crop: whether it is cropped and mirrored anew; otherwise it is the image as it lies in the data set.
+      crop: whether it is cropped, mirrored and coloured anew; otherwise it is the image as it lies in the data set.
     """
 
     same_class: bool = False

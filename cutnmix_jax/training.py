@@ -13,7 +13,6 @@ import jax
 from cutnmix_jax import (
     console,
     continued,
-    data,
     environment,
     finished,
     folder,

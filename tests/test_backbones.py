@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,11 @@ from flax import linen as nn
 
 from cutnmix_jax import backbones
 from cutnmix_jax.backbones.adapters import linen_backbone
+from cutnmix_jax.backbones.convolution import convolution
 from cutnmix_jax.backbones.densenet import DenseNet
+from cutnmix_jax.backbones.depthwise import shifted_sum
 from cutnmix_jax.backbones.layers import conv
+from cutnmix_jax.backbones.mobilenet import MobileNetV2
 from cutnmix_jax.backbones.resnet import ResNet
 from cutnmix_jax.backbones.vgg import VGG
 from cutnmix_jax.errors import UsageError
@@ -50,12 +54,25 @@ PINNED = {
     "vgg16": (15_299_748, 15_253_578, 8_448, 313.77, 512, 16, 0),
     "vgg19": (20_612_004, 20_565_834, 11_008, 398.71, 512, 19, 0),
     "densenet40_12": (188_092, 176_122, 5_088, 72.38, 132, 40, 0),
+    "resnet18_imagenet": (11_227_812, 11_181_642, 9_600, 1813.61, 512, 18, 3),
+    "resnet34_imagenet": (21_335_972, 21_289_802, 17_024, 3663.30, 512, 34, 3),
+    "resnet50_imagenet": (23_712_932, 23_528_522, 53_120, 4087.34, 2048, 50, 4),
+    "mobilenet_v2": (2_351_972, 2_236_682, 34_112, 299.62, 1280, 53, 0),
+}
+# Those for 224x224 images: parameters and multiply-accumulates with 1000 classes, as torchvision publishes them.
+LARGE = {
+    "resnet18_imagenet": (11_689_512, 1_814_073_344),
+    "resnet34_imagenet": (21_797_672, 3_663_761_408),
+    "resnet50_imagenet": (25_557_032, 4_089_184_256),
+    "mobilenet_v2": (3_504_872, 300_774_272),
 }
 KEY = jax.random.key(0)
 TINY = {
     "basic": ResNet(7, (1, 1), (4, 6)),
     "bottleneck": ResNet(7, (2, 1), (4, 6), width_per_group=128),
+    "large": ResNet(7, (1, 1), (4, 6), imagenet=True),
     "densenet": DenseNet(7, (2, 1), growth=4),
+    "mobilenet": MobileNetV2(7, stages=((1, 5, 1, 1), (3, 5, 2, 1), (2, 6, 1, 2)), stem=4, last=9),
 }
 
 
@@ -67,9 +84,11 @@ def shapes_of(name, num_classes, dtype):
     """
     backbone = backbones.load(name, num_classes, dtype)
     variables = jax.eval_shape(backbone.init, KEY)
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    step = jax.make_jaxpr(lambda v, x: backbone.apply(v, x, True), return_shape=True)
-    program, (outputs, batch_stats) = step(variables, images)
+    size = 224 if name in LARGE else 32
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    step = jax.make_jaxpr(lambda v, x: backbone.apply(v, x, True, KEY), return_shape=True)
+    with backbones.shapes_only():  # as on a GPU: depthwise convolutions are convolutions there
+        program, (outputs, batch_stats) = step(variables, images)
     return variables, outputs, batch_stats, program.jaxpr
 
 
@@ -140,6 +159,41 @@ def test_multiply_accumulates(name):
     )
 
 
+@pytest.mark.parametrize("name", LARGE)
+def test_published_sizes(name):
+    """From 100 to 1000 classes the last layer alone grows."""
+    variables, outputs, _, program = shapes_of(name, 100, jnp.float32)
+    features = outputs.features.shape[1]
+    more = 900 * features
+    assert (count(variables["params"]) + more + 900, macs(program) / 2 + more) == LARGE[name]
+
+
+# Sides of images, and the features of each network; None where it has none.
+SIZES = {
+    "resnet8": {(1, 1): 64, (28, 28): 64, (224, 224): 64},
+    "densenet40_12": {(3, 9): None, (4, 4): 132, (48, 64): 132},
+    "vgg16": {(28, 28): None, (32, 32): 512, (48, 64): 1024, (224, 224): 25_088},
+    "resnet18_imagenet": {(28, 224): None, (32, 32): 512, (64, 64): 512},
+    "mobilenet_v2": {(28, 28): None, (32, 64): 1280},
+}
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in SIZES.items() for size in sizes])
+def test_images_of_other_sizes(name, size):
+    if (features := SIZES[name][size]) is None:
+        wanted = f"{name}'.* images of {size[0]}x{size[1]} are too small for it"
+        with pytest.raises(UsageError, match=wanted):
+            backbones.load(name, 10, image_shape=(*size, 3))
+        return
+    network = backbones.load(name, 10, image_shape=(*size, 3))
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, KEY)
+    outputs, _ = jax.eval_shape(lambda v, x: network.apply(v, x, False), variables, images)
+    assert outputs.features.shape == (2, features)
+    maps, _ = jax.eval_shape(lambda v, x: network.split.trunk(v, x, False), variables, images)
+    assert min(maps.shape) > 0  # or the mean over them would be none
+
+
 def test_unknown_name():
     with pytest.raises(UsageError, match="unknown backbone 'resnet23': did you mean 'resnet"):
         backbones.load("resnet23", 10)
@@ -179,6 +233,12 @@ class Numpy:
         params, _ = self.next("Conv")
         return np_conv(x, params["kernel"], stride, params["kernel"].shape[0] // 2) + params.get("bias", 0)
 
+    def depthwise(self, x, stride=1):
+        """Each channel by itself."""
+        kernel = self.next("Conv")[0]["kernel"]
+        each = (np_conv(x[:, :, [c]], kernel[:, :, :, [c]], stride, 1) for c in range(x.shape[2]))
+        return np.concatenate(list(each), -1)
+
     def norm(self, x):
         params, stats = self.next("BatchNorm")
         return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
@@ -205,8 +265,34 @@ def np_residual(net, x, kind, stride):
     return relu(y + x)
 
 
-def np_resnet(net, x, kind, blocks):
-    x = relu(net.norm(net.conv(x)))
+def relu6(x):
+    return np.clip(x, 0, 6)
+
+
+def np_max_pool(x):
+    """3x3 with stride 2; what lies outside is never the largest."""
+    x = np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    rows, columns = ((size - 3) // 2 + 1 for size in x.shape[:2])
+    windows = [[x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(columns)] for i in range(rows)]
+    return np.array(windows)
+
+
+def np_mobilenet(net, x, blocks):
+    """Of each block: whether it is wider inside, its stride, and whether its input is added."""
+    x = relu6(net.norm(net.conv(x, 2)))
+    for wider, stride, added in blocks:
+        inner = net.scope("InvertedResidual")
+        y = relu6(inner.norm(inner.conv(x))) if wider else x
+        y = relu6(inner.norm(inner.depthwise(y, stride)))
+        y = inner.norm(inner.conv(y))
+        x = x + y if added else y
+    features = relu6(net.norm(net.conv(x))).mean((0, 1))
+    return net.dense(features), features
+
+
+def np_resnet(net, x, kind, blocks, large=False):
+    x = relu(net.norm(net.conv(x, 2 if large else 1)))
+    x = np_max_pool(x) if large else x
     for stage, number in enumerate(blocks):
         for block in range(number):
             x = np_residual(net, x, kind, 2 if stage and not block else 1)
@@ -244,18 +330,68 @@ def scrambled(module, size):
 @pytest.mark.parametrize("name", TINY)
 def test_forward_equals_numpy(name):
     module = TINY[name]
-    variables = scrambled(module, 8)
-    images = np.random.default_rng(2).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    height, width = (19, 14) if name in ("large", "mobilenet") else (8, 8)
+    variables = scrambled(module, height)
+    images = 2 * np.random.default_rng(2).normal(size=(2, height, width, 3)).astype(np.float32)
     logits, features = jax.jit(functools.partial(module.apply, train=False))(variables, images)
     reference = {
-        "basic": lambda x: np_resnet(Numpy(variables), x, "BasicBlock", (1, 1)),
-        "bottleneck": lambda x: np_resnet(Numpy(variables), x, "Bottleneck", (2, 1)),
-        "densenet": lambda x: np_densenet(Numpy(variables), x, (2, 1)),
+        "basic": lambda net, x: np_resnet(net, x, "BasicBlock", (1, 1)),
+        "bottleneck": lambda net, x: np_resnet(net, x, "Bottleneck", (2, 1)),
+        "large": lambda net, x: np_resnet(net, x, "BasicBlock", (1, 1), large=True),
+        "densenet": lambda net, x: np_densenet(net, x, (2, 1)),
+        "mobilenet": lambda net, x: np_mobilenet(net, x, ((0, 1, False), (1, 1, True), (1, 1, True), (1, 2, False))),
     }[name]
     for i, image in enumerate(images):
-        expected_logits, expected_features = reference(image.astype(np.float64))
+        expected_logits, expected_features = reference(Numpy(variables), image.astype(np.float64))
         np.testing.assert_allclose(features[i], expected_features, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(logits[i], expected_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_before_the_classifier_of_a_mobilenet():
+    """In training a fifth of the features is taken out and the others are 1.25 times as large; the features stay."""
+    module = TINY["mobilenet"]
+    network, images = linen_backbone("tiny", module), np.random.default_rng(2).normal(size=(400, 8, 8, 3))
+    variables = scrambled(module, 8)
+    kernel = np.zeros((9, 7), np.float32)
+    kernel[:7, :7] = np.eye(7)  # the logits are the first seven of the features that are left
+    variables["params"]["Dense_0"] = {"kernel": kernel, "bias": np.zeros(7, np.float32)}
+    train = jax.jit(lambda key: network.apply(variables, images, True, key)[0])
+    one, other = (jax.device_get(train(jax.random.key(seed))) for seed in (1, 2))
+    np.testing.assert_array_equal(one.features, other.features)
+    seen = one.features[:, :7] != 0  # most: ReLU6 and batch norm leave few at 0
+    ratio = one.logits[seen] / one.features[:, :7][seen]
+    assert set(np.unique(ratio.round(4)).tolist()) == {0, 1.25}
+    assert abs((ratio == 0).mean() - 0.2) < 4 * (0.2 * 0.8 / ratio.size) ** 0.5 and ratio.size > 1000
+    assert not np.array_equal(one.logits, other.logits)
+    evaluated = network.apply(variables, images[:4], False, KEY)[0]
+    np.testing.assert_allclose(evaluated.logits, evaluated.features[:, :7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("function", [convolution, shifted_sum])
+def test_depthwise_convolutions_under_vmap(function, stride):
+    """Values and gradients of both forms, mapped over two networks, against each channel's own convolution."""
+    rng = np.random.default_rng(4)
+    images, kernels = rng.normal(size=(2, 3, 7, 6, 5)), rng.normal(size=(2, 3, 3, 1, 5))
+    axes = jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    options = {"window_strides": (stride, stride), "padding": ((1, 1), (1, 1))}
+
+    def ours(images, kernel):
+        return function(images, kernel, *options.values(), dimension_numbers=axes, feature_group_count=5)
+
+    def plain(images, kernel):
+        each = [
+            jax.lax.conv_general_dilated(images[..., [c]], kernel[..., [c]], dimension_numbers=axes, **options)
+            for c in range(5)
+        ]
+        return jnp.concatenate(each, -1)
+
+    def both(form):
+        values = jax.vmap(form)(images, kernels)
+        gradient = jax.grad(lambda x, k: (jax.vmap(form)(x, k) ** 2).sum(), argnums=(0, 1))
+        return values, gradient(jnp.asarray(images), jnp.asarray(kernels))
+
+    chex.assert_trees_all_close(both(ours), both(plain), rtol=1e-4, atol=1e-4)
 
 
 def test_vgg_head_and_pooling_equal_numpy():
@@ -356,6 +492,17 @@ def test_initial_weights_of_a_densenet():
     assert_normal(params["Conv_1"]["kernel"], math.sqrt(2 / 48))  # 1x1, 48 in, 24 out
     assert_uniform(params["Dense_0"]["kernel"], 1 / math.sqrt(48))
     assert not params["Dense_0"]["bias"].any()
+
+
+@pytest.mark.slow
+def test_initial_weights_of_a_mobilenet():
+    params = initial(MobileNetV2(100, stages=((1, 16, 1, 1), (6, 24, 1, 2)), last=320))
+    inner = params["InvertedResidual_1"]
+    assert_normal(inner["Conv_0"]["kernel"], math.sqrt(2 / 96))  # 1x1, 16 in, 96 out
+    assert_normal(inner["Conv_1"]["kernel"], math.sqrt(2 / (9 * 96)))  # PyTorch counts all 96 channels
+    assert_normal(params["Dense_0"]["kernel"], 0.01)
+    assert not params["Dense_0"]["bias"].any()
+    np.testing.assert_array_equal(params["BatchNorm_1"]["scale"], np.ones(320))
 
 
 @functools.cache

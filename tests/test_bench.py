@@ -18,7 +18,7 @@ from cutnmix_jax import backbones, methods
 from cutnmix_jax.benchmark import __main__ as command
 from cutnmix_jax.benchmark import flops, jax_side, kernels, reference, report, run, suites, target, worker
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import recipe
+from cutnmix_jax.settings import Jitter, recipe
 from tests.runs import Made
 
 ROOT = Path(__file__).parent.parent
@@ -143,6 +143,9 @@ def test_pytorch_is_beside_the_rows_that_it_has_alone():
     averaged = dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), average=0.9)
     with pytest.raises(UsageError, match="dml: the PyTorch program has no networks beside the peers"):
         reference.description(averaged, 100)
+    for other in ({"crop": "resized"}, {"jitter": Jitter(contrast=0.1)}):
+        with pytest.raises(UsageError, match="the PyTorch program only pads by 4 and crops"):
+            reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), **other), 100)
     asked = argparse.Namespace(classes=100, images=100)
     with pytest.raises(UsageError, match="kdcl: the PyTorch program has no loss term kd"):
         suites.compared(["resnet8"], asked, {"method": "kdcl"}, ["B"])

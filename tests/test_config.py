@@ -24,10 +24,10 @@ def row(name):
 
 
 WRONG = [
-    (["--workdir=x"], "--config=NAME says what to train: quickstart, densenet40_12"),
+    (["--workdir=x"], "--config=NAME says what to train: quickstart, imagenet_resnet18"),
     (["--config=configs/resnet11.py"], "did you mean 'configs/resnet110.py'"),
     (["--config=nowhere/at_all.py"], "no file nowhere/at_all.py"),
-    (["--config="], "no configuration ''; there are: densenet40_12, quickstart"),
+    (["--config="], "no configuration ''; there are: densenet40_12, "),
     (["--config=configs/resnet32.py:cifar1000"], "did you mean 'cifar10"),
     (["--config=configs/resnet32.py:cifar100,cutmixx"], "did you mean 'cutmix'"),
     (["--config=configs/resnet32.py:cifar100,dml,3"], "dataset,method"),
@@ -244,6 +244,20 @@ def test_the_papers_recipe():
     assert weights == {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
 
 
+def test_the_recipe_for_imagenet():
+    for name, backbone in recipe.IMAGENET.items():
+        config = command_line.from_flags(f"{name}:digits", [])
+        assert (config.dataset, config.method, config.backbone.name) == ("digits", "cutnmix", backbone)
+        assert (config.epochs, config.batch_size, config.num_peers, config.views) == (90, 256, 2, "per_peer")
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.milestones, optimizer.decay) == (0.1, (30, 60, 80), 0.1)
+        assert (optimizer.momentum, optimizer.weight_decay, optimizer.warm_up_epochs) == (0.9, 1e-4, 0)
+        assert command_line.from_flags(f"{name}:digits,one", []).ramp_up.epochs == 30
+        for argument in ("", ":", ":,dml"):
+            with pytest.raises(UsageError, match="has no data set of its own; name one, NAME:DATASET,METHOD"):
+                command_line.from_flags(f"{name}{argument}", [])
+
+
 @pytest.mark.parametrize("row", sorted(methods.rows_by_name()))
 def test_every_row_is_valid(row):
     teacher = ["--config.teacher=somewhere"] if row in ("kd", "tf_kd_self") else []
@@ -411,7 +425,7 @@ def test_what_somebody_may_have_meant(given, said, capsys):
 def test_a_configuration_by_its_name_is_that_of_its_file():
     for name in recipe.names():
         if (file := Path("configs", f"{name}.py")).exists():
-            for argument in ("", ":,dml", ":cifar10,baseline"):
+            for argument in (":cifar10", ":cifar10,baseline", *([] if name in recipe.IMAGENET else ["", ":,dml"])):
                 named, read = (command_line.from_flags(f"{one}{argument}", []) for one in (name, file))
                 assert named == read
     assert {path.stem for path in Path("configs").glob("*.py")} <= set(recipe.names())
@@ -467,7 +481,11 @@ def test_checks_know_their_bounds():
     assert fields.number(0)(math.inf) and fields.number(0)(math.nan)
 
 
-SHIPPED = sorted(path.stem for path in Path("configs").glob("*.py") if path.stem != "__init__")
+SHIPPED = [
+    f"{path}:digits" if path.stem in recipe.IMAGENET else str(path)
+    for path in sorted(Path("configs").glob("*.py"))
+    if path.stem != "__init__"
+]
 WRONG_VALUES = {
     int: ("", "abc", "1.5", "nan", "-1", "1e3", "99999999999999", "0x", "(1,)"),
     float: ("", "abc", "nan", "inf", "-inf", "-0.5", "1,5"),
@@ -545,7 +563,7 @@ def test_before_a_device_is_touched_and_within_three_seconds(wrong, tmp_path):
 @pytest.mark.parametrize("file", SHIPPED)
 def test_config_json_is_the_configuration(file):
     """Each leaf reads back as it was, and a run may go on with what was read."""
-    settings = command_line.from_flags(f"configs/{file}.py", ["--config.optimizer.milestones=(1,2)"])
+    settings = command_line.from_flags(file, ["--config.optimizer.milestones=(1,2)"])
     written = json.loads(json.dumps(tree.of_settings(settings)))
     assert tree.differences(written, tree.of_settings(settings)) == []
     assert tree.to_settings(written) == settings
@@ -555,7 +573,7 @@ def other(name, value):
     """Another value than the one a field has."""
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
                "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
-                   "teacher_which": "best", "init_from": "/x",
+                   "teacher_which": "best", "init_from": "/x", "crop": "resized",
                "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "optimizer.name": "lars",
                "optimizer.schedule": "cosine", "average": 0.5, "ramp_up.terms": ("ce",)}  # fmt: skip
     if name in choices:
@@ -568,11 +586,11 @@ def other(name, value):
 @pytest.mark.parametrize("file", SHIPPED)
 def test_every_leaf_can_be_overridden(file, monkeypatch):
     monkeypatch.setattr(check, "check", lambda settings: None)  # many are right only together
-    plain = read(f"configs/{file}.py")
+    plain = read(file)
     for name, value in leaves(plain):
         if name in ("method", "loss.name"):  # another method has other options
             continue
-        changed = read(f"configs/{file}.py", f"--config.{name}={other(name, value)}")
+        changed = read(file, f"--config.{name}={other(name, value)}")
         paths = [difference.path for difference in tree.differences(plain, changed)]
         assert name in paths and set(paths) <= {name, "num_peers"}, paths
 

@@ -22,6 +22,10 @@ from cutnmix_jax.student.description import Description
 ROOT = Path(__file__).parent.parent
 BIG = ("resnet18", "resnet32", "resnet110", "wrn20_8", "densenet40_12", "vgg16", "vgg19")
 BACKBONES = ["resnet8", *(pytest.param(name, marks=pytest.mark.slow) for name in BIG)]
+TORCHVISION = {
+    "resnet18_imagenet": "resnet18", "resnet34_imagenet": "resnet34", "resnet50_imagenet": "resnet50",
+    "mobilenet_v2": "mobilenet_v2",
+}  # fmt: skip
 
 
 @functools.cache
@@ -155,7 +159,59 @@ def test_pytorch_loads_an_ensemble(tmp_path):
     same_in_torch(student_of("resnet8", "resnet8"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["resnet8", *BIG])
+# torchvision
+
+IN_TORCHVISION = """
+import json, sys
+import numpy as np, torch, torchvision
+folder, name = sys.argv[1], json.load(open(f"{sys.argv[1]}/name.json"))
+file = np.load(f"{folder}/state.npz")
+made = getattr(torchvision.models, name)(num_classes=len(file["classes"])).eval()
+made.load_state_dict({key: torch.from_numpy(file[key]) for key in file if key != "classes"}, strict=True)
+with torch.no_grad():
+    logits = made(torch.from_numpy(np.load(f"{folder}/images.npy")).permute(0, 3, 1, 2))
+np.savez(f"{folder}/logits.npz", logits=logits.numpy())
+"""
+
+
+@functools.cache
+def has_torchvision():
+    done = subprocess.run(
+        [python_with("torch", "TORCH_PYTHON"), "-c", "import torchvision"], capture_output=True, text=True
+    )
+    return done.returncode == 0 or done.stderr.strip().splitlines()[-1]
+
+
+def filled(rng, path, leaf):
+    """A leaf such that every layer keeps the size of what it is given; depthwise kernels start too small for that."""
+    if leaf.ndim == 1:
+        return drawn(rng, path, leaf)
+    return jnp.asarray(rng.normal(scale=(2 / np.prod(leaf.shape[:-1])) ** 0.5, size=leaf.shape), leaf.dtype)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "resnet18_imagenet")) for name in TORCHVISION]
+)
+def test_torchvision_loads_a_large_network_and_says_the_same(name, tmp_path):
+    """At 224x224 and another size, with 1000 classes, random weights and random running statistics."""
+    if (reason := has_torchvision()) is not True:
+        pytest.skip(f"TORCH_PYTHON has no torchvision: {reason}")
+    made, rng = backbones.load(name, 1000, image_shape=(224, 224, 3)), np.random.default_rng(1)
+    shapes = network.shapes_of(made)
+    variables = jax.tree_util.tree_map_with_path(functools.partial(filled, rng), shapes)
+    answer = jax.jit(lambda variables, images: made.apply(variables, images, False)[0].logits)
+    state = torch_names.state_dict(name, 1000, made, variables)
+    np.savez(tmp_path / "state.npz", classes=np.arange(1000), **state)
+    (tmp_path / "name.json").write_text(json.dumps(TORCHVISION[name]))
+    for size in ((224, 224), (65, 98)):
+        images = (rng.normal(size=(2, *size, 3)) + 2 * rng.normal(size=(2, 1, 1, 3))).astype(np.float32)
+        np.save(tmp_path / "images.npy", images)
+        logits = answer(variables, images)
+        close(ran(python_with("torch", "TORCH_PYTHON"), IN_TORCHVISION, tmp_path)["logits"], np.asarray(logits))
+        assert np.abs(logits[0] - logits[1]).max() > 0.01 * np.abs(logits).max()  # the images are seen
+
+
+@pytest.mark.parametrize("name", ["resnet8", *BIG, *TORCHVISION])
 def test_each_array_has_one_name_in_pytorch(name, tmp_path):
     student = numbered(name)
     found, metadata = read(formats.made(student, "torch")["torch.safetensors"], tmp_path / "file")
@@ -343,4 +399,4 @@ def test_a_file_that_says_something_else_is_not_written(change, message, monkeyp
 
 def test_jax_has_no_other_file():
     assert formats.made(numbered("resnet8"), "jax") == {}
-    assert set(backbones.names()) == {"resnet8", *BIG}  # or another has to be tested here
+    assert set(backbones.names()) == {"resnet8", *BIG, *TORCHVISION}  # or another has to be tested here

@@ -9,7 +9,7 @@ import pytest
 
 from cutnmix_jax import stack
 from cutnmix_jax.engine import optim
-from cutnmix_jax.settings import OPTIMIZERS, SCHEDULES, Optimizer
+from cutnmix_jax.settings.optimizer import OPTIMIZERS, SCHEDULES, Optimizer
 
 
 def make(**fields):

@@ -96,7 +96,7 @@ def test_images_are_for_all_or_for_each(how):
         jax.eval_shape(forward, images, *variables)
 
 
-SPLIT = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8", "vgg16", "vgg19", "densenet40_12"]
+SPLIT = backbones.names()
 
 
 def count(tree):
@@ -115,12 +115,12 @@ def test_trunk_and_tail_are_the_whole_network(name):
 
     # The shapes and the program: one jaxpr for the whole, and for the two parts one after the other.
     def in_parts(variables, images, train):
-        maps, first = split.trunk(part(variables, True), images, train)
-        outputs, second = split.tail(part(variables, False), maps, train)
+        maps, first = split.trunk(part(variables, True), images, train, KEY)
+        outputs, second = split.tail(part(variables, False), maps, train, KEY)
         return outputs, first | second
 
     for train in (False, True):
-        one = jax.make_jaxpr(lambda v, x, t=train: network.apply(v, x, t))(variables, images)
+        one = jax.make_jaxpr(lambda v, x, t=train: network.apply(v, x, t, KEY))(variables, images)
         two = jax.make_jaxpr(lambda v, x, t=train: in_parts(v, x, t))(variables, images)
         assert [e.primitive for e in one.eqns] == [e.primitive for e in two.eqns]
         assert [v.aval.shape for v in one.jaxpr.outvars] == [v.aval.shape for v in two.jaxpr.outvars]

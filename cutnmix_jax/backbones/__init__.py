@@ -1,6 +1,7 @@
 """Networks by name: ours, one family a file, and a user's own as `my_pkg.nets:make`.
 
-Every function in the `__all__` of a file in this folder is a backbone, `make(num_classes, dtype) -> nn.Module`.
+Every function in the `__all__` of a file in this folder is a backbone, `make(num_classes, dtype) -> nn.Module`;
+the module's `smallest`, if it has one, tells how many pixels its images have on a side at least.
 """
 
 import ast
@@ -64,9 +65,14 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
       the backbone, as two pure functions.
 
     Raises:
-      UsageError: if there is no such backbone, its file is broken, or the user's network is not what a backbone should
-        be.
+      UsageError: if there is no such backbone, its file is broken, the images are too small for it, or the user's
+        network is not what a backbone should be.
     """
     if foreign.is_foreign(name):
         return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)
-    return adapters.linen_backbone(name, find(name)(num_classes, dtype), image_shape)
+    module, (height, width, _) = find(name)(num_classes, dtype), image_shape
+    if min(height, width) < (least := getattr(module, "smallest", 1)):
+        raise UsageError(
+            f"backbone {name!r}: images of {height}x{width} are too small for it; it takes {least}x{least}"
+        )
+    return adapters.linen_backbone(name, module, image_shape)

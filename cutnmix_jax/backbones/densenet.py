@@ -44,9 +44,14 @@ class DenseNet(nn.Module):
     growth: int = 12
     dtype: Any = jnp.float32
 
+    @property
+    def smallest(self) -> int:
+        """Pixels on a side of which the poolings leave one."""
+        return 2 ** (len(self.blocks) - 1)
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
-        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 132 for densenet40_12.
+        """[n, H, W, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 132 for densenet40_12.
 
         The trunk goes up to the last transition, as in ONE and OKDDip.
         """

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from cutnmix_jax.backbones.batch_norm import BatchNorm
 from cutnmix_jax.backbones.convolution import convolution
+from cutnmix_jax.backbones.depthwise import shifted_sum
 
 # What of a network runs: `trunk` from the images to the feature maps that peers may share, `tail` from there on.
 WHOLE, TRUNK, TAIL = "whole", "trunk", "tail"
@@ -52,9 +53,13 @@ def conv(
     dtype: Any,
     kernel_init: nn.initializers.Initializer = KAIMING_FAN_OUT,
     use_bias: bool = False,
+    depthwise: bool = False,
     name: str | None = None,
 ) -> jax.Array:
-    """A square convolution of [n, h, w, c], padded by kernel // 2 on every side; for use inside `nn.compact`."""
+    """A square convolution of [n, h, w, c], padded by kernel // 2 on every side; for use inside `nn.compact`.
+
+    Where it is `depthwise`, each channel has a kernel of its own.
+    """
     # 'SAME' would pad (0, 1) where the stride is 2; the networks that were trained with PyTorch pad (1, 1).
     pad = (kernel // 2, kernel // 2)
     layer = nn.Conv(
@@ -62,10 +67,11 @@ def conv(
         (kernel, kernel),
         strides=stride,
         padding=(pad, pad),
+        feature_group_count=x.shape[-1] if depthwise else 1,
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
-        conv_general_dilated=convolution,
+        conv_general_dilated=shifted_sum if depthwise and _on_cpu() else convolution,
         name=name,
     )
     return layer(kept(x))
@@ -78,7 +84,12 @@ def kept(x: jax.Array) -> jax.Array:
     gradients of a CPU read it in another order: in a residual network the whole stage, for each of its blocks. A GPU
     stores the input of a convolution anyway.
     """
-    return x if _shapes_only.get() or jax.default_backend() != "cpu" else jax.lax.optimization_barrier(x)
+    return jax.lax.optimization_barrier(x) if _on_cpu() else x
+
+
+def _on_cpu() -> bool:
+    """Whether what is traced now will run on a CPU."""
+    return not _shapes_only.get() and jax.default_backend() == "cpu"
 
 
 _shapes_only = contextvars.ContextVar("_shapes_only", default=False)

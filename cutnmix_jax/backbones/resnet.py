@@ -1,8 +1,10 @@
-"""Residual networks for 32x32 images (He et al. 2016, arXiv 1512.03385), as the OKDDip code lineage defines them.
+"""Residual networks (He et al. 2016, arXiv 1512.03385), for 32x32 and for 224x224 images.
 
-A 3x3 stem without pooling, stages of post-activation blocks, global average pooling, one linear layer. The shortcut is
-option B: a 1x1 convolution and batch norm wherever the stride or the width changes, so also in the first stage of a
-Bottleneck network. Convolutions start from kaiming-normal fan_out, the linear layer from PyTorch's default.
+Those for 32x32 are defined as in the OKDDip code lineage, those for 224x224 as in torchvision. A stem, stages of
+post-activation blocks, global average pooling, one linear layer. The stem is a 3x3 convolution, or for large images a
+7x7 one and max pooling, which leave a quarter of each side. The shortcut is option B: a 1x1 convolution and batch norm
+wherever the stride or the width changes, so also in the first stage of a Bottleneck network. Convolutions start from
+kaiming-normal fan_out, the linear layer from PyTorch's default.
 """
 
 from typing import Any
@@ -23,7 +25,10 @@ from cutnmix_jax.backbones.layers import (
     pool_all,
 )
 
-__all__ = ["resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8"]
+__all__ = [
+    "resnet8", "resnet18", "resnet32", "resnet110", "wrn20_8",
+    "resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet",
+]  # fmt: skip
 
 
 def shortcut(x: jax.Array, width: int, stride: int, train: bool, dtype: Any) -> jax.Array:
@@ -77,6 +82,7 @@ class ResNet(nn.Module):
       blocks: how many blocks each stage has; every stage but the first halves the image.
       widths: planes of each stage; the first is the stem's width too.
       width_per_group: None for BasicBlock, else that of Bottleneck.
+      imagenet: whether the stem is the one for large images.
       dtype: of the activations, float32 or bfloat16.
     """
 
@@ -84,17 +90,26 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...]
     widths: tuple[int, ...] = (16, 32, 64)
     width_per_group: int | None = None
+    imagenet: bool = False
     dtype: Any = jnp.float32
+
+    @property
+    def smallest(self) -> int:
+        """Pixels on a side with which the last stage still sees one."""
+        return 4 * 2 ** (len(self.blocks) - 1) if self.imagenet else 1
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
-        """[n, 32, 32, 3] float32 -> (logits [n, K], features [n, D]), both float32; D is 64 or 256, or 512.
+        """[n, H, W, 3] float32 -> (logits [n, K], features [n, D]), both float32; D is the last stage's width.
 
         The trunk is all but the last stage, as in ONE and OKDDip.
         """
         x = images
         if part != TAIL:
-            x = nn.relu(norm(conv(x, self.widths[0], 3, dtype=self.dtype), train, self.dtype))
+            kernel, stride = (7, 2) if self.imagenet else (3, 1)
+            x = nn.relu(norm(conv(x, self.widths[0], kernel, stride, dtype=self.dtype), train, self.dtype))
+            if self.imagenet:
+                x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         last = len(self.blocks) - 1
         for stage, (count, planes) in enumerate(zip(self.blocks, self.widths, strict=True)):
             if part == WHOLE or (part == TAIL) == (stage == last):
@@ -151,3 +166,24 @@ def wrn20_8(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
     Not a network of Zagoruyko and Komodakis 2016, whose depth is 6n + 4 and whose blocks are wide on the outside.
     """
     return ResNet(num_classes, (2, 2, 2), width_per_group=512, dtype=dtype)
+
+
+LARGE = (64, 128, 256, 512)
+
+
+def resnet18_imagenet(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-18 for 224x224 images, torchvision's `resnet18`: 11.69M parameters with 1000 classes, D = 512."""
+    return ResNet(num_classes, (2, 2, 2, 2), LARGE, imagenet=True, dtype=dtype)
+
+
+def resnet34_imagenet(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-34 for 224x224 images, torchvision's `resnet34`: 21.80M parameters with 1000 classes, D = 512."""
+    return ResNet(num_classes, (3, 4, 6, 3), LARGE, imagenet=True, dtype=dtype)
+
+
+def resnet50_imagenet(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+    """ResNet-50 for 224x224 images, torchvision's `resnet50`: 25.56M parameters with 1000 classes, D = 2048.
+
+    The stride is on the 3x3 convolution of a block (v1.5), where He et al. have it on the first 1x1.
+    """
+    return ResNet(num_classes, (3, 4, 6, 3), LARGE, width_per_group=64, imagenet=True, dtype=dtype)

@@ -30,9 +30,14 @@ class VGG(nn.Module):
     convs: tuple[int, ...]
     dtype: Any = jnp.float32
 
+    @property
+    def smallest(self) -> int:
+        """Pixels on a side of which the poolings leave one."""
+        return 2 ** len(self.convs)
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, part: str = WHOLE) -> Any:
-        """[n, H, W, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 512 for 32x32 pixels.
+        """[n, H, W, 3] float32 -> (logits [n, K], features [n, D]), both float32; D = 512 floor(H / 32) floor(W / 32).
 
         The features are the flattened output of the convolutions (x_f), not the last hidden layer. The trunk goes up to
         the first stage of width 512, as in ONE and OKDDip.

@@ -33,6 +33,8 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
     """
     if settings.mix.box != "cutmix":
         raise UsageError(f"config.mix.box={settings.mix.box}: the PyTorch program has only cutmix")
+    if settings.crop == "resized" or any(dataclasses.astuple(settings.jitter)):
+        raise UsageError("config.crop=resized, config.jitter: the PyTorch program only pads by 4 and crops")
     if settings.optimizer.name != "sgd":
         raise UsageError(f"config.optimizer.name={settings.optimizer.name}: the PyTorch program has only sgd")
     if lacking := _lacking(settings):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import augment
+from cutnmix_jax import augment, crops
 from cutnmix_jax.method import View
 from cutnmix_jax.settings import MOST_PEERS, Settings
 from cutnmix_jax.types import Batch, Dataset, Mix, Tree
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
     """
 
     rows: jax.Array
-    crops: tuple[augment.Crops | None, ...]
+    crops: tuple[crops.Crops | None, ...]
     how: Mix
 
 
@@ -87,7 +87,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_train: int) -> jax.A
 def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
     """Makes what draws and what makes the batches that the peers see.
 
-    Gather, a crop and flip for each peer or one for all, mix, normalise.
+    Gather, a crop, a flip and colours for each peer or once for all, mix, normalise.
 
     Args:
       dataset: for its classes, its mean and deviation and whether its images may be mirrored.
@@ -98,37 +98,41 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
     num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
     count = 1 if settings.same_images else num_peers  # of images where all see the same
     size = dataset.train_images.shape[1:3]
+    jitter = dataclasses.astuple(settings.jitter)
 
-    def draw_crops(key: jax.Array, num_images: int, view: View) -> augment.Crops | None:
+    def draw_crops(key: jax.Array, num_images: int, view: View) -> crops.Crops | None:
         if not view.crop:
             return None
+
+        def of_one(key: jax.Array) -> crops.Crops:
+            return crops.draw_crops(key, num_images, size, kind=settings.crop, flip=dataset.flip, jitter=jitter)
+
         if settings.views == "shared":
-            one = augment.draw_crops(key, num_images, dataset.flip)
-            return jax.tree.map(lambda leaf: leaf[None], one)
+            return jax.tree.map(lambda leaf: leaf[None], of_one(key))
         keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(count))
-        return jax.vmap(lambda peer_key: augment.draw_crops(peer_key, num_images, dataset.flip))(keys)
+        return jax.vmap(of_one)(keys)
 
     def draw(key: jax.Array, data: Data, index: jax.Array) -> Draws:
         view_key, mix_key = jax.random.split(key)
-        rows, crops = [index], [draw_crops(view_key, len(index), views[0])]
+        rows, seen = [index], [draw_crops(view_key, len(index), views[0])]
         for number, view in enumerate(views[1:], start=1):
-            # From 2 on: `split`, as in `augment.draw_crops`, gives what 0 and 1 folded in would.
+            # From 2 on: `split`, as in `crops.draw_crops`, gives what 0 and 1 folded in would.
             pair_key, crop_key = jax.random.split(jax.random.fold_in(view_key, num_peers + number))
             rows.append(same_class_rows(pair_key, data, data.labels[index]) if view.same_class else index)
-            crops.append(draw_crops(crop_key, len(index), view))
+            seen.append(draw_crops(crop_key, len(index), view))
         # One partner and one lambda for all; of CutnMix a box for each peer and view.
         how = augment.draw_mix(
             mix_key, len(views) * count, len(index), size,
             kind=mix.kind, prob=mix.prob, alpha=mix.alpha, box=mix.box,
         )  # fmt: skip
-        return Draws(jnp.stack(rows), tuple(crops), how)
+        return Draws(jnp.stack(rows), tuple(seen), how)
 
-    def seen_by_peers(images: jax.Array, crops: augment.Crops | None) -> jax.Array:
-        seen = images[None] if crops is None else jax.vmap(augment.cropped, (None, 0))(images, crops)
+    def seen_by_peers(images: jax.Array, drawn: crops.Crops | None) -> jax.Array:
+        seen = images[None] if drawn is None else jax.vmap(crops.cropped, (None, 0))(images, drawn)
         return jnp.broadcast_to(seen, (count, *seen.shape[1:]))
 
     def make(data: Data, index: jax.Array, draws: Draws) -> tuple[Batch, Mix]:
-        seen = [seen_by_peers(data.images[rows], crops) for rows, crops in zip(draws.rows, draws.crops, strict=True)]
+        seen = [seen_by_peers(data.images[rows], drawn) for rows, drawn in zip(draws.rows, draws.crops, strict=True)]
         labels, how, shape = data.labels[index], draws.how, (len(views), count)
         mixed = augment.mixed_images(jnp.concatenate(seen).astype(jnp.float32) / 255, how, mix.kind)
         targets = augment.mixed_targets(jax.nn.one_hot(labels, dataset.num_classes), how)

@@ -85,6 +85,7 @@ def _table(fields: list[Described]) -> Iterator[str]:
 def _configurations() -> Iterator[str]:
     yield "configurations: --config=NAME[:DATASET,METHOD], by the paper's recipe; or the path of a file"
     yield from _wrapped("", ", ".join(recipe.names()))
+    yield from _wrapped("", f"not by the paper's but by ImageNet's usual recipe: {', '.join(recipe.IMAGENET)}")
     yield from _wrapped("", "a network of your own: any of them with --config.backbone.name=my_pkg.nets:make")
 
 

@@ -1,4 +1,4 @@
-"""The recipe of the paper (section 3) for a row of its tables."""
+"""The recipe of the paper (section 3) for a row of its tables, a short one for a first look, and one for ImageNet."""
 
 import os
 
@@ -9,15 +9,18 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Backbone, Mix, RampUp, Settings, tree
 
 QUICKSTART = "quickstart"
+IMAGENET = {"imagenet_resnet18": "resnet18_imagenet", "imagenet_resnet50": "resnet50_imagenet"}
 
 
 def names() -> list[str]:
-    """The configurations that the package has: one for each backbone, and `quickstart`."""
-    return [QUICKSTART, *backbones.names()]
+    """The configurations that the package has: one for each backbone, `quickstart`, and those for ImageNet."""
+    return [QUICKSTART, *IMAGENET, *backbones.names()]
 
 
 def shipped(name: str, argument: str | None) -> ConfigDict:
     """A configuration by its name, one of `names`; `argument` as in `make`."""
+    if name in IMAGENET:
+        return imagenet(IMAGENET[name], argument)
     return quickstart(argument) if name == QUICKSTART else make(name, argument)
 
 
@@ -27,6 +30,27 @@ def quickstart(argument: str | None) -> ConfigDict:
     config.epochs = 20
     config.optimizer.milestones = (13, 17)
     config.batch_size = 32  # 1,500 images are too few for enough steps of 64
+    if config.ramp_up.terms:
+        config.ramp_up.epochs = ramp_up_epochs(config.epochs)
+    return config
+
+
+def imagenet(backbone: str, argument: str | None) -> ConfigDict:
+    """The recipe that is usual for ImageNet; `argument` as in `make`, but the data set has to be named.
+
+    90 epochs of 256 images a step, the rate 0.1 and a tenth of it from epochs 30, 60 and 80 on each, weight decay 1e-4
+    (Goyal et al. 2017, arXiv 1706.02677, section 5.1, who leave batch norm out of the decay). Labels, mixing and loss
+    follow from the row, crops from the size of the images.
+
+    Raises:
+      UsageError: no data set is named; and as `make` does.
+    """
+    if not (argument or "").partition(",")[0]:
+        raise UsageError("--config: the recipe for ImageNet has no data set of its own; name one, NAME:DATASET,METHOD")
+    config = make(backbone, argument)
+    config.epochs, config.batch_size, config.eval_batch_size = 90, 256, 250
+    config.optimizer.learning_rate, config.optimizer.weight_decay = 0.1, 1e-4
+    config.optimizer.milestones = (30, 60, 80)
     if config.ramp_up.terms:
         config.ramp_up.epochs = ramp_up_epochs(config.epochs)
     return config

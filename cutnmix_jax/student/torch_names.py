@@ -1,4 +1,6 @@
-"""The weights of our networks under the names of the PyTorch networks of `scripts/bench_torch/networks.py`.
+"""The weights of our networks under the names that they have in PyTorch.
+
+Those of the large networks are torchvision's, those of the others stand in `scripts/bench_torch/networks.py`.
 
 A rule for each family lists the PyTorch layers in the order in which they run. Our layers are noted while they run, and
 then the two lists are paired.
@@ -14,6 +16,7 @@ import safetensors.numpy
 from cutnmix_jax import backbones
 from cutnmix_jax.backbones.densenet import DenseNet
 from cutnmix_jax.backbones.foreign import is_foreign
+from cutnmix_jax.backbones.mobilenet import MobileNetV2
 from cutnmix_jax.backbones.resnet import ResNet
 from cutnmix_jax.backbones.running_order import in_running_order
 from cutnmix_jax.backbones.vgg import VGG, WIDTHS
@@ -90,7 +93,7 @@ def state_dict(name: str, num_classes: int, network: Backbone, variables: Mappin
         if (kind, shape) != (layer.kind, layer.shape):
             raise UsageError(
                 f"{name}: its layer {'.'.join(path)} is a {kind} {list(shape)}, and in PyTorch {layer.name} is a "
-                f"{layer.kind} {list(layer.shape)}; --format=torch is for images of 32 x 32 pixels and 3 channels"
+                f"{layer.kind} {list(layer.shape)}; --format=torch is for 3 channels and, of VGG, for 32 x 32 pixels"
             )
         if kind == "norm":
             found[f"{layer.name}.num_batches_tracked"] = np.array(0, np.int64)
@@ -119,7 +122,7 @@ def layers(name: str, num_classes: int) -> list[Layer]:
     """
     module = backbones.find(name)(num_classes)
     if type(module) not in _RULES:
-        raise UsageError(f"{name} has no form in PyTorch; --format=torch knows ResNet, VGG and DenseNet")
+        raise UsageError(f"{name} has no form in PyTorch; --format=torch knows ResNet, VGG, DenseNet and MobileNetV2")
     return list(_RULES[type(module)](module))
 
 
@@ -131,17 +134,18 @@ def _convolved(conv: str, norm: str, outputs: int, inputs: int, size: int) -> It
 
 def _resnet(module: Any) -> Iterator[Layer]:
     width, number = module.widths[0], 0
-    yield from _convolved("conv1", "bn1", width, 3, 3)
+    yield from _convolved("conv1", "bn1", width, 3, 7 if module.imagenet else 3)
     for stage, (count, planes) in enumerate(zip(module.blocks, module.widths, strict=True)):
         inner = planes * (module.width_per_group or 0) // 64
         convs = ((inner, 1), (inner, 3), (4 * planes, 1)) if inner else ((planes, 3), (planes, 3))
         for block in range(count):
-            before, inputs = f"layers.{number}", width
+            before, inputs = f"layer{stage + 1}.{block}" if module.imagenet else f"layers.{number}", width
             for i, (outputs, size) in enumerate(convs, 1):
                 yield from _convolved(f"{before}.conv{i}", f"{before}.bn{i}", outputs, inputs, size)
                 inputs = outputs
             if inputs != width or (stage and not block):
-                yield from _convolved(f"{before}.shortcut.0", f"{before}.shortcut.1", inputs, width, 1)
+                beside = f"{before}.{'downsample' if module.imagenet else 'shortcut'}"
+                yield from _convolved(f"{beside}.0", f"{beside}.1", inputs, width, 1)
             width, number = inputs, number + 1
     yield Layer("dense", "fc", (module.num_classes, width))
 
@@ -175,4 +179,25 @@ def _densenet(module: Any) -> Iterator[Layer]:
     yield Layer("dense", "fc", (module.num_classes, width))
 
 
-_RULES: dict[type, Callable[[Any], Iterator[Layer]]] = {ResNet: _resnet, VGG: _vgg, DenseNet: _densenet}
+def _mobilenet(module: Any) -> Iterator[Layer]:
+    width, number = module.stem, 1
+    yield from _convolved("features.0.0", "features.0.1", width, 3, 3)
+    for expansion, outputs, count, _ in module.stages:
+        for _ in range(count):
+            before, inner = f"features.{number}.conv", expansion * width
+            if expansion > 1:
+                yield from _convolved(f"{before}.0.0", f"{before}.0.1", inner, width, 1)
+            i = int(expansion > 1)
+            yield from _convolved(f"{before}.{i}.0", f"{before}.{i}.1", inner, 1, 3)
+            yield from _convolved(f"{before}.{i + 1}", f"{before}.{i + 2}", outputs, inner, 1)
+            width, number = outputs, number + 1
+    yield from _convolved(f"features.{number}.0", f"features.{number}.1", module.last, width, 1)
+    yield Layer("dense", "classifier.1", (module.num_classes, module.last))
+
+
+_RULES: dict[type, Callable[[Any], Iterator[Layer]]] = {
+    ResNet: _resnet,
+    VGG: _vgg,
+    DenseNet: _densenet,
+    MobileNetV2: _mobilenet,
+}
