@@ -132,6 +132,8 @@ def test_a_file_that_ends_early_is_one_line(tmp_path):
     rows = np.array([7, 0, 7])
     expected = np.concatenate([images[[9, 2, 9]], np.zeros((2, 4, 4, 3), np.uint8)])
     np.testing.assert_array_equal(found.read(rows, 5), expected)
+    part = np.load(tmp_path / "images.npy", mmap_mode="r")[3:8]
+    np.testing.assert_array_equal(placement.Stored(part)[np.array([4, 0])], images[[7, 3]])
     os.truncate(tmp_path / "images.npy", 300)
     with pytest.raises(DataError, match="cannot be read any more.*ends before image 9"):
         found.read(rows, 3)

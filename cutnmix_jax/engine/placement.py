@@ -61,8 +61,12 @@ class Stored:
     """
 
     def __init__(self, mapped: np.memmap):
-        """Opens the file of a mapping of it."""
-        self.shape, self._first = mapped.shape, mapped.offset
+        """Opens the file of a mapping, which may be of a part of it, such as the first images."""
+        whole = mapped
+        while isinstance(whole.base, np.memmap):  # a part says of itself that it begins where the whole does
+            whole = whole.base
+        assert mapped.flags.c_contiguous
+        self.shape, self._first = mapped.shape, whole.offset + mapped.ctypes.data - whole.ctypes.data
         self._bytes = int(np.prod(mapped.shape[1:]))
         self._file = open(str(mapped.filename), "rb", buffering=0)  # noqa: PTH123, SIM115 - as long as it is used
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from cutnmix_jax import compiler, console, data, digests, files
 from cutnmix_jax.device import set_up_jax
-from cutnmix_jax.engine import assemble, batches, peers
+from cutnmix_jax.engine import assemble, peers
 from cutnmix_jax.engine.evaluation import Evaluator
+from cutnmix_jax.engine.placement import choose, placed
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError, one_line
 from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.precision import CHOICES
@@ -87,7 +88,8 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
         except (ValueError, KeyError) as error:
             why = one_line(error)
             raise CheckpointError(f"{run.folder}: its checkpoint is not that of its networks ({why})") from error
-        found = evaluator.answers(state, batches.on_device(dataset.test_images, dataset.test_labels))
+        where = choose(dataset._replace(train_images=dataset.train_images[:0]), None)
+        found = evaluator.answers(state, placed(dataset.test_images, dataset.test_labels, where))
     logits = {f"peer_{j}": out.logits for j, out in enumerate(found.peers)} | {"ensemble": found.ensemble} | found.heads
     logits = {name: np.asarray(values) for name, values in logits.items()}
     title = f"{data.title(settings.dataset)}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
