@@ -280,7 +280,7 @@ def same_in_onnx(student, folder, backbone=None, wanted=None):
         close(found[str(n)], (wanted or student).logits(images[:n]))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, *(pytest.param(name, marks=pytest.mark.slow) for name in TORCHVISION)])
 def test_onnx_says_the_same(name, tmp_path):
     python_with("jax2onnx", "ONNX_PYTHON")
     same_in_onnx(student_of(name), tmp_path)

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import backbones, methods, stack
+from cutnmix_jax.backbones.adapters import linen_backbone
 from cutnmix_jax.engine import companions, peers
 from cutnmix_jax.settings import MAPPINGS
 from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Spec
 from tests.runs import few
+from tests.test_backbones import TINY
 
 IMAGES = jax.random.normal(jax.random.key(7), (2, 8, 32, 32, 3))
 KEY = jax.random.key(1)
 
 
 def networks(*names):
-    return [backbones.load(name, 10) for name in names]
+    return [linen_backbone(name, TINY[name]) if name in TINY else backbones.load(name, 10) for name in names]
 
 
 def loss_and_gradient(joined, params, stats, images):
@@ -29,7 +31,7 @@ def loss_and_gradient(joined, params, stats, images):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("name", few(["tests.tiny:Tiny", "resnet8"], ("tests.tiny:Tiny",)))
+@pytest.mark.parametrize("name", few(["tests.tiny:Tiny", "resnet8", "mobilenet"], ("tests.tiny:Tiny",)))
 def test_unroll_equals_vmap_equals_separate_networks(name):
     pair = networks(name, name)
     unrolled, vmapped = peers.make(pair, "unroll"), peers.make(pair, "vmap")
@@ -42,8 +44,8 @@ def test_unroll_equals_vmap_equals_separate_networks(name):
     chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-5)
     (_, (outputs, new_stats)), _ = one
     apply = jax.jit(pair[0].apply, static_argnums=2)
-    for j in range(2):
-        alone, alone_stats = apply({"params": params[j], "batch_stats": stats[j]}, IMAGES[j], True)
+    for j, key in enumerate(peers.keys(KEY, 2)[:2]):
+        alone, alone_stats = apply({"params": params[j], "batch_stats": stats[j]}, IMAGES[j], True, key)
         chex.assert_trees_all_close((outputs[j], new_stats[j]), (alone, alone_stats), rtol=1e-4, atol=1e-5)
 
 

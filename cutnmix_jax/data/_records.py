@@ -1,7 +1,10 @@
 """A data set of tensorflow-datasets as a source of pictures: one class label each, in array_record, no TensorFlow."""
 
+import contextlib
 import functools
+import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 from cutnmix_jax import decoding
 from cutnmix_jax.data import _library, _names, _pictures, _source
 from cutnmix_jax.data._pictures import Source, Split, State
+from cutnmix_jax.data.prepare import unreachable
 from cutnmix_jax.decoding import Read
 from cutnmix_jax.errors import DataError, UserError, described, excused
 
@@ -90,7 +94,13 @@ def _built(name: str, data_dir: str) -> Path:
     tfds = _library.imported()
     try:
         builder = tfds.builder(rest, data_dir=root, file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        for url in list(builder.url_infos)[:1]:  # tfds itself tries for minutes
+            if wrong := unreachable(url):
+                raise ConnectionError(f"{url}: {wrong}")
+        print(f"having tfds prepare {rest}", flush=True)
+        (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         if found := _folder(name, data_dir):
             return found
         raise ValueError("nothing was written")
@@ -98,7 +108,7 @@ def _built(name: str, data_dir: str) -> Path:
         how = f"`tfds build {rest} --file_format=array_record --data_dir={root}`"
         raise DataError(
             f"{name} is not in {root}, and tfds cannot prepare it here, without TensorFlow ({described(error, 150)}); "
-            f"run {how} where TensorFlow is"
+            f"run {how} where TensorFlow and a network are"
         ) from error
 
 

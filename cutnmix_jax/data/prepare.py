@@ -1,6 +1,6 @@
 """Fetches a data set, or takes it from a local archive, and writes it as tfds does; checks what was written.
 
-The only place in the project that may use the network.
+Only what it and `_records` prepare may use the network.
 """
 
 import contextlib
@@ -111,20 +111,24 @@ def _check_archive(file: Path, expected: Any) -> None:
 
 
 def _check_network(source: _source.Source, url: str, expected: Any, data_dir: str) -> None:
-    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # A thread, because a name look-up ignores every time-out; a daemon, because it may never come back.
-    threading.Thread(target=_probe, args=(url, answer), daemon=True).start()
-    try:
-        wrong = answer.get(timeout=PROBE_SECONDS)
-    except queue.Empty:
-        wrong = f"no answer in {PROBE_SECONDS} s"
-    if wrong:
+    if wrong := unreachable(url):
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise DataError(
             f"{source.title} cannot be downloaded ({wrong}); copy {expected.filename} (sha256 {expected.checksum}) "
             f"from {url} to this machine and run `python -m cutnmix_jax.data prepare --dataset={source.name}{where} "
             f"--archive={expected.filename}`"
         )
+
+
+def unreachable(url: str) -> str:
+    """Why nothing can be downloaded from an address, within a few seconds; empty where it answers."""
+    answer: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # A thread, because a name look-up ignores every time-out; a daemon, because it may never come back.
+    threading.Thread(target=_probe, args=(url, answer), daemon=True).start()
+    try:
+        return answer.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        return f"no answer in {PROBE_SECONDS} s"
 
 
 def _probe(url: str, answer: "queue.SimpleQueue[str]") -> None:
