@@ -154,10 +154,11 @@ def _cut(images: jax.Array, crops: Crops) -> jax.Array:
 
 
 def _resized(images: jax.Array, crops: Crops, sizes: jax.Array) -> jax.Array:
-    """Bilinear with antialiasing, as Pillow resizes a cut-out picture, but not rounded to whole numbers.
+    """Bilinear, as Pillow resizes a cut-out picture, but not rounded to whole numbers.
 
+    A part is never larger than the image that it becomes, so that nothing has to be filtered against aliases.
     Two products with matrices, of rows and of columns: 67 M multiply-adds for an image of 224x224, where a step of
-    ResNet-18 has 5,400 M. As precise as the products of the run: in tf32 within 0.2 of a pixel's 255.
+    ResNet-18 has 5,400 M. As precise as the products of the run: tf32 rounds a pixel by 0.4 of 255 at most.
     """
     height, width = images.shape[1:3]
     upright = jnp.zeros(len(images), bool)
@@ -171,13 +172,13 @@ def _resized(images: jax.Array, crops: Crops, sizes: jax.Array) -> jax.Array:
 def _weights(first: jax.Array, extent: jax.Array, mirrored: jax.Array, size: int) -> jax.Array:
     """How much each of `size` pixels of a row counts for each of the resized row: [size, size] float32, rows sum to 1.
 
-    A triangle around the place of the new pixel, at least one old pixel to each side; none outside of the part that is
-    shown counts.
+    A triangle around the place of the new pixel, one old pixel to each side; none outside of the part that is shown
+    counts.
     """
     scale = extent / size
     new, old = jnp.arange(size), jnp.arange(size)
     centres = first + (jnp.where(mirrored, size - 1 - new, new) + 0.5) * scale
-    weights = jnp.maximum(1 - jnp.abs(old + 0.5 - centres[:, None]) / jnp.maximum(scale, 1), 0)
+    weights = jnp.maximum(1 - jnp.abs(old + 0.5 - centres[:, None]), 0)
     weights = jnp.where((old >= first) & (old < first + extent), weights, 0)
     return weights / weights.sum(axis=1, keepdims=True)
 

@@ -145,7 +145,7 @@ def test_random_resized_crops_follow_torchvision_s_law(size):
 
 @pytest.mark.parametrize("size", [(48, 80), (96, 64)])
 def test_resized_parts_are_those_of_pillow(size):
-    """Which cuts out, resizes with a filter as wide as the reduction, and rounds to whole numbers twice."""
+    """Which cuts out, resizes, and rounds to whole numbers twice."""
     images = pictures(40, *size, 3)
     found = drawn(jax.random.key(1), 40, size, "resized")
     views = np.asarray(cropped(jnp.asarray(images), found))
