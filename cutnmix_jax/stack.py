@@ -33,6 +33,7 @@ class Stack:
     Attributes:
       tree: each leaf [J, ...], but arrays with four axes, as kernels of convolutions [h, w, in, out], are `Apart`: a
         convolution takes that of one network, and a GPU would launch a kernel to take it out, and one to put it back.
+        Those of one pixel are products, which take all networks at once.
       count: J.
     """
 
@@ -85,7 +86,7 @@ def together(tree: Tree, like: Tree) -> Tree:
 
 
 def _is_kernel(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 4
+    return jnp.ndim(leaf) == 4 and leaf.shape[:2] != (1, 1)
 
 
 def _is_apart(node: Any) -> bool:

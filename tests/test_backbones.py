@@ -396,6 +396,11 @@ def test_bfloat16_is_used_inside_only():
 
 @pytest.mark.parametrize("name", PINNED)
 def test_bfloat16_reaches_every_convolution(name):
-    *_, program = shapes_of(name, 10, jnp.bfloat16)
-    convolutions = [eqn for eqn in equations(program) if eqn.primitive.name == "conv_general_dilated"]
-    assert {var.aval.dtype for eqn in convolutions for var in eqn.invars} == {jnp.dtype(jnp.bfloat16)}
+    params, *_, program = shapes_of(name, 10, jnp.bfloat16)
+    convolutions, products = (
+        [{var.aval.dtype for var in eqn.invars} for eqn in equations(program) if eqn.primitive.name == primitive]
+        for primitive in ("conv_general_dilated", "dot_general")
+    )
+    assert convolutions == [{jnp.dtype(jnp.bfloat16)}] * len(convolutions)
+    of_pixels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4 and leaf.shape[:2] == (1, 1)]
+    assert products.count({jnp.dtype(jnp.bfloat16)}) == len(of_pixels)

@@ -69,6 +69,8 @@ def test_kernels_are_counted_in_the_loop():
 body.1 (p: f32[4]) -> f32[4] {
   a.1 = f32[4]{0} fusion(p), kind=kLoop, calls=c
   b.1 = (f32[4]{0}, u8[9]{0}) custom-call(a.1), custom_call_target="__cudnn$convForward"
+  d.1 = (f32[4]{0}, s8[9]{0}) custom-call(a.1), custom_call_target="__cublas$lt$matmul", metadata={op_name="a/Conv_1"}
+  e.1 = f32[4]{0} custom-call(a.1), custom_call_target="__cublas$gemm", metadata={op_name="transpose(jvp)/Conv_1/dot"}
   t.1 = f32[4]{0} get-tuple-element(b.1), index=0
 }
 
@@ -78,7 +80,8 @@ ENTRY main (p: f32[4]) -> f32[4] {
 }
 """
     found = kernels.counts(hlo)
-    assert found.pop("convolution") == 1 and found.pop("batch, keys, rest") == 1 and not any(found.values())
+    assert found.pop("convolution") == 2 and found.pop("convolution, gradient") == 1
+    assert found.pop("batch, keys, rest") == 1 and not any(found.values())
     assert set(kernels.counts(hlo.replace("body=body.1", ""))) == set(kernels.KINDS)
     assert sum(kernels.counts(hlo.replace("body=body.1", "")).values()) == 2  # of `main`: its fusion and its `while`
 

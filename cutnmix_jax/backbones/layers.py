@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cutnmix_jax.backbones.batch_norm import BatchNorm
-from cutnmix_jax.backbones.convolution import convolution
+from cutnmix_jax.backbones.convolution import convolution, of_pixels
 
 # What of a network runs: `trunk` from the images to the feature maps that peers may share, `tail` from there on.
 WHOLE, TRUNK, TAIL = "whole", "trunk", "tail"
@@ -65,7 +65,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
-        conv_general_dilated=convolution,
+        conv_general_dilated=of_pixels if kernel == 1 else convolution,
         name=name,
     )
     return layer(kept(x))
