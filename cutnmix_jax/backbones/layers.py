@@ -94,13 +94,15 @@ def shapes_only() -> Iterator[None]:
         _shapes_only.reset(token)
 
 
-def norm(x: jax.Array, train: bool, dtype: Any, name: str | None = None) -> jax.Array:
+def norm(
+    x: jax.Array, train: bool, dtype: Any, name: str | None = None, bias_before: jax.Array | float = 0
+) -> jax.Array:
     """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5.
 
-    Its running variance is the biased one, unlike PyTorch's.
+    Its running variance is the biased one, unlike PyTorch's. `bias_before` is as in `BatchNorm`, for training alone.
     """
     if train:
-        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
+        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x, bias_before)
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype, name=name)(x)
 
 
