@@ -110,14 +110,17 @@ def _read_by_all(number: jax.Array) -> Callable[[], jax.Array]:
 
 
 def _whole(grads: Tree) -> Tree:
-    """Gradients as they are; on a GPU XLA adds nothing to one while it computes it.
+    """Gradients as they are; on a GPU XLA adds nothing to that of a product while it computes it.
 
-    It would add the decayed weight in the product, to which another kernel has to bring it. Those of fewer than three
-    axes, as of the scales of batch norm for J networks, are computed together with their update.
+    It would add the decayed weight, which another kernel has to bring. What has fewer than three axes, as the scales of
+    batch norm of J networks, is computed together with its update.
     """
-    if jax.default_backend() != "gpu":
-        return grads
-    return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if leaf.ndim > 2 else leaf, grads)
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        is_of_product = leaf.ndim > 2 and not stack.is_kernel(leaf)
+        return jax.lax.optimization_barrier(leaf) if is_of_product else leaf
+
+    return jax.tree.map(whole, grads) if jax.default_backend() == "gpu" else grads
 
 
 def ramp_up(epoch: jax.Array, epochs: int) -> jax.Array:
