@@ -33,6 +33,7 @@ class Stack:
     Attributes:
       tree: each leaf [J, ...], but arrays with four axes, as kernels of convolutions [h, w, in, out], are `Apart`: a
         convolution takes that of one network, and a GPU would launch a kernel to take it out, and one to put it back.
+        Those of one pixel are products, which take all networks at once.
       count: J.
     """
 
@@ -44,7 +45,7 @@ def of(trees: tuple[Tree, ...]) -> Stack:
     """Joins trees of one structure."""
 
     def joined(*leaves: jax.Array) -> Any:
-        return Apart(leaves) if _is_kernel(leaves[0]) else jnp.stack(leaves)
+        return Apart(leaves) if is_kernel(leaves[0]) else jnp.stack(leaves)
 
     return Stack(jax.tree.map(joined, *trees), len(trees))
 
@@ -53,7 +54,7 @@ def of_arrays(tree: Tree, count: int) -> Stack:
     """The same of a tree whose leaves are [J, ...] already, as from `jax.vmap`."""
 
     def held(leaf: jax.Array) -> Any:
-        return Apart(tuple(leaf)) if _is_kernel(leaf[0]) else leaf
+        return Apart(tuple(leaf)) if is_kernel(leaf[0]) else leaf
 
     return Stack(jax.tree.map(held, tree), count)
 
@@ -84,8 +85,9 @@ def together(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda node, part: of(part) if _is_stack(node) else part, like, tree, is_leaf=_is_stack)
 
 
-def _is_kernel(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 4
+def is_kernel(leaf: Any) -> bool:
+    """Whether an array of one network is the kernel of a convolution, but not of one pixel."""
+    return jnp.ndim(leaf) == 4 and leaf.shape[:2] != (1, 1)
 
 
 def _is_apart(node: Any) -> bool:

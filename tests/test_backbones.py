@@ -17,6 +17,7 @@ from cutnmix_jax.backbones.densenet import DenseNet
 from cutnmix_jax.backbones.depthwise import shifted_sum
 from cutnmix_jax.backbones.layers import conv
 from cutnmix_jax.backbones.mobilenet import MobileNetV2
+from cutnmix_jax.backbones.pooling import max_pool
 from cutnmix_jax.backbones.resnet import ResNet
 from cutnmix_jax.backbones.vgg import VGG
 from cutnmix_jax.errors import UsageError
@@ -427,6 +428,50 @@ def test_vgg_head_and_pooling_equal_numpy():
     np.testing.assert_allclose(logits[0], net.dense(hidden), rtol=1e-3, atol=1e-4)
 
 
+def test_vgg_leaves_its_biases_to_batch_norm_in_training():
+    """The first running mean is that of convolution and bias, by hand; no bias has a gradient or changes an output."""
+    module = VGG(7, (1, 1, 1, 1, 1))
+    variables = scrambled(module, 32)
+    images = np.random.default_rng(2).normal(size=(3, 32, 32, 3)).astype(np.float32)
+
+    @jax.jit
+    def trained(variables):
+        def total(params):
+            outputs, changed = module.apply(variables | {"params": params}, images, True, mutable=["batch_stats"])
+            return outputs[0].sum(), (outputs, changed["batch_stats"])
+
+        return jax.grad(total, has_aux=True)(variables["params"])
+
+    gradients, (outputs, stats) = trained(variables)
+    first = {name: np.asarray(leaf, np.float64) for name, leaf in variables["params"]["Conv_0"].items()}
+    seen = np.stack([np_conv(image.astype(np.float64), first["kernel"], 1, 1) for image in images]) + first["bias"]
+    before = variables["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(stats["BatchNorm_0"]["mean"], 0.9 * before + 0.1 * seen.mean((0, 1, 2)), rtol=1e-3)
+    assert abs(gradients["Conv_0"]["kernel"]).max() > 0 and not any(
+        gradients[f"Conv_{i}"]["bias"].any() for i in range(5)
+    )
+    moved = jax.tree.map_with_path(lambda path, leaf: leaf + ("Conv_" in str(path) and "bias" in str(path)), variables)
+    _, (others, _) = trained(moved)
+    chex.assert_trees_all_equal(others, outputs)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 3)])
+def test_max_pooling_and_whose_gradient_it_is(size):
+    """By loops in numpy; of equal numbers the first one has the gradient, as in PyTorch and XLA."""
+    x = np.random.default_rng(0).integers(-1, 2, (2, *size, 3)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(size=(2, size[0] // 2, size[1] // 2, 3)).astype(np.float32)
+    wanted, gradient = np.zeros_like(weights), np.zeros_like(x)
+    for n, i, j, c in np.ndindex(weights.shape):
+        window = x[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        row, column = divmod(int(window.argmax()), 2)  # the first
+        wanted[n, i, j, c] = window[row, column]
+        gradient[n, 2 * i + row, 2 * j + column, c] = weights[n, i, j, c]
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), wanted)
+    np.testing.assert_array_equal(jax.grad(lambda x: (weights * max_pool(x)).sum())(jnp.asarray(x)), gradient)
+    for at in range(4):
+        assert np.isnan(max_pool(jnp.zeros((1, 2, 2, 1)).at[0, at // 2, at % 2].set(jnp.nan))).all()
+
+
 def test_padding_of_a_strided_convolution_is_symmetric():
     """Where a 3x3 kernel is a one in its upper left corner, output (i, j) is input (2i - 1, 2j - 1)."""
 
@@ -543,6 +588,11 @@ def test_bfloat16_is_used_inside_only():
 
 @pytest.mark.parametrize("name", PINNED)
 def test_bfloat16_reaches_every_convolution(name):
-    *_, program = shapes_of(name, 10, jnp.bfloat16)
-    convolutions = [eqn for eqn in equations(program) if eqn.primitive.name == "conv_general_dilated"]
-    assert {var.aval.dtype for eqn in convolutions for var in eqn.invars} == {jnp.dtype(jnp.bfloat16)}
+    params, *_, program = shapes_of(name, 10, jnp.bfloat16)
+    convolutions, products = (
+        [{var.aval.dtype for var in eqn.invars} for eqn in equations(program) if eqn.primitive.name == primitive]
+        for primitive in ("conv_general_dilated", "dot_general")
+    )
+    assert convolutions == [{jnp.dtype(jnp.bfloat16)}] * len(convolutions)
+    of_pixels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4 and leaf.shape[:2] == (1, 1)]
+    assert products.count({jnp.dtype(jnp.bfloat16)}) == len(of_pixels)

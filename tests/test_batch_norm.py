@@ -93,6 +93,24 @@ def test_in_training_it_is_flax(dtype, device):
     )
 
 
+def test_a_bias_before_it_moves_the_running_mean_alone():
+    """Flax, which adds the bias first, has the same output and statistics, and the bias no gradient."""
+    before, weights = jnp.float32(RNG.normal(size=5)), jnp.float32(WEIGHTS[0])
+    ours = BatchNorm(momentum=0.8, epsilon=EPSILON, dtype=jnp.float32)
+    theirs = nn.BatchNorm(use_running_average=False, momentum=0.8, epsilon=EPSILON)
+    x = jnp.float32(X)
+    variables = theirs.init(jax.random.key(0), x)
+    got = ours.apply(variables, x, before, mutable=["batch_stats"])
+
+    def loss(bias):
+        y, changed = theirs.apply(variables, x + bias, mutable=["batch_stats"])
+        return (y * weights).sum(), (y, changed)
+
+    gradient, wanted = jax.grad(loss, has_aux=True)(before)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
+    np.testing.assert_allclose(gradient, np.zeros(5), atol=1e-4)
+
+
 def test_a_constant_channel_has_no_infinite_gradient():
     x = jnp.asarray(X, jnp.float32).at[..., 2].set(7.0)
     y, gradients = jax.value_and_grad(lambda *args: batch_norm(*args, EPSILON)[0][..., 2].sum(), argnums=(0, 1, 2))(

@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,12 +38,18 @@ def test_steps_equal_pytorch_sgd_by_hand(nesterov):
         np.testing.assert_allclose(params["w"], weight, rtol=1e-6)
 
 
-def test_first_step_hand_value():
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_first_step_hand_value(device, monkeypatch):
+    """On a GPU the rate is read out of an array, and kernels are held apart from what computes their gradients."""
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
     optimizer = make(momentum=0.9, weight_decay=0.1)
     params = jnp.array([2.0])
     updates, _ = optimizer.update(jnp.array([1.0]), optimizer.init(params), params)
     # g = 1 + 0.1 * 2 = 1.2; 1.2 + 0.9 * 1.2 = 2.28; 2 - 0.5 * 2.28 = 0.86
     np.testing.assert_allclose(optim.apply(params, updates, jnp.float32(0.5)), 0.86, rtol=1e-6)
+    kernel = params.reshape(1, 1, 1)
+    updates, _ = optimizer.update(kernel / 2, optimizer.init(kernel), kernel)
+    np.testing.assert_allclose(optim.apply(kernel, updates, jnp.float32(0.5)), [[[0.86]]], rtol=1e-6)
 
 
 def test_steps_equal_adamw_by_hand():

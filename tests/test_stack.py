@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 from cutnmix_jax import stack
-from cutnmix_jax.backbones.convolution import convolution
+from cutnmix_jax.backbones.convolution import convolution, of_pixels
 from cutnmix_jax.stack import Stack
 
 AXES = lax.conv_dimension_numbers((1, 8, 8, 3), (3, 3, 3, 4), ("NHWC", "HWIO", "NHWC"))
@@ -53,6 +53,45 @@ def test_no_convolution_is_grouped(gradient):
 def test_unmapped_it_is_the_plain_one():
     found, expected = (jax.value_and_grad(lambda w, f=f: f(IMAGES[0], w).sum())(KERNELS[0]) for f in (ours, theirs))
     chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[0], IMAGES[:, :, :7]], ids=["own", "the same", "odd"])
+def test_a_convolution_of_pixels_is_a_sum_over_channels(images, stride):
+    """Against numpy, mapped; the gradients of <w, y> are the same sums over the other axes."""
+    kernels, shared = np.asarray(KERNELS[:, :1, :1]), images.ndim == 4
+    seen = np.asarray(images)[..., ::stride, ::stride, :]
+    seen = np.broadcast_to(seen, (3, *seen.shape)) if shared else seen
+    weights = np.random.default_rng(0).normal(size=(*seen.shape[:-1], 4)).astype(np.float32)
+
+    def mapped(images, kernels):
+        padding = [(0, 0), (0, 0)]
+        return jax.vmap(lambda x, k: of_pixels(x, k, (stride,) * 2, padding), (None if shared else 0, 0))(
+            images, kernels
+        )
+
+    def total(images, kernels):
+        return (weights * mapped(images, kernels)).sum()
+
+    of_images, of_kernels = jax.jit(jax.grad(total, (0, 1)))(images, kernels)
+    np.testing.assert_allclose(
+        mapped(images, kernels), np.einsum("jnhwc,jcd->jnhwd", seen, kernels[:, 0, 0]), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(of_kernels[:, 0, 0], np.einsum("jnhwc,jnhwd->jcd", seen, weights), rtol=1e-4, atol=1e-5)
+    wanted = np.zeros((3, *np.shape(images)[-4:]))
+    wanted[:, :, ::stride, ::stride] = np.einsum("jnhwd,jcd->jnhwc", weights, kernels[:, 0, 0])
+    np.testing.assert_allclose(of_images, wanted.sum(0) if shared else wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_of_one_pixel_are_held_together():
+    """They are products, of which all networks' are one."""
+    trees = tuple({"one": np.full((1, 1, 2, 3), j), "nine": np.full((3, 3, 2, 3), j)} for j in range(2))
+    held = stack.of(trees).tree
+    assert held["one"].shape == (2, 1, 1, 2, 3) and isinstance(held["nine"], stack.Apart)
+    program = str(
+        jax.make_jaxpr(jax.vmap(lambda x, k: of_pixels(x, k, (1, 1), ((0, 0),) * 2)))(IMAGES, KERNELS[:, :1, :1])
+    )
+    assert program.count("dot_general[") == 1
 
 
 def test_apart_and_together():

@@ -95,8 +95,14 @@ class BatchNorm(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., c] -> [..., c]."""
+    def __call__(self, x: jax.Array, bias_before: jax.Array | float = 0) -> jax.Array:
+        """[..., c] -> [..., c].
+
+        Args:
+          x: what is normalised.
+          bias_before: [c], of what comes before and not yet added. The mean takes it away again, so it has no gradient
+            and shows in the running mean alone.
+        """
         channels = x.shape[-1:]
         averages = [
             self.variable("batch_stats", "mean", jnp.zeros, channels),
@@ -104,8 +110,8 @@ class BatchNorm(nn.Module):
         ]
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
-        y, *seen = batch_norm(x, scale, bias, self.epsilon)
+        y, mean, var = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
-            for average, new in zip(averages, seen, strict=True):
+            for average, new in zip(averages, (mean + bias_before, var), strict=True):
                 average.value = self.momentum * average.value + (1 - self.momentum) * new
         return y.astype(self.dtype)

@@ -1,6 +1,7 @@
-"""The convolution of our networks: under `vmap` over J networks it is J plain ones, and not a grouped one.
+"""The convolutions of our networks: under `vmap` over J networks they are J plain ones, and not a grouped one.
 
-XLA runs a grouped convolution several times slower than its parts on a CPU, and on many GPUs.
+XLA runs a grouped convolution several times slower than its parts on a CPU, and on many GPUs. Those of one pixel are
+products of matrices, of J networks a batch of them.
 """
 
 import functools
@@ -15,6 +16,20 @@ def convolution(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any
     """Like `jax.lax.conv_general_dilated`, for Flax's argument of that name."""
     settings = {"window_strides": strides, "padding": padding, **options}
     return _made(tuple(sorted((name, _hashable(value)) for name, value in settings.items())))(images, kernel)
+
+
+def of_pixels(images: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any) -> jax.Array:
+    """A convolution with a kernel [1, 1, c, d] and no padding as a product, for the same argument.
+
+    A CPU takes a third to two thirds of the time for it and its gradients. A GPU copies nothing for its gradient, which
+    in a convolution is in another order than the kernel, and launches one for all networks.
+    """
+    assert kernel.shape[:2] == (1, 1) and not any(map(any, padding))
+    rows, columns = strides
+    seen = images[:, ::rows, ::columns]
+    # With one axis in front XLA takes the gradient's product as it is; over several it first turns what was seen.
+    found = jnp.dot(seen.reshape(-1, seen.shape[-1]), kernel[0, 0])
+    return found.reshape(*seen.shape[:-1], -1)
 
 
 def _hashable(value: Any) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cutnmix_jax.backbones.batch_norm import BatchNorm
-from cutnmix_jax.backbones.convolution import convolution
+from cutnmix_jax.backbones.convolution import convolution, of_pixels
 from cutnmix_jax.backbones.depthwise import shifted_sum
 
 # What of a network runs: `trunk` from the images to the feature maps that peers may share, `tail` from there on.
@@ -71,7 +71,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
-        conv_general_dilated=shifted_sum if depthwise and _on_cpu() else convolution,
+        conv_general_dilated=shifted_sum if depthwise and _on_cpu() else of_pixels if kernel == 1 else convolution,
         name=name,
     )
     return layer(kept(x))
@@ -105,13 +105,15 @@ def shapes_only() -> Iterator[None]:
         _shapes_only.reset(token)
 
 
-def norm(x: jax.Array, train: bool, dtype: Any, name: str | None = None) -> jax.Array:
+def norm(
+    x: jax.Array, train: bool, dtype: Any, name: str | None = None, bias_before: jax.Array | float = 0
+) -> jax.Array:
     """Batch norm with PyTorch's constants: momentum .9 in Flax's sense is .1 in PyTorch's; epsilon 1e-5.
 
-    Its running variance is the biased one, unlike PyTorch's.
+    Its running variance is the biased one, unlike PyTorch's. `bias_before` is as in `BatchNorm`, for training alone.
     """
     if train:
-        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x)
+        return BatchNorm(momentum=0.9, epsilon=1e-5, dtype=dtype, name=name)(x, bias_before)
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, dtype=dtype, name=name)(x)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cutnmix_jax.backbones.layers import TAIL, TRUNK, WHOLE, conv, norm
+from cutnmix_jax.backbones.pooling import max_pool
 
 __all__ = ["vgg16", "vgg19"]
 
@@ -48,9 +49,9 @@ class VGG(nn.Module):
                 # Named by their number in the network, whichever part of it runs.
                 first = sum(self.convs[:stage])
                 for number in range(first, first + count):
-                    x = conv(x, width, 3, dtype=self.dtype, use_bias=True, name=f"Conv_{number}")
-                    x = nn.relu(norm(x, train, self.dtype, f"BatchNorm_{number}"))
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                    x = self.layer(x, train, number, width)
+                # What is exported is one operation.
+                x = max_pool(x) if train else nn.max_pool(x, (2, 2), strides=(2, 2))
         if part == TRUNK:
             return x
         features = x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -59,6 +60,16 @@ class VGG(nn.Module):
         hidden = nn.relu(nn.Dense(512, kernel_init=kernel_init)(features))
         hidden = nn.relu(nn.Dense(512, kernel_init=kernel_init)(hidden))
         return nn.Dense(self.num_classes, kernel_init=kernel_init)(hidden), features
+
+    def layer(self, x: jax.Array, train: bool, number: int, width: int) -> jax.Array:
+        """A convolution, batch norm, ReLU.
+
+        Training leaves the bias to batch norm, which has no use for it: no sum for a gradient that is 0.
+        """
+        name, given = f"Conv_{number}", train and not self.is_initializing()
+        x = conv(x, width, 3, dtype=self.dtype, use_bias=not given, name=name)
+        bias = self.variables["params"][name]["bias"] if given else 0
+        return nn.relu(norm(x, train, self.dtype, f"BatchNorm_{number}", bias))
 
 
 def vgg16(num_classes: int, dtype: Any = jnp.float32) -> nn.Module:

@@ -44,9 +44,11 @@ def _kind(line: str, name: str, operation: str) -> str:
     if "__cudnn$conv" in line or operation == "convolution":
         is_forward = "convForward" in line or "BiasActivation" in line
         return "convolution" if is_forward else "convolution, gradient"
+    backwards = "transpose(" in where
+    if "__cublas" in line and "/Conv_" in where:  # of pixels, which are products
+        return "convolution, gradient" if backwards else "convolution"
     if operation == "copy" or "transpose_fusion" in name:
         return "copies"
-    backwards = "transpose(" in where
     if "BatchNorm" in where:
         return "batch norm, gradient" if backwards else "batch norm"
     if backwards or "jvp(" in where:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax.benchmark import kernels, report, run, target, worker
+from cutnmix_jax.benchmark import kernels, levers, report, run, target, worker
 from cutnmix_jax.errors import UsageError
 
 NETWORKS = (
@@ -32,27 +32,6 @@ GROWTH = {
     "images": (1_000, 5_000, 20_000, 50_000),
     "classes": (10, 100, 500, 1000),
 }
-
-# What the settings are worth, for one network. A name -> fields, environment.
-LEVERS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "bfloat16": ({"precision": "bfloat16"}, {}),
-    "1 step per call": ({"steps_per_call": 1}, {}),
-    "vmap": ({"mapping": "vmap"}, {}),
-    "float32": ({"precision": "float32"}, {}),
-    "graphs with convolutions": ({}, {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION"}),
-    "graphs with loops": ({}, {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"}),
-    "concurrent graphs": (
-        {},
-        {
-            "XLA_FLAGS": "--xla_gpu_enable_command_buffer=+CONVOLUTION"
-            " --xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
-        },
-    ),
-    "4 peers": ({"num_peers": 4}, {}),
-    "8 peers": ({"num_peers": 8}, {}),
-    "batch 256": ({"batch_size": 256}, {}),
-}
-LEVER_NETWORK = "resnet32"
 
 Program = tuple[dict[str, Any], str | None]  # what is trained, and the tier of PyTorch or None for ours
 
@@ -118,9 +97,7 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
     names = list(networks) or list(NETWORKS)
     tiers = known.tiers or GPU_TIERS
     found: dict[str, report.Found] = {}
-    phases = [compared(names, known, fields, tiers)]
-    if LEVER_NETWORK in names:
-        phases.append(levers(known, fields))
+    phases = filter(None, [compared(names, known, fields, tiers), changed(names, known, fields)])
     for programs, share in zip(phases, COMPILED_BY, strict=False):
         measure(programs, begun + share * known.budget, begun + known.budget, known, found)
     for one in found.values():
@@ -149,13 +126,12 @@ def compared(
     return programs
 
 
-def levers(known: argparse.Namespace, fields: Mapping[str, Any]) -> dict[str, Program]:
+def changed(names: Sequence[str], known: argparse.Namespace, fields: Mapping[str, Any]) -> dict[str, Program]:
     """Ours with one setting changed at a time."""
     programs: dict[str, Program] = {}
-    for label, (changed, environment) in LEVERS.items():
-        one = {**fields, "backbone": LEVER_NETWORK, **changed}
-        spec = run.spec_of(one, classes=known.classes, images=known.images)
-        programs[f"{LEVER_NETWORK}, {label}"] = (spec | {"environment": environment}, None)
+    for label, (name, (other, environment)) in levers.of(names).items():
+        spec = run.spec_of({**fields, "backbone": name, **other}, classes=known.classes, images=known.images)
+        programs[label] = (spec | {"environment": environment}, None)
     return programs
 
 

@@ -54,7 +54,7 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
         return transformation.init(seen(params))
 
     def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        updates, state = transformation.update(seen(grads), state, seen(params))
+        updates, state = transformation.update(seen(_whole(grads)), state, seen(params))
         return stack.together(updates, params) if of_arrays else updates, state
 
     return optax.GradientTransformation(init, update), _schedule(settings, steps_per_epoch, total_steps)
@@ -92,8 +92,35 @@ def _stepwise(settings: Optimizer, epochs: np.ndarray) -> np.ndarray:
 
 def apply(params: Tree, updates: Tree, learning_rate: jax.Array) -> Tree:
     """Takes the step w <- w - learning_rate * update in float32; each w keeps its type."""
-    moved = jax.tree.map(lambda weight, update: weight - learning_rate * update, as_float32(params), updates)
+    rate = _read_by_all(learning_rate)
+    moved = jax.tree.map(lambda weight, update: weight - rate() * update, as_float32(params), updates)
     return as_types_of(params, moved)
+
+
+def _read_by_all(number: jax.Array) -> Callable[[], jax.Array]:
+    """What returns the number; on a GPU out of an array, which makes fewer kernels.
+
+    XLA updates all weights of one size in one kernel where all of them read an array, and does not where it is one
+    number. The barrier keeps it from taking the number out of the array first.
+    """
+    if jax.default_backend() != "gpu":
+        return lambda: number
+    pair = jax.lax.optimization_barrier(jnp.stack([number, number]))
+    return lambda: pair[0]
+
+
+def _whole(grads: Tree) -> Tree:
+    """Gradients as they are; on a GPU XLA adds nothing to that of a product while it computes it.
+
+    It would add the decayed weight, which another kernel has to bring. What has fewer than three axes, as the scales of
+    batch norm of J networks, is computed together with its update.
+    """
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        is_of_product = leaf.ndim > 2 and not stack.is_kernel(leaf)
+        return jax.lax.optimization_barrier(leaf) if is_of_product else leaf
+
+    return jax.tree.map(whole, grads) if jax.default_backend() == "gpu" else grads
 
 
 def ramp_up(epoch: jax.Array, epochs: int) -> jax.Array:

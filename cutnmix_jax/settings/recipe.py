@@ -48,6 +48,7 @@ def imagenet(backbone: str, argument: str | None) -> ConfigDict:
     if not (argument or "").partition(",")[0]:
         raise UsageError("--config: the recipe for ImageNet has no data set of its own; name one, NAME:DATASET,METHOD")
     config = make(backbone, argument)
+    config.image_size = 224
     config.epochs, config.batch_size, config.eval_batch_size = 90, 256, 250
     config.optimizer.learning_rate, config.optimizer.weight_decay = 0.1, 1e-4
     config.optimizer.milestones = (30, 60, 80)
