@@ -59,6 +59,11 @@ def test_what_cannot_be_read_or_removed_ends_nothing(tmp_path):
     assert again == said and errors.count("\n") == errors.count("warning: trouble with ") > 0
 
 
+def test_what_autotuning_finds_is_kept_with_the_programs():
+    """On a GPU, and by JAX itself; this fails with a JAX that has to be asked for it."""
+    assert "xla_gpu_per_fusion_autotune_cache_dir" in jax.config.values["jax_persistent_cache_enable_xla_caches"]
+
+
 @pytest.mark.parametrize(
     ("count", "said"),
     [(1, "1 step per call"), pytest.param(4, "1 step per call; 3 further devices stay idle", marks=pytest.mark.slow)],
