@@ -266,7 +266,7 @@ def leaves(fields, prefix=""):
 
 
 def test_a_configuration_file_with_fields_of_other_types(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training.data, "load", raises(UserError("all checks were passed")))
+    monkeypatch.setattr(data, "load", raises(UserError("all checks were passed")))
     monkeypatch.setattr(training, "plan", raises(UserError("all checks were passed")))
     refused = 0
     for name in leaves(recipe.quickstart("digits,dml").to_dict()):

@@ -21,7 +21,7 @@ from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.paper import options, reproduce
 from cutnmix_jax.paper import report as paper
 from cutnmix_jax.paper.cells import Choice, cells_of
-from cutnmix_jax.settings import command_line
+from cutnmix_jax.settings import command_line, recipe
 from tests import hostile, test_paper
 from tests.hostile import BASES, FILES, FOLDERS, KINDS, ROOT, TARGETS, TEXTS, VARIABLES, Case
 from tests.runs import few
@@ -328,7 +328,8 @@ def test_a_home_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cutnmix_jax.training.train", lambda config, workdir, *_, **__: print(workdir))
-    monkeypatch.setattr(command_line, "from_flags", lambda *_: None)
+    settings = recipe.of_row("resnet8", "digits", "baseline")
+    monkeypatch.setattr(command_line, "from_flags", lambda *_: settings)
     assert main.main(["--config=x", "--workdir=~/x"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/x\n"
     assert main.main(["--config=x", "--workdir=~nobody-at-all/x"]) == 2
