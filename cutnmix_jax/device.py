@@ -141,13 +141,14 @@ def _failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageEr
 def _logged_once() -> Iterator[None]:
     """While entered, JAX does not log the traceback of a function that fails when it is called back: it raises, too."""
     loggers = [logging.getLogger(f"jax._src.{name}") for name in ("callback", "debugging")]
+    before = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.disabled = False
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
 
 
 def _mend_cache(folder: Path) -> None:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cutnmix_jax import command, seeds, training
+from cutnmix_jax import command, seeds, storage, training
 from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import blamed, set_up_jax
 from cutnmix_jax.engine import assemble
@@ -70,8 +70,9 @@ def run(
             except Exception:  # a fault of ours, which leaves the others
                 traceback.print_exc()
 
-    with set_up_jax(CHOICES[first.precision]), labelled() as label:
-        threads = [threading.Thread(target=trained, args=one) for one in enumerate(settings)]
+    # What threads undo on their own, at different times, has to be done before.
+    with storage.hush(), blamed(()), set_up_jax(CHOICES[first.precision]), labelled() as label:
+        threads = [threading.Thread(target=trained, args=one, daemon=True) for one in enumerate(settings)]
         for thread in threads:
             thread.start()
         for thread in threads:

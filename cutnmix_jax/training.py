@@ -153,6 +153,8 @@ def go_on(
     summary.show(engine, dataset, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
     made_with = environment.of_run(dataset, settings.own_backbones)
+    if engine.steps_per_call > 1:  # which depends on where the images lie
+        made_with["steps_per_call"] = engine.steps_per_call
     if engine.runs_in_program > 1:
         made_with["runs_in_program"] = engine.runs_in_program
     folder.check_images(workdir, made_with["data_sha256"])

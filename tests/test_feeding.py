@@ -139,6 +139,26 @@ def test_a_file_that_ends_early_is_one_line(tmp_path):
         found.read(rows, 3)
 
 
+def test_what_of_a_file_is_read_by_rows(tmp_path):
+    images = np.arange(6 * 2 * 3 * 3, dtype=np.uint8).reshape(6, 2, 3, 3)
+    found = mapped(images, tmp_path, "images")
+    own = np.load(tmp_path / "images.npy", mmap_mode="c")
+    own[1] = 7  # on no disk
+    for made in (found.copy(), found[::2], found.transpose(0, 2, 1, 3), own, images):
+        held = placement.held(made, "disk")
+        assert held is made
+        np.testing.assert_array_equal(
+            placement.placed(made, np.zeros(len(made), np.int32), "disk").read([1], 1), made[[1]]
+        )
+    assert isinstance(placement.held(found, "disk"), placement.Stored)
+    assert type(placement.held(found, "memory")) is np.ndarray
+
+
+def test_the_parts_of_a_set_share_its_images(tmp_path):
+    engine = Placed(tmp_path, "baseline", "memory", "--config.validation_examples=5").engine
+    assert engine.train_data.images is engine.validation_data.images
+
+
 def test_what_a_reader_raises_reaches_the_loop():
     def read(number):
         if number == 2:

@@ -1,6 +1,7 @@
 """Data sets besides those that are shipped: from pictures to a student, of tensorflow-datasets, of a user's code."""
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
@@ -267,6 +268,20 @@ def test_code_that_returns_something_else(called, change, exit_code, says, code,
     code(called.partition(":")[0] if "none" not in called else "own_other", change)
     assert main.main([f"--config=quickstart:{called}", f"--workdir={tmp_path / 'run'}"]) == exit_code
     assert says in one_error(capsys) and not (tmp_path / "run").exists()
+
+
+def test_lists_and_tuples_of_a_user_are_what_a_data_set_has(code):
+    change = "{'class_names': list('0123456789'), 'mean': (.5, .5, .5), 'std': [.5] * 3, 'sha256': 'mine'}"
+    found = data.load(f"{code('own_lists', change)}:load")
+    assert found.class_names == tuple("0123456789") and found.sha256 == ""
+    assert found.mean.dtype == found.std.dtype == np.float32
+
+
+def test_a_wrong_way_of_resizing_is_told_before_anything_is_trained(code):
+    name = code("own_way")
+    importlib.import_module(name).RESAMPLING = "bilinear"
+    with pytest.raises(UsageError, match="RESAMPLING"):
+        data.facts(f"{name}:load")
 
 
 # Another size.

@@ -261,6 +261,33 @@ def test_folders_that_are_none(counts, says, tmp_path, capsys):
     assert says in one_error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"train/cat": 3, "train/dog": 3, "val": 4}, "pictures in val are not in folders of their classes"),
+        ({"Train/cat": 3, "Train/dog": 3, "Test/cat": 2, "Test/dog": 2}, "call the folder 'Train' train"),
+    ],
+)
+def test_tests_that_are_not_where_they_are_looked_for(counts, says, tmp_path, data_dir, capsys):
+    """ImageNet's `val` is flat; and a fifth of `train` in its place would be another test."""
+    prepared(folder(tmp_path / "them", counts), code=3)
+    assert says in one_error(capsys)
+    assert not left_in(data_dir)
+
+
+def test_a_link_in_the_place_of_what_is_begun(cats, data_dir, tmp_path, capsys):
+    prepared(cats)
+    [there] = [path for path in (data_dir / "cutnmix_jax").glob("*/*") if path.is_dir()]
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "precious").write_text("kept")
+    shutil.rmtree(there)
+    there.with_name(f"{there.name}.partial").symlink_to(tmp_path / "others")
+    capsys.readouterr()
+    prepared(cats, code=3)
+    assert one_error(capsys)
+    assert (tmp_path / "others" / "precious").read_text() == "kept"
+
+
 def test_pictures_of_one_colour(tmp_path, data_dir, capsys):
     for name in ("a/1", "a/2", "b/1", "b/2"):
         (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import files, main
+from cutnmix_jax import digests, evaluate, files, main
 from cutnmix_jax.settings import recipe, tree
 from tests.runs import TEN_EPOCHS, assert_same, made, whole, write_finished
 from tests.test_run import ROOT
@@ -184,6 +184,22 @@ def test_a_teacher_s_folder_cannot_choose_what_is_imported(field, name, code, to
     assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == code
     assert told in capsys.readouterr().err
     assert not (tmp_path / "marker").exists() and "hostile.nets" not in sys.modules
+
+
+def test_a_run_s_folder_cannot_choose_the_code_that_reads_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hostile_data.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    fields = tree.of_settings(recipe.of_row("resnet8", "digits", "baseline")) | {"epochs": 1}
+    fields["dataset"] = "hostile_data:load"
+    seen = {"class_names": list("0123456789"), "image_shape": [32, 32, 3], "mean": [0.5] * 3, "std": [0.5] * 3}
+    seen |= {"resampling": "nearest"}
+    told = {"backbones": ["resnet8"], "data": seen | {"sha256": digests.of_json(seen)}}
+    row = {"epoch": 1, "step": 4, "test/accuracy": 0.5, "test/accuracy_peer_0": 0.5, "test/accuracy_ensemble": 0.5}
+    write_finished(tmp_path / "run", fields, [row], **told)
+    for more in ([], ["--dataset=digits"]):
+        assert evaluate.main([str(tmp_path / "run"), *more, f"--out={tmp_path / 'out'}"]) in (2, 4)
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "marker").exists() and "hostile_data" not in sys.modules
 
 
 def test_training_needs_no_network(tmp_path, monkeypatch):

@@ -113,6 +113,13 @@ def test_one_that_fails_does_not_end_the_others(tmp_path):
     assert (tmp_path / "seed2" / "results.json").exists()
 
 
+def test_a_signal_after_the_last_step_of_all(tmp_path, capsys):
+    seeds.end({1: 0, 2: 0}, True, {1: tmp_path, 2: tmp_path})
+    assert "test accuracy" in capsys.readouterr().out
+    with pytest.raises(StoppedError, match="seeds 2 is saved"):
+        seeds.end({1: 0, 2: 75}, True, {1: tmp_path, 2: tmp_path})
+
+
 def test_help_names_it():
     command = [sys.executable, "-m", "cutnmix_jax.main", "--help"]
     assert "--seeds" in subprocess.run(command, cwd=Path(ROOT), capture_output=True, text=True, check=True).stdout

@@ -88,6 +88,7 @@ def facts(name: str, data_dir: str | None = None, image_size: int | None = None)
         about = _prepared.find(name, data_dir or "", _prepared.only_size(name, data_dir or "", image_size))
         return Facts(about.counts, len(about.class_names), (about.size, about.size, 3))
     if _names.is_own(name):
+        resampling(name)  # which is needed at the end
         found = of_dataset(_of_own_code(name, data_dir or ""))
     else:
         module = find(name)

@@ -69,9 +69,15 @@ def _found(top: str) -> tuple[dict[str, Classes], list[str]]:
     train = os.path.join(top, "train")  # noqa: PTH118
     if not os.path.isdir(train) or not _look(train)[0]:  # noqa: PTH112 - without folders it is a class, of trains
         tops, notes = {"train": top}, [_NO_TESTS]
+        if other := [name for name in _look(top)[0] if name != "train" and name.lower() == "train"]:
+            raise DataError(f"{printable(top)}: call the folder {other[0]!r} train, in small letters, and so on")
     else:
         inside = set(_look(top)[0])
         tests = [name for name in TEST_FOLDERS if name in inside and _look(os.path.join(top, name))[0]]  # noqa: PTH118
+        for name in set(TEST_FOLDERS) & inside - set(tests):
+            if _look(os.path.join(top, name))[1]:  # noqa: PTH118
+                what = f"{printable(top)}: the pictures in {name} are not in folders of their classes"
+                raise DataError(f"{what}; sort them into such folders, or move {name} away")
         tops = {"train": train, **({"test": os.path.join(top, tests[0])} if tests else {})}  # noqa: PTH118
         notes = [] if tests else [_NO_TESTS]
         if tests[1:]:

@@ -5,6 +5,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from cutnmix_jax.errors import DataError, UsageError, blaming, described, excused, nearest
 from cutnmix_jax.types import Dataset
 
@@ -43,7 +45,14 @@ def load(name: str, data_dir: str) -> Dataset:
             raise excused(error) or DataError(f"data set {name!r} cannot be read ({described(error)})") from error
         if not isinstance(found, Dataset):
             raise UsageError(f"data set {name!r}: its function returns a {type(found).__name__}, not a types.Dataset")
-        return found._replace(name=name)
+        return found._replace(
+            name=name,
+            class_names=tuple(map(str, found.class_names)),
+            mean=np.asarray(found.mean, np.float32),
+            std=np.asarray(found.std, np.float32),
+            flip=bool(found.flip),
+            sha256="",
+        )
 
 
 def _function(name: str) -> Any:

@@ -134,7 +134,7 @@ def _partial(target: Path) -> Iterator[Path]:
     """A folder that gets the name of the target once all that is in it is on the disk; one process at a time."""
     folder = target.with_name(f"{target.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             _lock(handle, folder)

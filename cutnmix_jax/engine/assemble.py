@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import backbones, compiler, methods, precision
+from cutnmix_jax.data._facts import Facts
 from cutnmix_jax.engine import batches, feeding, peers, placement
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
@@ -37,19 +38,23 @@ class Networks(NamedTuple):
     teacher: Trained | None
 
 
-def networks(settings: Settings, num_classes: int, teacher: Trained | None = None) -> Networks:
+def networks(
+    settings: Settings, num_classes: int, teacher: Trained | None = None, known: Facts | None = None
+) -> Networks:
     """Makes the networks, without a number in them, and checks that the method fits them.
 
     Args:
       settings: of the run.
       num_classes: K.
       teacher: the trained one, if any, from `teacher.find`.
+      known: of the data set; where it is not given the data set is asked, which may be somebody's code.
 
     Raises:
       UsageError: it does not, or a network is not what it should be.
     """
+    known = known or facts(settings)
     with backbones.shapes_only():
-        dtype, shape = precision.CHOICES[settings.precision].activations, facts(settings).image_shape
+        dtype, shape = precision.CHOICES[settings.precision].activations, known.image_shape
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
         size_of = {name: _feature_size(network) for name, network in made.items()}
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
@@ -57,7 +62,7 @@ def networks(settings: Settings, num_classes: int, teacher: Trained | None = Non
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else None
         sizes = tuple(size_of[name] for name in settings.backbones)
-        spec = Spec(num_classes, sizes, _num_train(settings), trunk_size)
+        spec = Spec(num_classes, sizes, _num_train(settings, known), trunk_size)
         terms, heads = term_names(settings.loss, spec), head_names(settings.loss, spec)
     check_names(settings, terms, heads)
     check_weights(settings.method, settings.weights, methods.row(settings.method).weights, terms, spec)
@@ -112,8 +117,9 @@ def engine(
         shape = dataset.train_images.shape[1:]
         steps = feeding.steps_per_call(math.prod(shape), settings.batch_size, settings.loss.views, steps)
 
+    images, labels = placement.held(dataset.train_images, where), dataset.train_labels  # once for all parts of them
+
     def of_training(rows: np.ndarray, num_classes: int | None = None) -> placement.Placed | None:
-        images, labels = dataset.train_images, dataset.train_labels
         return placement.placed(images, labels, where, rows, num_classes) if len(rows) else None
 
     train_data = of_training(train, classes if of_class else None)
@@ -161,9 +167,9 @@ def _split(count: int, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.n
     return np.sort(train), np.sort(held_out), np.sort(validation)
 
 
-def _num_train(settings: Settings) -> int:
-    """How many images are trained on, as the data set says before it is read."""
-    images = settings.train_examples or facts(settings).counts["train"]
+def _num_train(settings: Settings, known: Facts) -> int:
+    """How many images are trained on, as is known before they are read."""
+    images = settings.train_examples or known.counts["train"]
     return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
 
 

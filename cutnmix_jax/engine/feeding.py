@@ -1,7 +1,8 @@
 """What the steps of a run are made of, a call at a time: all of an epoch where the images are on the device.
 
 Else the images of each call are read while the one before is computed. Which ones they are is drawn for the epoch, as
-ever, so a run goes on bit for bit wherever it was stopped, and wherever its images lie.
+ever, so a run goes on bit for bit wherever it was stopped; and with as many steps in a call it is the same run wherever
+its images lie.
 """
 
 import functools

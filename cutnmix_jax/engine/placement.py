@@ -65,7 +65,6 @@ class Stored:
         whole = mapped
         while isinstance(whole.base, np.memmap):  # a part says of itself that it begins where the whole does
             whole = whole.base
-        assert mapped.flags.c_contiguous
         self.shape, self._first = mapped.shape, whole.offset + mapped.ctypes.data - whole.ctypes.data
         self._bytes = int(np.prod(mapped.shape[1:]))
         self._file = open(str(mapped.filename), "rb", buffering=0)  # noqa: PTH123, SIM115 - as long as it is used
@@ -102,13 +101,23 @@ def choose(dataset: Dataset, wanted: str | None) -> str:
     return DEVICE if size <= device / 4 else MEMORY if size <= machine / 2 else DISK
 
 
+def held(images: Any, where: str) -> Any:
+    """Images as they are kept on the host; of a file that is mapped, rows are read from it, or all of it at once."""
+    if not isinstance(images, np.memmap):
+        return images
+    is_file = images.filename is not None and getattr(images, "mode", "") == "r" and images.flags.c_contiguous
+    if where == DISK:
+        return Stored(images) if is_file else images
+    return np.array(images) if where == MEMORY else images
+
+
 def placed(
-    images: np.ndarray, labels: np.ndarray, where: str, rows: np.ndarray | None = None, num_classes: int | None = None
+    images: Any, labels: np.ndarray, where: str, rows: np.ndarray | None = None, num_classes: int | None = None
 ) -> Placed:
     """Puts images where they are to lie.
 
     Args:
-      images: [N, H, W, C] uint8.
+      images: [N, H, W, C] uint8, or what `held` made of them.
       labels: [N] int32.
       where: one of `DEVICE`, `MEMORY` and `DISK`.
       rows: the images that count; None for all.
@@ -118,10 +127,7 @@ def placed(
     if where == DEVICE:
         kept = images if len(rows) == len(labels) else images[rows]
         return on_device(kept, labels[rows], num_classes)
-    held: Any = images
-    if isinstance(images, np.memmap):
-        held = Stored(images) if where == DISK else np.array(images)
-    return OnHost(held, rows, on_device(None, labels[rows], num_classes))
+    return OnHost(held(images, where), rows, on_device(None, labels[rows], num_classes))
 
 
 def ahead(read: Callable[[int], T], count: int) -> Iterator[T]:

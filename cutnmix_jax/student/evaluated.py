@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import compiler, console, data, digests, files
+from cutnmix_jax.data._facts import Facts
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, peers
 from cutnmix_jax.engine.evaluation import Evaluator
@@ -75,7 +76,9 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     if dataset.name == settings.dataset:
         _check_same(run, digests.of_data(dataset))
     dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
-    networks = assemble.networks(settings, len(classes))
+    # Not asked of the data set: what is written in a folder must not choose what code is run.
+    known = Facts({"train": run.results["train_examples"]}, len(classes), tuple(seen["image_shape"]))
+    networks = assemble.networks(settings, len(classes), known=known)
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
     arrays = saved_arrays(run, epoch["step"])
     companions = assemble.companions(settings, joined, None)
