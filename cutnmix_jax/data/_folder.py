@@ -74,7 +74,7 @@ def _found(top: str) -> tuple[dict[str, Classes], list[str]]:
     else:
         inside = set(_look(top)[0])
         tests = [name for name in TEST_FOLDERS if name in inside and _look(os.path.join(top, name))[0]]  # noqa: PTH118
-        for name in set(TEST_FOLDERS) & inside - set(tests):
+        for name in () if tests else sorted(set(TEST_FOLDERS) & inside):
             if _look(os.path.join(top, name))[1]:  # noqa: PTH118
                 what = f"{printable(top)}: the pictures in {name} are not in folders of their classes"
                 raise DataError(f"{what}; sort them into such folders, or move {name} away")
