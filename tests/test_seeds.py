@@ -53,15 +53,20 @@ def test_seeds_at_once_equal_seeds_alone(tmp_path):
     assert f"mean {mean:.2f}, standard deviation {spread:.2f} (n - 1), n 2" in out
 
 
-def test_a_signal_stops_and_saves_all_of_them(tmp_path):
-    arguments = [*ALONE, "--seeds=1,2", "--config.epochs=100000"]
-    process = start(arguments, tmp_path)
+def stopped(tmp_path, *more):
+    """Stops two seeds in the middle by a signal; returns what they printed and their folders."""
+    process = start([*ALONE, "--seeds=1,2", "--config.epochs=100000", *more], tmp_path)
     folders = [tmp_path / "seed1", tmp_path / "seed2"]
     wait_for(lambda: all((folder / "metrics.jsonl").exists() and rows_of(folder) for folder in folders))
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert err.splitlines()[-1] == "stopped; what was trained of seeds 1, 2 is saved, the same command continues"
+    return out, folders
+
+
+def test_a_signal_stops_and_saves_all_of_them(tmp_path):
+    _, folders = stopped(tmp_path)
     for folder in folders:
         assert any((folder / "checkpoints").iterdir())
 

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import signal
 import threading
 
 import chex
@@ -19,7 +18,8 @@ from cutnmix_jax.engine import joint
 from cutnmix_jax.errors import CheckpointError, DivergedError, StoppedError
 from cutnmix_jax.settings import command_line
 from tests.runs import TEN_EPOCHS, Made, steps_in
-from tests.test_run import TINY, rows_of, start, wait_for
+from tests.test_run import TINY, rows_of
+from tests.test_seeds import stopped
 
 SEEDS = (1, 2, 3)
 
@@ -233,14 +233,7 @@ def test_it_is_noted_that_the_bits_are_those_of_three(undisturbed):
 
 
 def test_through_the_command_with_a_signal(tmp_path):
-    arguments = [f"{TINY[0]}:digits,baseline", *TINY[1:], "--seeds=1,2", "--together", "--config.epochs=100000"]
-    process = start(arguments, tmp_path)
-    folders = [tmp_path / "seed1", tmp_path / "seed2"]
-    wait_for(lambda: all((folder / "metrics.jsonl").exists() and rows_of(folder) for folder in folders))
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    assert err.splitlines()[-1] == "stopped; what was trained of seeds 1, 2 is saved, the same command continues"
+    out, folders = stopped(tmp_path, "--together")
     assert len({max(steps_in(folder)) for folder in folders}) == 1
     assert {line[:8] for line in out.splitlines()} == {"seed 1 |", "seed 2 |"}
 

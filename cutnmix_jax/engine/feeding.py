@@ -6,7 +6,7 @@ its images lie.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -21,6 +21,8 @@ from cutnmix_jax.method import View
 
 MOST_BYTES = 64 * 2**20  # of the images of a call
 
+Drawn = Callable[[int], Feed]  # draws an epoch; without images where they are on the host
+
 
 class Feeds(Protocol):
     """Where the loop gets them."""
@@ -30,13 +32,6 @@ class Feeds(Protocol):
 
     def shapes(self) -> Feed:
         """What they look like, with nothing drawn or read."""
-
-
-class Drawn(Protocol):
-    """What draws an epoch."""
-
-    def __call__(self, epoch: int) -> Feed:
-        """Its feed, without images where they are on the host."""
 
 
 class Whole:

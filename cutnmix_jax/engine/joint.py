@@ -7,6 +7,7 @@ than three programs.
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,14 +135,10 @@ class Joint:
         feeds = (feed[1:],) * self.count
         return compiler.compiled_beside(self._program, states, totals, feed.data, feeds, 1)
 
-    @property
+    @functools.cached_property
     def _program(self) -> Any:
         assert self._first
-        if not self._made:
-            self._made = train_steps(self._first)
-        return self._made
-
-    _made: Any = None
+        return train_steps(self._first)
 
     def _go_if_all_wait(self) -> None:
         if not self._waiting or len(self._waiting) + self._left < self.count:
