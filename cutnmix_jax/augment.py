@@ -173,11 +173,11 @@ def draw_mix(
     return Mix(partner, jnp.where(mixed, amount, 0.0), jnp.where(mixed, boxes, 0))
 
 
-def mixed_images(images: jax.Array, how: Mix, kind: str) -> jax.Array:
-    """Mixes images [B, n, H, W, C] as `draw_mix` has drawn it for them."""
+def mixed_images(images: jax.Array, how: Mix, kind: str, partners: jax.Array | None = None) -> jax.Array:
+    """Mixes images [B, n, H, W, C] as `draw_mix` has drawn it for them; their partners may be at hand already."""
     if kind == "none":
         return images
-    partners = images[:, how.partner]
+    partners = images[:, how.partner] if partners is None else partners
     if kind == "mixup":
         amount = how.amount[:, None, None, None, None]
         return amount * partners + (1 - amount) * images

@@ -30,19 +30,22 @@ _OPTIONS = _options(jaxlib.__version__)
 _LEAST_EFFORT: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 
-def compiled(function: Callable[..., Any], *, once: bool = False, donate: int | tuple[int, ...] = ()) -> Any:
+def compiled(
+    function: Callable[..., Any], *, once: bool = False, donate: int | tuple[int, ...] = (), **shardings: Any
+) -> Any:
     """`jax.jit` with options that give right numbers on every version of JAX that is supported.
 
     Args:
       function: pure, of arrays.
       once: whether it runs only once, or so seldom that on a CPU compiling it is what takes the time.
       donate: the arguments whose memory it may take over.
+      **shardings: `in_shardings` and `out_shardings`, of a run on several devices.
 
     Returns:
       the compiled function. JAX allows options on the outermost program alone, so it cannot be called in another one.
     """
     effort = _LEAST_EFFORT if once and jax.default_backend() == "cpu" else {}
-    return jax.jit(function, donate_argnums=donate, compiler_options=_OPTIONS | effort)
+    return jax.jit(function, donate_argnums=donate, compiler_options=_OPTIONS | effort, **shardings)
 
 
 @contextlib.contextmanager

@@ -106,13 +106,13 @@ def train(
                 raise StoppedError("stopped before a new step was trained; the same command begins where this one did")
             saved = saved._replace(wall_seconds=jnp.float32(earlier + time.monotonic() - began.start))
             if due or last or stopping or refused:
-                _save(checkpoints, files, saved, last or stopping or refused is not None)
+                _save(engine, checkpoints, files, saved, last or stopping or refused is not None)
                 saved_at = time.monotonic()
             if refused:
                 raise CallerError from refused
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
-    return saved
+    return engine.devices.collected(saved)
 
 
 def _end_epoch(
@@ -135,10 +135,10 @@ def _end_epoch(
     return begun, metrics.ranked(files.rows)[0] is row, refused
 
 
-def _save(checkpoints: Checkpoints, files: metrics.Metrics, saved: Saved, ends: bool) -> None:
+def _save(engine: Engine, checkpoints: Checkpoints, files: metrics.Metrics, saved: Saved, ends: bool) -> None:
     """Begins to save a state, or has it and all rows on disk where this start ends with it."""
     reached, first = int(saved.state.step), not checkpoints.steps()
-    (checkpoints.finish if ends else checkpoints.save)(reached, saved, files.rows)
+    (checkpoints.finish if ends else checkpoints.save)(reached, engine.devices.collected(saved), files.rows)
     if ends or first:  # a run that cannot write its rows ends now, and not after all epochs
         files.settle()
 

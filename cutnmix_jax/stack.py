@@ -82,7 +82,16 @@ def apart(tree: Tree) -> Tree:
 
 def together(tree: Tree, like: Tree) -> Tree:
     """The opposite of `apart`, where `like` has its stacks."""
-    return jax.tree.map(lambda node, part: of(part) if _is_stack(node) else part, like, tree, is_leaf=_is_stack)
+
+    def joined(model: Any, *leaves: jax.Array) -> Any:
+        return Apart(leaves) if _is_apart(model) else jnp.stack(leaves)
+
+    def as_there(node: Any, part: Any) -> Any:
+        if not _is_stack(node):
+            return part
+        return Stack(jax.tree.map(joined, node.tree, *part, is_leaf=_is_apart), node.count)
+
+    return jax.tree.map(as_there, like, tree, is_leaf=_is_stack)
 
 
 def is_kernel(leaf: Any) -> bool:

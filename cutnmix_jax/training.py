@@ -168,7 +168,7 @@ def go_on(
         before = continued.read_if_any(workdir / layout.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
             made_with["init_sha256"] = begun_as
-        saved, compiling = (restored.state, 0.0) if restored else _new(engine)
+        saved, compiling = (engine.devices.put(restored.state), 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
         with outcome.expendable(layout.ENVIRONMENT, OSError):

@@ -8,7 +8,7 @@ import pytest
 
 from cutnmix_jax import backbones, methods, stack
 from cutnmix_jax.backbones.adapters import linen_backbone
-from cutnmix_jax.engine import companions, peers
+from cutnmix_jax.engine import companions, mappings, peers
 from cutnmix_jax.settings import MAPPINGS
 from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Spec
@@ -44,7 +44,7 @@ def test_unroll_equals_vmap_equals_separate_networks(name):
     chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-5)
     (_, (outputs, new_stats)), _ = one
     apply = jax.jit(pair[0].apply, static_argnums=2)
-    for j, key in enumerate(peers.keys(KEY, 2)[:2]):
+    for j, key in enumerate(mappings.keys(KEY, 2)[:2]):
         alone, alone_stats = apply({"params": params[j], "batch_stats": stats[j]}, IMAGES[j], True, key)
         chex.assert_trees_all_close((outputs[j], new_stats[j]), (alone, alone_stats), rtol=1e-4, atol=1e-5)
 

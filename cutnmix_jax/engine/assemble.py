@@ -10,7 +10,7 @@ import numpy as np
 
 from cutnmix_jax import backbones, compiler, methods, precision
 from cutnmix_jax.data._facts import Facts
-from cutnmix_jax.engine import batches, feeding, peers, placement
+from cutnmix_jax.engine import batches, devices, feeding, peers, placement
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import UsageError
@@ -110,7 +110,8 @@ def engine(
         raise UsageError(f"{settings.method} learns from a trained teacher, and there is none here; choose another row")
     train, held_out, validation = _split(len(dataset.train_labels), settings)
     classes, where = dataset.num_classes, placement.choose(dataset, settings.images_in)
-    joined = peers.make(found.backbones, settings.mapping, settings.share_trunk)
+    lies = devices.choose(settings)
+    joined = peers.make(found.backbones, settings.mapping, settings.share_trunk, lies)
     of_class = any(view.same_class for view in settings.loss.views)
     steps = 1 if jax.default_backend() == "cpu" else settings.steps_per_call or GPU_STEPS_PER_CALL
     if where != DEVICE:
@@ -120,7 +121,7 @@ def engine(
     images, labels = placement.held(dataset.train_images, where), dataset.train_labels  # once for all parts of them
 
     def of_training(rows: np.ndarray, num_classes: int | None = None) -> placement.Placed | None:
-        return placement.placed(images, labels, where, rows, num_classes) if len(rows) else None
+        return placement.placed(images, labels, where, lies, rows, num_classes) if len(rows) else None
 
     train_data = of_training(train, classes if of_class else None)
     assert train_data
@@ -130,9 +131,10 @@ def engine(
         spec=Spec(classes, found.sizes, len(train), found.trunk_size),
         peers=joined,
         companions=companions(settings, joined, found.teacher),
-        make_batch=batches.make_batch_maker(dataset, settings),
+        devices=lies,
+        make_batch=batches.make_batch_maker(dataset, settings, lies),
         train_data=train_data,
-        test_data=placement.placed(dataset.test_images, dataset.test_labels, where),
+        test_data=placement.placed(dataset.test_images, dataset.test_labels, where, lies),
         held_out=of_training(held_out),
         validation_data=of_training(validation),
         load_start=load_start,

@@ -1,7 +1,7 @@
 """What each network sees in a step: a pure function of the key of the run, the training set and the step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax import augment, crops
+from cutnmix_jax.engine.devices import DATA, ONE, PEERS, Devices
 from cutnmix_jax.method import View
 from cutnmix_jax.settings import MOST_PEERS, Settings
 from cutnmix_jax.types import Batch, Dataset, Mix, Tree
@@ -16,7 +17,7 @@ from cutnmix_jax.types import Batch, Dataset, Mix, Tree
 INIT, ORDER, STEP = range(3)  # what a key is for; folded into the key of the run first
 
 # What is folded into the key of a step's forward passes: below it the number of a peer, or J for a shared trunk (see
-# `peers.keys`); from it on the number of a view after the first, or 0 for the teachers.
+# `mappings.keys`); from it on the number of a view after the first, or 0 for the teachers.
 VIEW_KEY = 1000
 assert VIEW_KEY > MOST_PEERS
 
@@ -25,7 +26,7 @@ class Data(NamedTuple):
     """A labelled set of images on the device.
 
     Attributes:
-      images: [N, H, W, C] uint8; None where they are on the host, or those of a call, see `feeding`.
+      images: [N, H, W, C] uint8; None where they are on the host.
       labels: [N] int32.
       by_class: [N] int32, the rows sorted by their class, and
       starts: [K + 1] int32, where each class begins in them; for views of another image of the same class.
@@ -42,6 +43,8 @@ class Draws(NamedTuple):
 
     Attributes:
       rows: [views, n] int32, the rows of the training set that each view shows.
+      images: where images are on the host, those of the views that show images of their own, see `feeding`: [distinct
+        views, n, H, W, C] uint8.
       crops: for each view the crops of J networks, or of one where all see the same; None where it is not cropped.
       how: `augment.draw_mix` of a box for each view and peer, [views * J].
     """
@@ -49,6 +52,7 @@ class Draws(NamedTuple):
     rows: jax.Array
     crops: tuple[crops.Crops | None, ...]
     how: Mix
+    images: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,7 @@ def epoch_order(key: jax.Array, epoch: jax.Array | int, num_train: int) -> jax.A
     return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), num_train)
 
 
-def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
+def make_batch_maker(dataset: Dataset, settings: Settings, devices: Devices = ONE) -> BatchMaker:
     """Makes what draws and what makes the batches that the peers see.
 
     Gather, a crop, a flip and colours for each peer or once for all, mix, normalise.
@@ -93,6 +97,7 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
       dataset: for its classes, its mean and deviation and whether its images may be mirrored.
       settings: for the number of peers, whether each has its own crop and flip (section 2.2), how batches are mixed,
         and what the method says of the views.
+      devices: of the run.
     """
     mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
     num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
@@ -131,18 +136,41 @@ def make_batch_maker(dataset: Dataset, settings: Settings) -> BatchMaker:
         seen = images[None] if drawn is None else jax.vmap(crops.cropped, (None, 0))(images, drawn)
         return jnp.broadcast_to(seen, (count, *seen.shape[1:]))
 
+    shown = distinct(views)  # the place of the images of each view among those that are there
+    places = [shown.index(number) if number in shown else 0 for number in range(len(views))]
+
+    def pixels(data: Data, draws: Draws, of: jax.Array | None = None) -> jax.Array:
+        """What all views and peers see of the images of a batch, or of others of it, before it is mixed."""
+        seen = []
+        for place, rows, drawn in zip(places, draws.rows, draws.crops, strict=True):
+            images = data.images[rows if of is None else rows[of]] if draws.images is None else draws.images[place]
+            if of is not None:
+                images = images if draws.images is None else images[of]
+                drawn = jax.tree.map(lambda leaf: leaf[:, of], drawn)
+            seen.append(seen_by_peers(devices.split_batch(images, 0), drawn))
+        return jnp.concatenate(seen).astype(jnp.float32) / 255
+
     def make(data: Data, index: jax.Array, draws: Draws) -> tuple[Batch, Mix]:
-        seen = [seen_by_peers(data.images[rows], drawn) for rows, drawn in zip(draws.rows, draws.crops, strict=True)]
         labels, how, shape = data.labels[index], draws.how, (len(views), count)
-        mixed = augment.mixed_images(jnp.concatenate(seen).astype(jnp.float32) / 255, how, mix.kind)
+        own = pixels(data, draws)
+        # On several devices a partner may be on another one. To make it twice costs less than to send it.
+        partners = pixels(data, draws, how.partner) if devices.mesh and mix.kind != "none" else None
+        mixed = augment.mixed_images(own, how, mix.kind, partners)
         targets = augment.mixed_targets(jax.nn.one_hot(labels, dataset.num_classes), how)
         targets = targets.reshape(*shape, *targets.shape[1:])
         targets = jnp.broadcast_to(targets, (len(views), num_peers, *targets.shape[2:]))
-        batch = Batch(((mixed - mean) / std).reshape(*shape, *mixed.shape[1:]), targets, labels, index)
+        images = ((mixed - mean) / std).reshape(*shape, *mixed.shape[1:])
+        images = devices.split(images, None, PEERS if count > 1 else None, DATA)
+        batch = Batch(images, devices.split_batch(targets, 2), labels, index)
         by_view = Mix(how.partner, how.amount.reshape(shape), how.boxes.reshape(*shape, 4))
         return batch, by_view
 
     return BatchMaker(draw, make)
+
+
+def distinct(views: Sequence[View]) -> list[int]:
+    """The views that show images of their own; the others show those of the first one."""
+    return [number for number, view in enumerate(views) if number == 0 or view.same_class]
 
 
 def epoch_draws(

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax.engine.mappings import are_shared
 from cutnmix_jax.engine.optim import as_float32, as_types_of
-from cutnmix_jax.engine.peers import Peers, are_shared
+from cutnmix_jax.engine.peers import Peers
 from cutnmix_jax.types import Backbone, Tree
 
 MEAN_DECAY = 0.999  # as PCL (Wu and Gong 2021) has it

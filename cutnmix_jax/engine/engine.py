@@ -19,6 +19,7 @@ from cutnmix_jax.compiler import compiled, compiled_beside
 from cutnmix_jax.engine import batches, calls, feeding, optim, passes
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
+from cutnmix_jax.engine.devices import Devices
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.engine.peers import Peers, begun
 from cutnmix_jax.engine.placement import Placed, on_device_of
@@ -41,6 +42,7 @@ class Engine:
       spec: what the method knows of them.
       peers: the networks.
       companions: those beside them, which no gradient trains.
+      devices: on which it is trained.
       make_batch: from rows of the training set to what the networks see.
       train_data: without what is held out.
       test_data: that it is tested on.
@@ -55,6 +57,7 @@ class Engine:
     spec: Spec
     peers: Peers
     companions: Companions
+    devices: Devices
     make_batch: batches.BatchMaker
     train_data: Placed
     test_data: Placed
@@ -104,7 +107,7 @@ class Engine:
         """The state before the first step."""
         saved = compiled(self._fresh, once=True)(self.key, self.load_start() if self.load_start else {})
         teachers = self.companions.with_loaded(saved.state.teachers)
-        return saved._replace(state=saved.state._replace(teachers=teachers))
+        return self.devices.put(saved._replace(state=saved.state._replace(teachers=teachers)))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
@@ -152,7 +155,7 @@ class Engine:
     def feeds(self) -> feeding.Feeds:
         """What the calls of a run are made of, one after the other."""
         shapes = self._fed(functools.partial(jax.eval_shape, self._draws), 0)
-        return feeding.make(self.train_data, self.feed, shapes, self.steps_per_call, self.method.views)
+        return feeding.make(self.train_data, self.feed, shapes, self.steps_per_call, self.method.views, self.devices)
 
     def feed_shapes(self) -> Feed:
         """What the feed of a call looks like, with nothing drawn."""
@@ -166,7 +169,7 @@ class Engine:
 
     @functools.cached_property
     def _draw(self) -> jax.stages.Wrapped:
-        return compiled(self._draws, once=True)
+        return compiled(self._draws, once=True, **self.devices.whole_results)
 
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
         """The batch of a step, counted from 0, out of the feed of its epoch or call."""
@@ -221,7 +224,7 @@ class Engine:
                 return self.step(state, sums, feed)
             return calls.until(state.step + count, lambda before, totals: self.step(before, totals, feed), state, sums)
 
-        return compiled(train, donate=0)
+        return compiled(train, donate=0, **self.devices.of_steps(self.shapes().state, self.feed_shapes()))
 
     def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
         """While entered, compiles `train_steps` in another thread."""
@@ -230,13 +233,15 @@ class Engine:
 
     def first_batch(self) -> tuple[Batch, Mix]:
         """The batch of step 0 as training sees it."""
-        return compiled(functools.partial(self.batch_at, 0), once=True)(self.feeds().at(0))
+        made = compiled(functools.partial(self.batch_at, 0), once=True, **self.devices.whole_results)
+        return made(self.feeds().at(0))
 
     # Evaluation.
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self.method, self.peers, self.companions, self.dataset, self.settings.eval_batch_size)
+        size = -(-self.settings.eval_batch_size // self.devices.parts) * self.devices.parts
+        return Evaluator(self.method, self.peers, self.companions, self.dataset, size, self.devices)
 
     def evaluate(self, state: TrainState, data: Placed | None = None) -> Accuracies:
         """Exact accuracies on some images; on the test set where there are none."""

@@ -13,6 +13,7 @@ from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import batches
 from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.companions import Companions
+from cutnmix_jax.engine.devices import ONE, Devices
 from cutnmix_jax.engine.peers import Peers
 from cutnmix_jax.engine.placement import Placed, in_parts
 from cutnmix_jax.method import Method
@@ -70,7 +71,8 @@ class Evaluator:
       peers: the networks.
       companions: of which means are reported, too.
       dataset: for its mean and deviation.
-      batch_size: images at once.
+      batch_size: images at once; of several devices a multiple of their number.
+      devices: of the run.
     """
 
     method: Method
@@ -78,6 +80,7 @@ class Evaluator:
     companions: Companions
     dataset: Dataset
     batch_size: int
+    devices: Devices = ONE
 
     @functools.cached_property
     def _count(self) -> jax.stages.Wrapped:
@@ -100,7 +103,9 @@ class Evaluator:
         return compiled(count)
 
     def _images(self, data: Data, rows: jax.Array) -> jax.Array:
-        return batches.normalised(data.images[rows], self.dataset.mean, self.dataset.std)
+        # A part of images that are on the host is all that is there; it is split already.
+        images = data.images if len(data.images) == self.batch_size else data.images[rows]
+        return batches.normalised(self.devices.split_batch(images, 0), self.dataset.mean, self.dataset.std)
 
     def _said(
         self, state: TrainState, images: jax.Array
@@ -122,28 +127,28 @@ class Evaluator:
     def accuracies(self, state: TrainState, data: Placed) -> Accuracies:
         """Every one of M images counts once, whatever their number and the size of the batches."""
         size = len(data.labels)
-        counts = [self._count(state, *part) for part in in_parts(data, self.batch_size)]
+        counts = [self._count(state, *part) for part in in_parts(data, self.batch_size, self.devices)]
         counts = jax.device_get(counts)  # one wait for all of them
         return jax.tree.map(lambda *of_batches: sum(map(int, of_batches)) / size, *counts)
 
     def answers(self, state: TrainState, data: Placed) -> Answers:
         """What every classifier says to each of M images, on the host."""
         size = len(data.labels)
-        parts = [jax.device_get(self._answer(state, *part)) for part in in_parts(data, self.batch_size)]
+        parts = [jax.device_get(self._answer(state, *part)) for part in in_parts(data, self.batch_size, self.devices)]
         return jax.tree.map(lambda *of_batches: np.concatenate(of_batches)[:size], *parts)
 
     @functools.cached_property
     def _answer(self) -> jax.stages.Wrapped:
         def answer(state: TrainState, data: Data, start: jax.Array, end: jax.Array) -> Answers:
             rows = jnp.minimum(start + jnp.arange(self.batch_size), end - 1)
-            return Answers(*self._said(state, self._images(data, rows)))
+            return self.devices.split(Answers(*self._said(state, self._images(data, rows))))
 
         return compiled(answer)
 
     def calibrated(self, state: TrainState, data: Placed) -> TrainState:
         """Shows the method what its peers say of images that are held out."""
         size = len(data.labels)
-        logits = [self._logits(state, *part) for part in in_parts(data, self.batch_size)]
+        logits = [self._logits(state, *part) for part in in_parts(data, self.batch_size, self.devices)]
         joined = jnp.concatenate(logits, axis=1)[:, :size]
         return state._replace(method_state=self._calibrated(state.method_state, joined, data.labels))
 
@@ -152,7 +157,7 @@ class Evaluator:
         def logits(state: TrainState, data: Data, start: jax.Array, end: jax.Array) -> jax.Array:
             rows = jnp.minimum(start + jnp.arange(self.batch_size), end - 1)
             outputs = self._evaluated(state, self._images(data, rows))
-            return jnp.stack([out.logits for out in outputs])
+            return self.devices.split(jnp.stack([out.logits for out in outputs]))
 
         return compiled(logits)
 

@@ -6,15 +6,17 @@ its images lie.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax.compiler import compiled
-from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine.batches import Data, distinct
+from cutnmix_jax.engine.devices import Devices
 from cutnmix_jax.engine.placement import OnHost, Placed, ahead
 from cutnmix_jax.engine.state import Feed
 from cutnmix_jax.method import View
@@ -53,25 +55,25 @@ class Whole:
 
 def steps_per_call(image_bytes: int, batch_size: int, views: Sequence[View], wanted: int) -> int:
     """How many steps a call does whose images are on the host: as wanted, or as their images take `MOST_BYTES`."""
-    return max(1, min(wanted, MOST_BYTES // (image_bytes * batch_size * len(_distinct(views)))))
-
-
-def _distinct(views: Sequence[View]) -> list[int]:
-    """The views that show images of their own; the others show those of the first one."""
-    return [number for number, view in enumerate(views) if number == 0 or view.same_class]
+    return max(1, min(wanted, MOST_BYTES // (image_bytes * batch_size * len(distinct(views)))))
 
 
 class Streamed:
     """The feeds of a run whose images are on the host."""
 
-    def __init__(self, images: OnHost, drawn: Drawn, shapes: Feed, per_call: int, views: Sequence[View]):
+    def __init__(
+        self,
+        images: OnHost,
+        drawn: Drawn,
+        shapes: Feed,
+        per_call: int,
+        views: Sequence[View],
+        devices: Devices,
+    ):
         """Reads nothing yet; arguments as of `make`."""
         self._images, self._drawn, self._shapes = images, drawn, shapes
         self._steps, self._per_call = len(shapes.rows), per_call
-        self._distinct = _distinct(views)
-        # The place of each image of a call among those that are read for it.
-        source = np.array([self._distinct.index(v) if v in self._distinct else 0 for v in range(len(views))])
-        self._places = (np.arange(per_call)[:, None] * len(self._distinct) + source)[..., None]
+        self._distinct, self._devices = distinct(views), devices
         self._epoch, self._next = -1, -1
         self._read: Iterator[jax.Array] = iter(())
         self._part = compiled(self._of_call)
@@ -79,9 +81,11 @@ class Streamed:
     def shapes(self) -> Feed:
         """See `Feeds`."""
         epoch = self._shapes
-        count = self._per_call * len(self._distinct) * epoch.rows.shape[1]
-        images = jax.ShapeDtypeStruct((count, *self._images.images.shape[1:]), jnp.uint8)
-        return jax.eval_shape(self._of_call, epoch, 0, 0, images)
+        feed = jax.eval_shape(self._of_call, epoch, 0, 0)
+        return _with_images(feed, jax.ShapeDtypeStruct(self._shape(epoch.rows.shape[1]), jnp.uint8))
+
+    def _shape(self, n: int) -> tuple[int, ...]:
+        return self._per_call, len(self._distinct), n, *self._images.images.shape[1:]
 
     def at(self, step: int) -> Feed:
         """See `Feeds`."""
@@ -93,30 +97,37 @@ class Streamed:
         if within != self._next:
             self._read = self._from(within)
         self._next = within + self._per_call
-        return self._part(self._feed, within, step, next(self._read))
+        return _with_images(self._part(self._feed, within, step), next(self._read))
 
     def _from(self, first: int) -> Iterator[jax.Array]:
         """The images of the calls from a step of the epoch on."""
         starts = range(first, self._steps, self._per_call)
-        rows, n = self._rows, self._rows.shape[-1]
-        size = self._per_call * len(self._distinct) * n
+        rows, shape = self._rows, self._shape(self._rows.shape[-1])
 
         def read(number: int) -> jax.Array:
             of_call = rows[starts[number] : starts[number] + self._per_call, self._distinct]
-            return jnp.asarray(self._images.read(of_call.ravel(), size))
+
+            def part(columns: slice) -> np.ndarray:
+                wanted = of_call[..., columns]
+                found = self._images.read(wanted.ravel(), math.prod(shape[:2]) * wanted.shape[-1])
+                return found.reshape(*shape[:2], -1, *shape[3:])
+
+            return self._devices.images(shape, 2, part)
 
         return ahead(read, len(starts))
 
-    def _of_call(self, epoch: Feed, within: jax.Array, step: jax.Array, images: jax.Array) -> Feed:
+    def _of_call(self, epoch: Feed, within: jax.Array, step: jax.Array) -> Feed:
         steps = jnp.minimum(within + jnp.arange(self._per_call), self._steps - 1)
         of_epoch = epoch.rates, epoch.rows, epoch.draws, epoch.keys
         rates, rows, draws, keys = jax.tree.map(lambda leaf: leaf[steps], of_epoch)
-        n = epoch.rows.shape[1]
-        draws = draws._replace(rows=jnp.asarray(self._places * n + np.arange(n), jnp.int32))
-        return Feed(Data(images, epoch.data.labels), rates, rows, draws, keys, jnp.asarray(step, jnp.int32))
+        return Feed(Data(None, epoch.data.labels), rates, rows, draws, keys, jnp.asarray(step, jnp.int32))
 
 
-def make(images: Placed, drawn: Drawn, shapes: Feed, per_call: int, views: Sequence[View]) -> Feeds:
+def _with_images(feed: Feed, images: Any) -> Feed:
+    return feed._replace(draws=feed.draws._replace(images=images))
+
+
+def make(images: Placed, drawn: Drawn, shapes: Feed, per_call: int, views: Sequence[View], devices: Devices) -> Feeds:
     """Those of a run.
 
     Args:
@@ -125,7 +136,8 @@ def make(images: Placed, drawn: Drawn, shapes: Feed, per_call: int, views: Seque
       shapes: what that looks like.
       per_call: steps of a call.
       views: of the method.
+      devices: of the run.
     """
     if isinstance(images, Data):
         return Whole(drawn, shapes)
-    return Streamed(images, drawn, shapes, per_call, views)
+    return Streamed(images, drawn, shapes, per_call, views, devices)

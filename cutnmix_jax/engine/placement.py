@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax.engine.batches import Data, on_device
+from cutnmix_jax.engine.devices import Devices
 from cutnmix_jax.errors import DataError, described, excused
 from cutnmix_jax.settings import DEVICE, DISK, MEMORY
 from cutnmix_jax.types import Dataset
@@ -112,7 +113,12 @@ def held(images: Any, where: str) -> Any:
 
 
 def placed(
-    images: Any, labels: np.ndarray, where: str, rows: np.ndarray | None = None, num_classes: int | None = None
+    images: Any,
+    labels: np.ndarray,
+    where: str,
+    devices: Devices,
+    rows: np.ndarray | None = None,
+    num_classes: int | None = None,
 ) -> Placed:
     """Puts images where they are to lie.
 
@@ -120,14 +126,15 @@ def placed(
       images: [N, H, W, C] uint8, or what `held` made of them.
       labels: [N] int32.
       where: one of `DEVICE`, `MEMORY` and `DISK`.
+      devices: of the run; each has all images and labels that are on any.
       rows: the images that count; None for all.
       num_classes: K, where the rows of each class are wanted, too.
     """
     rows = np.arange(len(labels)) if rows is None else rows
     if where == DEVICE:
         kept = images if len(rows) == len(labels) else images[rows]
-        return on_device(kept, labels[rows], num_classes)
-    return OnHost(held(images, where), rows, on_device(None, labels[rows], num_classes))
+        return devices.put_whole(on_device(kept, labels[rows], num_classes))
+    return OnHost(held(images, where), rows, devices.put_whole(on_device(None, labels[rows], num_classes)))
 
 
 def ahead(read: Callable[[int], T], count: int) -> Iterator[T]:
@@ -145,7 +152,7 @@ def ahead(read: Callable[[int], T], count: int) -> Iterator[T]:
     return iter(grain.MapDataset.source(Parts()).to_iter_dataset(options))
 
 
-def in_parts(data: Placed, size: int) -> Iterator[tuple[Data, jax.Array | int, int]]:
+def in_parts(data: Placed, size: int, devices: Devices) -> Iterator[tuple[Data, jax.Array | int, int]]:
     """All images in parts of one size, for an evaluation.
 
     Yields:
@@ -162,6 +169,10 @@ def in_parts(data: Placed, size: int) -> Iterator[tuple[Data, jax.Array | int, i
         rows = np.arange(starts[number], min(starts[number] + size, total))
         padded = np.zeros(size, np.int32)
         padded[: len(rows)] = labels[rows]
-        return Data(jnp.asarray(data.read(rows, size)), jnp.asarray(padded)), 0, len(rows)
+
+        def part(columns: slice) -> np.ndarray:
+            return data.read(rows[columns], columns.stop - columns.start)
+
+        return Data(devices.images((size, *data.images.shape[1:]), 0, part), jnp.asarray(padded)), 0, len(rows)
 
     yield from ahead(read, len(starts))

@@ -27,7 +27,7 @@ from cutnmix_jax.method import Method, same_images
 from cutnmix_jax.settings.optimizer import Optimizer
 
 MOST_PEERS = 64
-MAPPINGS = ("unroll", "vmap")
+MAPPINGS = UNROLL, VMAP, SHARD = ("unroll", "vmap", "shard")
 VIEWS = ("shared", "per_peer")
 PLACES = DEVICE, MEMORY, DISK = ("device", "memory", "disk")
 DATASET = Check(data.problem, "a name of --list, folder:PATH, tfds:NAME[/CONFIG] or my_pkg.data:load")
@@ -144,7 +144,16 @@ class Settings:
     mapping: str = field(
         "unroll",
         one_of(MAPPINGS),
-        "unroll: one peer after the other; vmap: alike peers stacked, some 13 % slower on a CPU, for a GPU",
+        "unroll: one peer after the other; vmap: alike peers stacked, some 13 % slower on a CPU, for a GPU; shard: "
+        "alike peers on devices of their own",
+    )
+    devices: int = field(
+        1, whole(0), "how many train the run, each a part of the batch, or peers, see mapping; 0: all", Change.FREE
+    )
+    bn: str = field(
+        "global",
+        one_of(("global", "local")),
+        "of several devices, what batch norm sees in training: the whole batch, or the part of a device",
     )
     precision: str = field(
         "tf32",

@@ -10,7 +10,7 @@ from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
 from cutnmix_jax.names import check_any_weight
-from cutnmix_jax.settings import MOST_PEERS, Settings, tree
+from cutnmix_jax.settings import MOST_PEERS, SHARD, UNROLL, Settings, tree
 
 _TERMS_TAKEN = "loss|accuracy"
 _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
@@ -155,11 +155,15 @@ def _check_networks(settings: Settings) -> None:
     alike = len(set(names)) == 1
     if len(names) > MOST_PEERS:
         raise UsageError(f"config.peers names {len(names)} networks; at most {MOST_PEERS} are trained together")
-    if settings.mapping == "vmap" and not alike:
-        raise UsageError("config.mapping='vmap' takes peers of one architecture; use unroll")
+    if settings.mapping != UNROLL and not alike:
+        raise UsageError(f"config.mapping={settings.mapping!r} takes peers of one architecture; use unroll")
     if settings.share_trunk and not alike:
         raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
-    if settings.share_trunk and settings.mapping == "vmap":
+    if settings.mapping == SHARD and settings.devices == 1:
+        raise UsageError("config.mapping='shard' takes several devices: --config.devices=N, or 0 for all")
+    if settings.bn == "local" and settings.devices == 1:
+        raise UsageError("config.bn='local' is of several devices: --config.devices=N, or 0 for all; leave it out")
+    if settings.share_trunk and settings.mapping != UNROLL:
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
     for name in names:
         if not foreign.is_well_named(name) and name not in backbones.names():
