@@ -112,7 +112,7 @@ def train(
                 raise CallerError from refused
             if stopping:
                 raise StoppedError(f"stopped and saved at step {reached}; the same command continues")
-    return engine.devices.collected(saved)
+    return engine.collected(saved)
 
 
 def _end_epoch(
@@ -138,7 +138,7 @@ def _end_epoch(
 def _save(engine: Engine, checkpoints: Checkpoints, files: metrics.Metrics, saved: Saved, ends: bool) -> None:
     """Begins to save a state, or has it and all rows on disk where this start ends with it."""
     reached, first = int(saved.state.step), not checkpoints.steps()
-    (checkpoints.finish if ends else checkpoints.save)(reached, engine.devices.collected(saved), files.rows)
+    (checkpoints.finish if ends else checkpoints.save)(reached, engine.collected(saved), files.rows)
     if ends or first:  # a run that cannot write its rows ends now, and not after all epochs
         files.settle()
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from cutnmix_jax import (
     console,
     continued,
@@ -168,7 +166,7 @@ def go_on(
         before = continued.read_if_any(workdir / layout.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
             made_with["init_sha256"] = begun_as
-        saved, compiling = (engine.devices.put(restored.state), 0.0) if restored else _new(engine)
+        saved, compiling = (engine.placed(restored.state), 0.0) if restored else _new(engine)
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
         with outcome.expendable(layout.ENVIRONMENT, OSError):
@@ -210,10 +208,7 @@ def _check_saved(workdir: Path, engine: Engine, restored: Restored, opened: fold
 def _new(engine: Engine) -> tuple[Saved, float]:
     """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
     asked = time.monotonic()
-    with engine.compiled_beside():
-        saved = jax.block_until_ready(engine.init())
-        jax.block_until_ready(engine.feed(0))  # compiles its program, too
-    return saved, time.monotonic() - asked
+    return engine.begin(), time.monotonic() - asked
 
 
 @contextlib.contextmanager

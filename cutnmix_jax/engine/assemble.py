@@ -121,7 +121,7 @@ def engine(
     images, labels = placement.held(dataset.train_images, where), dataset.train_labels  # once for all parts of them
 
     def of_training(rows: np.ndarray, num_classes: int | None = None) -> placement.Placed | None:
-        return placement.placed(images, labels, where, lies, rows, num_classes) if len(rows) else None
+        return placement.placed(images, labels, where, rows, num_classes, lies) if len(rows) else None
 
     train_data = of_training(train, classes if of_class else None)
     assert train_data
@@ -134,7 +134,7 @@ def engine(
         devices=lies,
         make_batch=batches.make_batch_maker(dataset, settings, lies),
         train_data=train_data,
-        test_data=placement.placed(dataset.test_images, dataset.test_labels, where, lies),
+        test_data=placement.placed(dataset.test_images, dataset.test_labels, where, devices=lies),
         held_out=of_training(held_out),
         validation_data=of_training(validation),
         load_start=load_start,

@@ -101,11 +101,14 @@ class Devices:
 
     def put(self, saved: "Saved") -> "Saved":
         """A state, which is whole on one device, as the steps take it."""
-        return saved if self.mesh is None else jax.device_put(saved, self.of_state(saved))
+        if self.mesh is None:
+            return saved
+        state = jax.tree.map(_put, saved.state, self.of_state(saved.state))
+        return saved._replace(state=state, totals=self.put_whole(saved.totals))
 
     def put_whole(self, tree: Tree) -> Tree:
         """The same arrays on every device."""
-        return tree if self.mesh is None else jax.device_put(tree, self.sharding())
+        return tree if self.mesh is None else jax.tree.map(lambda leaf: _put(leaf, self.sharding()), tree)
 
     def collected(self, tree: Tree) -> Tree:
         """The same arrays whole on one device, as a run on one has them."""
@@ -137,6 +140,14 @@ class Devices:
             return parts[start, end]
 
         return jax.make_array_from_callback(shape, self.sharding(*(None,) * axis, DATA), of)
+
+
+def _put(leaf: Any, where: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, where)
+    # Each process puts its own devices' part there; `device_put` would compare all of it over all processes.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 ONE = Devices()

@@ -12,17 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cutnmix_jax.compiler import compiled, compiled_beside
-from cutnmix_jax.engine import batches, calls, feeding, optim, passes
-from cutnmix_jax.engine.batches import Data
+from cutnmix_jax.engine import batches, calls, feeding, fresh, optim, passes
 from cutnmix_jax.engine.companions import Companions
 from cutnmix_jax.engine.devices import Devices
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
-from cutnmix_jax.engine.peers import Peers, begun
-from cutnmix_jax.engine.placement import Placed, on_device_of
+from cutnmix_jax.engine.peers import Peers
+from cutnmix_jax.engine.placement import Placed
 from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.engine.terms import added, mixed_accuracy, weight, zero_totals
 from cutnmix_jax.method import Method
@@ -101,7 +99,7 @@ class Engine:
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""
-        return float(self._rates(epoch)[0])
+        return float(self._epochs.rates(epoch)[0])
 
     def init(self) -> Saved:
         """The state before the first step."""
@@ -114,16 +112,23 @@ class Engine:
         return jax.eval_shape(self._fresh, self.key, {})
 
     def _fresh(self, key: jax.Array, start: Mapping[str, jax.Array]) -> Saved:
-        peer_key, method_key = jax.random.split(jax.random.fold_in(key, batches.INIT))
-        peer_params, batch_stats = begun(self.peers.init(peer_key), start)
-        method_params, method_state = self.method.init(method_key, self.spec)
-        params = {"peers": peer_params, "method": method_params}
-        taught = self.companions.init(peer_params, batch_stats)
-        optimizer = self._optimizer[0].init(params)
-        state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, optimizer, taught)
-        # A Python number among them has a weak type, and with it the step is another program than with what was saved.
-        state = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)
-        return Saved(state, self.zero_totals(), jnp.zeros(()), jnp.zeros(()))
+        nets = self.peers, self.method, self.companions
+        return fresh.state(key, *nets, self.spec, self._optimizer[0], self.zero_totals(), start)
+
+    def begin(self) -> Saved:
+        """`init`, with the step and what draws an epoch compiled meanwhile."""
+        with self._compiled_beside():
+            saved = jax.block_until_ready(self.init())
+            jax.block_until_ready(self.feed(0))
+        return saved
+
+    def placed(self, saved: Saved) -> Saved:
+        """A state that was read, as the steps take it."""
+        return self.devices.put(saved)
+
+    def collected(self, saved: Saved) -> Saved:
+        """A state as it is saved: whole on one device."""
+        return self.devices.collected(saved)
 
     # What is measured.
 
@@ -145,31 +150,20 @@ class Engine:
 
     def feed(self, epoch: int) -> Feed:
         """What the steps of an epoch, 0-based, are made of; without images where they are on the host."""
-        return self._fed(self._draw, epoch)
+        return self._epochs.feed(epoch)
 
-    def _fed(self, draw: Callable[..., tuple[jax.Array, Tree, jax.Array]], epoch: int) -> Feed:
-        data = on_device_of(self.train_data)
-        rows, draws, keys = draw(self.key, data, epoch)
-        return Feed(data, self._rates(epoch), rows, draws, keys, jnp.int32(0))
+    @functools.cached_property
+    def _epochs(self) -> feeding.Epochs:
+        sizes = self.steps_per_epoch, self.settings.batch_size
+        return feeding.Epochs(self.key, self.train_data, self.make_batch, *sizes, self._optimizer[1], self.devices)
 
     def feeds(self) -> feeding.Feeds:
         """What the calls of a run are made of, one after the other."""
-        shapes = self._fed(functools.partial(jax.eval_shape, self._draws), 0)
-        return feeding.make(self.train_data, self.feed, shapes, self.steps_per_call, self.method.views, self.devices)
+        return feeding.make(self.train_data, self._epochs, self.steps_per_call, self.method.views, self.devices)
 
     def feed_shapes(self) -> Feed:
         """What the feed of a call looks like, with nothing drawn."""
         return self.feeds().shapes()
-
-    def _rates(self, epoch: int) -> jax.Array:
-        return jnp.asarray(self._optimizer[1](epoch * self.steps_per_epoch + np.arange(self.steps_per_epoch)))
-
-    def _draws(self, key: jax.Array, data: Data, epoch: jax.Array | int) -> tuple[jax.Array, Tree, jax.Array]:
-        return batches.epoch_draws(self.make_batch, self.steps_per_epoch, self.settings.batch_size, key, data, epoch)
-
-    @functools.cached_property
-    def _draw(self) -> jax.stages.Wrapped:
-        return compiled(self._draws, once=True, **self.devices.whole_results)
 
     def batch_at(self, step: jax.Array | int, feed: Feed) -> tuple[Batch, Mix]:
         """The batch of a step, counted from 0, out of the feed of its epoch or call."""
@@ -226,8 +220,7 @@ class Engine:
 
         return compiled(train, donate=0, **self.devices.of_steps(self.shapes().state, self.feed_shapes()))
 
-    def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
-        """While entered, compiles `train_steps` in another thread."""
+    def _compiled_beside(self) -> contextlib.AbstractContextManager[None]:
         saved = self.shapes()
         return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
 

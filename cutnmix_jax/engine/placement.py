@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutnmix_jax.engine.batches import Data, on_device
-from cutnmix_jax.engine.devices import Devices
+from cutnmix_jax.engine.devices import ONE, Devices
 from cutnmix_jax.errors import DataError, described, excused
 from cutnmix_jax.settings import DEVICE, DISK, MEMORY
 from cutnmix_jax.types import Dataset
@@ -116,9 +116,9 @@ def placed(
     images: Any,
     labels: np.ndarray,
     where: str,
-    devices: Devices,
     rows: np.ndarray | None = None,
     num_classes: int | None = None,
+    devices: Devices = ONE,
 ) -> Placed:
     """Puts images where they are to lie.
 
@@ -126,9 +126,9 @@ def placed(
       images: [N, H, W, C] uint8, or what `held` made of them.
       labels: [N] int32.
       where: one of `DEVICE`, `MEMORY` and `DISK`.
-      devices: of the run; each has all images and labels that are on any.
       rows: the images that count; None for all.
       num_classes: K, where the rows of each class are wanted, too.
+      devices: of the run; each has all that is on any, but images of the host.
     """
     rows = np.arange(len(labels)) if rows is None else rows
     if where == DEVICE:
@@ -152,7 +152,7 @@ def ahead(read: Callable[[int], T], count: int) -> Iterator[T]:
     return iter(grain.MapDataset.source(Parts()).to_iter_dataset(options))
 
 
-def in_parts(data: Placed, size: int, devices: Devices) -> Iterator[tuple[Data, jax.Array | int, int]]:
+def in_parts(data: Placed, size: int, devices: Devices = ONE) -> Iterator[tuple[Data, jax.Array | int, int]]:
     """All images in parts of one size, for an evaluation.
 
     Yields:

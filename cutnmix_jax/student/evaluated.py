@@ -92,7 +92,7 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
             why = one_line(error)
             raise CheckpointError(f"{run.folder}: its checkpoint is not that of its networks ({why})") from error
         where = choose(dataset._replace(train_images=dataset.train_images[:0]), None)
-        found = evaluator.answers(state, placed(dataset.test_images, dataset.test_labels, where, evaluator.devices))
+        found = evaluator.answers(state, placed(dataset.test_images, dataset.test_labels, where))
     logits = {f"peer_{j}": out.logits for j, out in enumerate(found.peers)} | {"ensemble": found.ensemble} | found.heads
     logits = {name: np.asarray(values) for name, values in logits.items()}
     title = f"{data.title(settings.dataset)}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
