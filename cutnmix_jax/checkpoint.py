@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from cutnmix_jax import console, digests, storage
 from cutnmix_jax.checkpoint_reader import Reader, ocp
 from cutnmix_jax.errors import CheckpointError, DivergedError
@@ -124,7 +126,9 @@ class Checkpoints(Reader):
             raise OSError(errno.ENOSPC, f"{record['bytes']:,} bytes are needed and {free:,} are free")
         assert self._preserve
         self._preserve.ranking = [row["step"] for row in ranked(rows)]
-        saved = ocp.args.Composite(state=ocp.args.StandardSave(flat), digests=ocp.args.JsonSave(record))
+        # Orbax takes no array of one process where there are several.
+        arrays = jax.device_get(flat) if jax.process_count() > 1 else flat
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(arrays), digests=ocp.args.JsonSave(record))
         with _beginning:
             self._manager.save(step, args=saved)
 

@@ -46,14 +46,21 @@ class Reader:
 
     def _open(self) -> None:
         writes = self._preserve is not None
+        # Of several processes the first one alone saves and reads; by default each would wait for the others.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="own")
+        several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
         options = ocp.CheckpointManagerOptions(
+            **several,
             preservation_policy=self._preserve,
-            create=writes,
+            create=writes and not several,  # which Orbax has not; the folder of a run has it by now
             read_only=not writes,
             cleanup_tmp_directories=writes,  # what a kill or a full disk left unfinished
         )
         # Named, so that it can tell what a checkpoint holds before it reads it.
-        handlers = {"state": ocp.StandardCheckpointHandler(), "digests": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(**several),
+            "digests": ocp.JsonCheckpointHandler(**several),
+        }
         folder, there = self._folder.name, digests.steps_in(self._folder)
         try:
             self._manager = ocp.CheckpointManager(self._place.path / folder, item_handlers=handlers, options=options)
@@ -173,7 +180,7 @@ class Reader:
             digests.check_stream(record, self._folder)
             digests.check_shapes(record, wanted, self._folder)
         # Without a sharding Orbax takes the saved one, and a state from a GPU could not be read on a CPU.
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) for name, leaf in wanted.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         flat = jax.device_get(self._manager.restore(step, args=args)["state"])

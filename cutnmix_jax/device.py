@@ -133,7 +133,7 @@ def _failure(error: jax.errors.JaxRuntimeError, names: Sequence[str]) -> UsageEr
     if own and "Traceback (most recent call last)" in str(error):  # JAX hands it on as text
         raised = str(error).strip().splitlines()[-1]
         return UsageError(f"backbone {own!r} fails in a function that it calls back ({raised[:300]}); mend it: {left}")
-    what = f"JAX or the device fails on {jax.devices()[0].device_kind} ({described(error)})"
+    what = f"JAX or the device fails on {jax.local_devices()[0].device_kind} ({described(error)})"
     return UsageError(f"{what}; {left}, where the cause is mended")
 
 

@@ -45,7 +45,7 @@ def of_run(dataset: Dataset, networks: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
       What `environment.json` says, as JSON can hold it.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "command": sys.argv,
         "versions": versions(),

@@ -52,6 +52,10 @@ class StoppedError(UserError):
     exit_code = 75
 
 
+# Of several processes that train one run.
+GONE = "another process of the run has gone; what was saved stays, the same command continues"
+
+
 def of_exit_code(code: int) -> type[UserError]:
     """The kind of error that a run ended with, from its exit code; a plain `UserError` where the code tells none."""
     kinds = {error.exit_code: error for error in (UsageError, DataError, CheckpointError, DivergedError)}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cutnmix_jax import command, files, signals, storage
+from cutnmix_jax import command, files, look_after, signals, storage
 from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
 from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.signals import StopRequest
@@ -46,11 +46,15 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
     Returns:
       the exit code.
     """
-    start = time.monotonic()
-    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments, own_process, start))
+    start, ended = time.monotonic(), [0]
+    code = exit_code_of(
+        lambda: ended.append(_run(sys.argv[1:] if arguments is None else arguments, own_process, start))
+    )
+    return code or ended[-1]
 
 
-def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
+def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
+    """Returns the exit code where another process has said why it is not 0."""
     if own_process:
         files.allow_many()
     parser = CommandLine("python -m cutnmix_jax.main", _DESCRIPTION, _EPILOG)
@@ -70,15 +74,25 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
         action="store_true",
         help="go on with a run to a larger total: its whole command, with --config.epochs=TOTAL",
     )
+    of_group = parser.add_argument_group("several processes, on one machine or on many, that train one run")
+    of_group.add_argument(
+        "--distributed",
+        choices=("off", "auto", "on"),
+        default="off",
+        help="auto: as Slurm, Open MPI or Kubernetes tell of them; on: by the flags below (off)",
+    )
+    of_group.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process, which listens there")
+    of_group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    of_group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
-        return
+        return 0
     known, overrides = parser.parse_known_args(arguments)
     if known.list is not None:
         from cutnmix_jax.settings import listing
 
         print(listing.listed(known.list))
-        return
+        return 0
     if known.force and known.extend:
         raise UsageError("--force and --extend: leave one of them out")
     if known.config is None:
@@ -90,11 +104,14 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> None:
 
     if known.together and known.seeds is None:
         raise UsageError("--together is for --seeds=95,96,97; give them, or leave it out")
+    if known.distributed != "off":
+        return _run_distributed(known, overrides, arguments, own_process, start)
     if known.seeds is None:
         with StopRequest(own_process) as stop:
             _run_one(known, overrides, stop, start)
     else:
         _run_seeds(known, overrides, own_process, start)
+    return 0
 
 
 def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str]) -> str:
@@ -142,6 +159,29 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
     if is_first and settings.method != "baseline":
         print(_next_steps(settings.dataset, workdir, overrides))
+
+
+def _run_distributed(
+    known: argparse.Namespace, overrides: Sequence[str], arguments: Sequence[str], own_process: bool, start: float
+) -> int:
+    if known.seeds is not None:
+        raise UsageError("--distributed trains one run; leave --seeds out")
+    addresses = (known.coordinator, known.processes, known.process)
+    if known.distributed == "on" and None in addresses:
+        raise UsageError("--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I; give all three")
+    if not look_after.is_member():
+        return look_after.look_after(arguments)
+    with StopRequest(own_process) as stop:
+        from cutnmix_jax.settings import command_line
+
+        settings = command_line.from_flags(known.config, ["--config.devices=0", *overrides])
+
+        from cutnmix_jax import distributed
+        from cutnmix_jax.group import Joining
+
+        workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+        joining = Joining(known.distributed, *addresses)
+        return distributed.run(settings, workdir, joining, stop, known.force, known.extend, start)
 
 
 def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process: bool, start: float) -> None:

@@ -86,7 +86,7 @@ def _networks(engine: Engine) -> str:
 
 
 def _device(settings: Settings) -> str:
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform != "cpu":
         return f"{device.device_kind}, {settings.precision}"
     return f"cpu, {CHOICES[settings.precision].activations}"

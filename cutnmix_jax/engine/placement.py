@@ -98,7 +98,7 @@ def choose(dataset: Dataset, wanted: str | None) -> str:
         return wanted
     size = dataset.train_images.nbytes + dataset.test_images.nbytes
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    device = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", machine)
+    device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", machine)
     return DEVICE if size <= device / 4 else MEMORY if size <= machine / 2 else DISK
 
 

@@ -1,0 +1,71 @@
+"""A process that looks after another one, which is one of several that train a run: `--distributed`.
+
+JAX ends a process, with a page of its own, when one of the others has died; here that becomes a line and an exit code.
+"""
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from cutnmix_jax import pool, signals
+from cutnmix_jax.errors import GONE, StoppedError
+
+_MEMBER = "CUTNMIX_JAX_MEMBER"  # set in the environment of a process that is looked after
+# What JAX prints before it ends a process, and all after it: a trace of addresses.
+_GIVEN_UP = re.compile(r"F\d{4} .*Terminating process because the JAX distributed service")
+_ENDED = (signal.SIGKILL, signal.SIGTERM)  # from outside, by a person, a scheduler, or Linux for want of memory
+
+
+def is_member() -> bool:
+    """Whether this process is one that trains, and not one that looks after it."""
+    return _MEMBER in os.environ
+
+
+def look_after(arguments: Sequence[str]) -> int:
+    """Starts the process that trains, passes signals on to it, and waits for it.
+
+    Args:
+      arguments: of `cutnmix_jax.main`.
+
+    Returns:
+      Its exit code; 75 where it, or another process of the run, was ended from outside.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cutnmix_jax.main", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, _MEMBER: "1"},
+        start_new_session=True,  # signals come from here alone, so none comes twice
+        preexec_fn=functools.partial(pool.end_with_parent, os.getpid()),
+    )
+    for number in signals.heard():
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    given_up = threading.Event()
+    reader = threading.Thread(target=_echo, args=(process, given_up))
+    reader.start()
+    code = process.wait()
+    reader.join()
+    if given_up.is_set():
+        print(GONE, file=sys.stderr)
+        return StoppedError.exit_code
+    if -code in _ENDED:
+        how = f"ended by {signal.Signals(-code).name}; what was saved stays, the same command continues"
+        print(f"this process of the run was {how}", file=sys.stderr)
+        return StoppedError.exit_code
+    return code
+
+
+def _echo(process: subprocess.Popen, given_up: threading.Event) -> None:
+    assert process.stderr
+    for line in process.stderr:
+        if _GIVEN_UP.match(line):
+            given_up.set()
+        if not given_up.is_set():
+            sys.stderr.write(line)
+            sys.stderr.flush()
