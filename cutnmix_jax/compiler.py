@@ -85,8 +85,8 @@ def check() -> None:
     for found, right in zip(compiled(_sums)(*arguments), expected, strict=True):
         if worst := np.max(np.abs(np.asarray(found, np.float64) - right)):
             raise UsageError(
-                f"JAX {jax.__version__} computes wrong numbers on this {jax.local_devices()[0].device_kind} (a sum is off by "
-                f"{worst:.3g}); install another release of jax and jaxlib"
+                f"JAX {jax.__version__} computes wrong numbers on this {jax.local_devices()[0].device_kind} (a sum is "
+                f"off by {worst:.3g}); install another release of jax and jaxlib"
             )
 
 

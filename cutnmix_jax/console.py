@@ -49,8 +49,9 @@ class InTerminal:
 class Display(InTerminal):
     """Progress over all steps of a run: a bar in a terminal, plain lines elsewhere."""
 
-    def __init__(self, total_steps: int, done_steps: int, images_per_step: int):
+    def __init__(self, total_steps: int, done_steps: int, images_per_step: int, devices: int = 1):
         """Starts to count at `done_steps`."""
+        self._devices = devices
         self._console = Console()
         self._images_per_step, self._total, self._first = images_per_step, total_steps, done_steps
         self._started = self._shown = time.monotonic()
@@ -95,7 +96,7 @@ class Display(InTerminal):
         """Shows where training stands: the 0-based epoch, steps done in all, and means over the epoch so far."""
         self._shown = time.monotonic()
         rate = (step - self._first) / max(self._shown - self._started, 1e-9)
-        counted, speed = f"epoch {epoch + 1}/{epochs}", f"{rate * self._images_per_step:,.0f} images/s"
+        counted, speed = f"epoch {epoch + 1}/{epochs}", self._speed(rate * self._images_per_step)
         terms = _trained(averages)
         self._terms.plain = terms
         self._progress.update(self._task, completed=step, description=counted, speed=speed)
@@ -112,10 +113,13 @@ class Display(InTerminal):
             if (accuracy := row.get(f"{images}/accuracy")) is not None:
                 first += f"  {images} accuracy {100 * accuracy:.2f} %"
         first += f"  {tested}" if tested else ""
-        second = (
-            f"learning rate {row['learning_rate']:g}  {row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
-        )
+        second = f"learning rate {row['learning_rate']:g}  {self._speed(row['images_per_second'])}"
+        second += f"  {row['seconds']:.1f} s"
         self._console.print(f"{first}\n    train {trained}  {second}", highlight=False, soft_wrap=True)
+
+    def _speed(self, rate: float) -> str:
+        each = f" ({rate / self._devices:,.0f} per device)" if self._devices > 1 else ""
+        return f"{rate:,.0f} images/s{each}"
 
 
 def _named(row: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ _OTHERS = ("orbax-checkpoint", "tensorflow-datasets")  # what they read has dige
 _OF_A_CPU = ("cores", "cpu", "libc")
 _DECIDING = (
     "versions", "source", "backend", "runtime", "device", "device_count", "settings", "flags", "runs_in_program",
-    "steps_per_call",
+    "steps_per_call", "layout",
 )  # fmt: skip
 # Settings of JAX and flags of XLA that say what is kept, shown, checked or allowed, and where.
 _HARMLESS = re.compile(

@@ -91,7 +91,7 @@ def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence
         "best": metrics.summary(metrics.ranked(rows)[0]),
         "best_by": metrics.chosen_by(rows),
         "seconds": sum(row["seconds"] for row in rows),
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "versions": environment.versions(),
         "config_sha256": digests.of_json(tree.of_settings(settings)),
     }

@@ -85,7 +85,7 @@ def train(
     saved = saved._replace(seconds=saved.seconds + began.compiling)
     earlier = float(saved.wall_seconds)
     feeds = engine.feeds()
-    with console.Display(total, reached, settings.batch_size) as display:
+    with console.Display(total, reached, settings.batch_size, engine.devices.count) as display:
         while reached < total:
             epoch = reached // engine.steps_per_epoch + 1
             end = epoch * engine.steps_per_epoch

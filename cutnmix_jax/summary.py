@@ -41,7 +41,8 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
             "method": f"{settings.method}: {weights}; views {settings.views}, mix {settings.mix.kind}",
             **_terms(settings),
             "recipe": f"{steps}, learning rate {settings.optimizer.learning_rate:g}, seed {settings.seed}",
-            "device": f"{_device(settings)}, {_plural(engine.steps_per_call, 'step')} per call{_idle()}",
+            "device": f"{_device(engine)}, {_plural(engine.steps_per_call, 'step')} per call{_idle(engine)}",
+            **_layout(engine),
             "run": str(workdir),
         }
     )
@@ -85,19 +86,33 @@ def _networks(engine: Engine) -> str:
     return f"{networks}; the method's own: {own:,}" if own else networks
 
 
-def _device(settings: Settings) -> str:
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind}, {settings.precision}"
-    return f"cpu, {CHOICES[settings.precision].activations}"
+def _device(engine: Engine) -> str:
+    settings, device, count = engine.settings, jax.local_devices()[0], engine.devices.count
+    is_cpu = device.platform == "cpu"
+    kind = f"{count} x {device.device_kind}" if count > 1 else "cpu" if is_cpu else device.device_kind
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{kind}{processes}, {CHOICES[settings.precision].activations if is_cpu else settings.precision}"
 
 
-def _idle() -> str:
-    """What is said of the devices that the run does not use: it has one, whatever their number."""
-    more = jax.device_count() - 1
+def _layout(engine: Engine) -> dict[str, str]:
+    """What lies where, of a run on several devices."""
+    devices, batch, peers = engine.devices, engine.settings.batch_size, len(engine.settings.backbones)
+    if devices.count == 1:
+        return {}
+    groups, each = devices.peer_groups, batch // devices.parts
+    where = f"{_plural(groups, 'group')} of devices with {_plural(peers // groups, 'peer')} each, and in each " * (
+        groups > 1
+    )
+    seen = f"the {each} of its device" if devices.local_norm else f"all {batch}"
+    return {"layout": f"{where}batches of {batch} in {devices.parts} parts of {each}; batch norm sees {seen}"}
+
+
+def _idle(engine: Engine) -> str:
+    """What is said of the devices that the run does not use."""
+    more = jax.device_count() - engine.devices.count
     if not more:
         return ""
-    choose = "" if jax.default_backend() == "cpu" else " (CUDA_VISIBLE_DEVICES chooses which is used)"
+    choose = " (config.devices=0 trains on all)"
     return f"; {_plural(more, 'further device')} stay{'s' if more == 1 else ''} idle{choose}"
 
 

@@ -54,6 +54,8 @@ def run(
     first = checked(next(iter(settings.values())))
     if first.held_out_examples or first.validation_examples:
         raise UsageError("--together: seeds that each hold out images of their own make no one program; leave it out")
+    if first.devices != 1:
+        raise UsageError("--together trains on one device; leave it out, or config.devices")
     if first.images_in not in (None, DEVICE):
         raise _elsewhere()
     allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE

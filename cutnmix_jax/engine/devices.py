@@ -55,6 +55,10 @@ class Devices:
         """Into how many groups the peers are split."""
         return self.mesh.shape[PEERS] if self.mesh else 1
 
+    def described(self) -> dict[str, int]:
+        """What decides about the last bits of the numbers, as JSON can hold it."""
+        return {"peer_groups": self.peer_groups, "parts": self.parts, "processes": jax.process_count()}
+
     def sharding(self, *axes: str | None) -> NamedSharding:
         """How an array lies on them: for each of its axes that of the mesh that it is split over; whole without any."""
         assert self.mesh
@@ -163,6 +167,8 @@ def choose(settings: Settings) -> Devices:
     count = settings.devices or len(there)
     if count > len(there):
         raise UsageError(f"config.devices={count}: JAX finds {len(there)} here; give fewer, or 0 for all")
+    if count < jax.device_count() and jax.process_count() > 1:
+        raise UsageError(f"config.devices={count}: several processes train with all their {len(there)}; leave it out")
     if count == 1:
         return ONE
     peers = len(settings.backbones)

@@ -204,7 +204,7 @@ class Engine:
         after = TrainState(state.step + 1, params, stats, method_state, optimizer, teachers)
         return after, added(sums, values, after.step)
 
-    @property
+    @functools.cached_property
     def train_steps(self) -> Any:
         """`train_steps(state, totals, feed, count) -> (state, totals)`, compiled.
 
@@ -212,11 +212,6 @@ class Engine:
         Where `steps_per_call` is 1 it does one: for a CPU, XLA compiles the gradient of a convolution inside a loop to
         something some 20 times slower.
         """
-        return self.program
-
-    @functools.cached_property
-    def program(self) -> Any:
-        """The compiled program of `train_steps`."""
 
         def train(state: TrainState, sums: Totals, feed: Feed, count: jax.Array) -> tuple[TrainState, Totals]:
             if self.steps_per_call == 1:
@@ -227,7 +222,7 @@ class Engine:
 
     def _compiled_beside(self) -> contextlib.AbstractContextManager[None]:
         saved = self.shapes()
-        return compiled_beside(self.program, saved.state, saved.totals, self.feed_shapes(), 1)
+        return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
 
     def first_batch(self) -> tuple[Batch, Mix]:
         """The batch of step 0 as training sees it."""

@@ -26,46 +26,48 @@ class _Led(Engine):
     """The engine of the process that leads.
 
     Attributes:
+      inner: the same for a process alone.
       tell: tells the others the next command of `follow`.
     """
 
+    inner: Engine
     tell: Tell
 
     def begin(self) -> Saved:
         self.tell("begin")
-        return super().begin()
+        return self.inner.begin()
 
     def placed(self, saved: Saved) -> Saved:
         self.tell("placed")
-        return super().placed(_sent(saved))
+        return self.inner.placed(_sent(saved))
 
     def collected(self, saved: Saved) -> Saved:
         if self.devices.by_peer:
             self.tell("collected")
-        return super().collected(saved)
+        return self.inner.collected(saved)
 
     def feeds(self) -> Feeds:
-        return _Told(super().feeds(), self.tell)
+        return _Told(self.inner.feeds(), self.tell)
 
     @property
     def train_steps(self) -> Callable[..., tuple[TrainState, Totals]]:
         def steps(state: TrainState, totals: Totals, feed: Feed, count: int) -> tuple[TrainState, Totals]:
             self.tell("train_steps", count)
-            return self.program(state, totals, feed, count)
+            return self.inner.train_steps(state, totals, feed, count)
 
         return steps
 
     def first_batch(self) -> tuple[Batch, Mix]:
         self.tell("first_batch")
-        return super().first_batch()
+        return self.inner.first_batch()
 
     def evaluate(self, state: TrainState, data: Placed | None = None) -> Accuracies:
         self.tell("evaluate", data is not None)
-        return super().evaluate(state, data)
+        return self.inner.evaluate(state, data)
 
     def calibrate(self, state: TrainState) -> TrainState:
         self.tell("end_epoch")
-        return super().calibrate(state)
+        return self.inner.calibrate(state)
 
 
 class _Told:
@@ -85,7 +87,7 @@ class _Told:
 def led(engine: Engine, tell: Tell) -> Engine:
     """The same engine, for the process that leads the others."""
     fields = {field.name: getattr(engine, field.name) for field in dataclasses.fields(Engine)}
-    return _Led(**fields, tell=tell)
+    return _Led(**fields, inner=engine, tell=tell)
 
 
 def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:

@@ -1,0 +1,169 @@
+"""A run on several devices is the run on one: the same images and boxes, and the same numbers but for rounding."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax.engine import devices
+from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import command_line
+from tests.conftest import ROOT
+from tests.runs import TEN_EPOCHS, Made
+
+MESH = {
+    "two": ["--config.devices=2"],
+    "four": ["--config.devices=4"],
+    "vmap": ["--config.devices=4", "--config.mapping=vmap"],
+    "peers": ["--config.devices=2", "--config.mapping=shard"],
+    "both": ["--config.devices=0", "--config.mapping=shard"],  # 2 peers x 4 parts
+}
+BRANCHED = ("one", "okddip")  # whose trunk cannot be on several devices
+METHODS = ("cutnmix", "dml", "one", "ps_kd", "pcl")
+
+
+def train(folder, cases, count=8):
+    """The arrays of each case, each of `row, steps, *fields`, on 8 devices."""
+    out = folder / "arrays.npz"
+    command = [sys.executable, "-m", "tests.on_devices", str(out), str(count), json.dumps(cases)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {name: {} for name in cases}
+    with np.load(out) as arrays:
+        for key in arrays:
+            name, _, path = key.partition(":")
+            found[name][path] = arrays[key]
+    return found
+
+
+def assert_one_run(found, alone, tolerance=1e-5):
+    """The same parameters, statistics and sums within rounding; the same images, labels and boxes exactly."""
+    assert found.keys() == alone.keys()
+    for path, array in found.items():
+        if path.startswith(("batch", "mix", "tested")):
+            np.testing.assert_array_equal(array, alone[path], err_msg=path)
+        elif "opt_state" not in path:  # a sum of gradients, some of which are large
+            np.testing.assert_allclose(array, alone[path], atol=tolerance, rtol=tolerance, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def cutnmix(tmp_path_factory):
+    """20 steps of it in each way."""
+    cases = {name: ["cutnmix", 20, *fields] for name, fields in MESH.items()} | {"alone": ["cutnmix", 20]}
+    cases["disk"] = ["cutnmix", 20, "--config.devices=4", "--config.images_in=memory"]
+    cases["local"] = ["cutnmix", 1, "--config.devices=4", "--config.bn=local"]
+    cases["local peers"] = ["cutnmix", 1, "--config.devices=8", "--config.mapping=shard", "--config.bn=local"]
+    return train(tmp_path_factory.mktemp("cutnmix"), cases)
+
+
+@pytest.mark.parametrize("how", [*MESH, "disk"])
+def test_the_same_run(how, cutnmix):
+    assert_one_run(cutnmix[how], cutnmix["alone"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", METHODS[1:])
+def test_the_same_run_of_other_methods(row, tmp_path):
+    how = {name: fields for name, fields in MESH.items() if row not in BRANCHED or name in ("two", "four")}
+    cases = {name: [row, 20, *fields] for name, fields in how.items()} | {"alone": [row, 20]}
+    cases["eight"] = [row, 20, "--config.devices=8"]
+    found = train(tmp_path, cases)
+    for name in cases:
+        assert_one_run(found[name], found["alone"])
+
+
+@pytest.mark.slow
+def test_twice_the_same_bits(tmp_path):
+    cases = {name: ["cutnmix", 20, *fields] for name, fields in MESH.items()}
+    (tmp_path / "again").mkdir()
+    first, again = train(tmp_path, cases), train(tmp_path / "again", cases)
+    for name in cases:
+        for path, array in first[name].items():
+            np.testing.assert_array_equal(array, again[name][path], err_msg=f"{name} {path}")
+
+
+@pytest.mark.parametrize("how", ["local", "local peers"])
+def test_local_batch_norm_sees_the_images_of_a_device(how, cutnmix):
+    """Against NumPy, by the first layer: the variance of each quarter of the batch, averaged over the quarters."""
+    first, found = Made().first.state, cutnmix[how]
+    kernel = first.params["peers"][0]["Conv_0"]
+    images = found["batch.images"][0, 0]  # [16, 32, 32, 3]
+    convolved = jax.lax.conv_general_dilated(
+        jnp.asarray(images), kernel["kernel"], (4, 4), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    seen = np.asarray(convolved, np.float64).reshape(4, 4, -1, 6) + np.asarray(kernel["bias"], np.float64)
+    local = seen.reshape(4, -1, 6).var(axis=1).mean(axis=0)
+    whole = seen.reshape(-1, 6).var(axis=0)
+    assert np.abs(local - whole).max() > 1e-3  # or the test could not tell
+    path = "state.batch_stats.0.BatchNorm_0"
+    np.testing.assert_allclose(found[f"{path}.var"], 0.9 + 0.1 * local, rtol=1e-4)
+    np.testing.assert_allclose(found[f"{path}.mean"], 0.1 * seen.reshape(-1, 6).mean(axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(cutnmix["alone"]["batch.images"], found["batch.images"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"devices": 9}, "devices=9: JAX finds 8 here"),
+        ({"devices": 3}, "batch_size=16 does not divide over 3 devices; choose a multiple of 3"),
+        ({"devices": 3, "mapping": "shard"}, "2 peers do not divide over 3 devices"),
+        ({"devices": 4, "mapping": "shard", "num_peers": 3}, "3 peers do not divide over 4 devices"),
+    ],
+)
+def test_what_does_not_divide_is_refused(fields, said, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
+    with pytest.raises(UsageError, match=said):
+        devices.choose(settings(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mapping": "shard"}, "mapping='shard' takes several devices"),
+        ({"bn": "local"}, "bn='local' is of several devices"),
+        ({"mapping": "shard", "devices": 2, "peers": "resnet8,tests.tiny:Tiny"}, "takes peers of one architecture"),
+        ({"mapping": "shard", "devices": 2, "share_trunk": True}, "needs config.mapping='unroll'"),
+    ],
+)
+def test_what_several_devices_are_needed_for(fields, said):
+    with pytest.raises(UsageError, match=said):
+        settings(fields)
+
+
+def settings(fields):
+    return command_line.from_flags(
+        "configs/quickstart.py:digits,cutnmix", [*TEN_EPOCHS, *(f"--config.{name}={it}" for name, it in fields.items())]
+    )
+
+
+def test_one_device_needs_no_mesh():
+    assert devices.choose(settings({"devices": 0})) is devices.ONE  # there is one here
+
+
+def test_what_is_where_is_shown(tmp_path):
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py:digits,cutnmix", *TEN_EPOCHS]
+    command += ["--config.epochs=1", "--config.devices=4", "--config.mapping=shard", f"--workdir={tmp_path / 'run'}"]
+    flags = {"JAX_NUM_CPU_DEVICES": "5"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "device    4 x cpu, float32, 1 step per call; 1 further device stays idle" in done.stdout
+    layout = "2 groups of devices with 1 peer each, and in each batches of 16 in 2 parts of 8; batch norm sees all 16"
+    assert f"layout    {layout}\n" in done.stdout
+    assert re.search(r" images/s \([\d,]+ per device\)", done.stdout)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["layout"] == {"peer_groups": 2, "parts": 2, "processes": 1}
+    # What was saved is that of a run on one device, and goes on there; that its last bits are others is said.
+    more = ["--config.epochs=2", "--extend"]
+    command = [part for part in command if not part.startswith(("--config.devices", "--config.epochs=1"))]
+    command = [*command, *more, "--config.devices=1", "--config.mapping=vmap", "--force"]
+    command.remove("--config.mapping=shard")
+    command.remove("--extend")
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "continued from step 4" in done.stdout and "the bits need not be those" in done.stderr
