@@ -24,7 +24,7 @@ MESH = {
     "peers": ["--config.devices=2", "--config.mapping=shard"],
     "both": ["--config.devices=0", "--config.mapping=shard"],  # 2 peers x 4 parts
 }
-BRANCHED = ("one", "okddip")  # whose trunk cannot be on several devices
+BRANCHED = ("one", "pcl")  # whose peers share a trunk
 METHODS = ("cutnmix", "dml", "one", "ps_kd", "pcl")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -127,7 +128,6 @@ def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
 def _sent(saved: Saved) -> Saved:
     """The leading process's state, in every process; as bytes, because a sum of numbers would lose the sign of zero."""
     leaves, structure = jax.tree.flatten(jax.device_get(saved))
-    arrays = [np.ascontiguousarray(leaf) for leaf in leaves]
-    sent = multihost_utils.broadcast_one_to_all([leaf.reshape(-1).view(np.uint8) for leaf in arrays])
-    found = [np.asarray(data).view(leaf.dtype).reshape(leaf.shape) for data, leaf in zip(sent, arrays, strict=True)]
-    return jax.tree.unflatten(structure, found)
+    sent = multihost_utils.broadcast_one_to_all([np.frombuffer(leaf.tobytes(), np.uint8) for leaf in leaves])
+    arrays = [np.asarray(data).view(leaf.dtype).reshape(leaf.shape) for data, leaf in zip(sent, leaves, strict=True)]
+    return jax.tree.unflatten(structure, map(jnp.asarray, arrays))

@@ -1,0 +1,227 @@
+"""Several processes train one run: stopped, killed, begun wrongly, and continued by other ones."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+
+from cutnmix_jax import group, look_after
+from cutnmix_jax.errors import GONE
+from tests.conftest import ROOT
+from tests.runs import TEN_EPOCHS, Made, rows_in, steps_in
+from tests.test_run import wait_for
+
+RUN = ["--config=configs/quickstart.py:digits,cutnmix", *TEN_EPOCHS, "--config.precision=float32"]
+SHARD = "--config.mapping=shard"
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Processes:
+    """The processes of a run, with what they print in files."""
+
+    def __init__(self, folder, count, devices, *more, port=None, only=None):
+        self.folder, self.port = folder, port or free_port()
+        flags = {"JAX_NUM_CPU_DEVICES": str(devices)}
+        where = ["--distributed=on", f"--coordinator=127.0.0.1:{self.port}", f"--processes={count}"]
+        self.each = {
+            index: subprocess.Popen(
+                [sys.executable, "-m", "cutnmix_jax.main", *RUN, *where, f"--process={index}", *more],
+                cwd=ROOT,
+                env=os.environ | flags,
+                stdout=self.file(index, "out").open("w"),
+                stderr=self.file(index, "err").open("w"),
+            )
+            for index in (range(count) if only is None else only)
+        }
+
+    def file(self, index, stream):
+        return self.folder / f"{self.port}.{index}.{stream}"
+
+    def said(self, index, stream="err"):
+        """What a process has printed, without what Gloo prints of a CPU's collectives."""
+        lines = self.file(index, stream).read_text().splitlines()
+        return [line for line in lines if "Gloo" not in line and "peer ranks" not in line]
+
+    def errors(self, index):
+        return [line for line in self.said(index) if not line.startswith("warning: ")]
+
+    def ended(self, seconds=120):
+        """The exit code of each."""
+        end = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.1, end - time.monotonic())) for process in self.each.values()]
+        finally:
+            self.kill()
+
+    def kill(self):
+        for index in self.each:
+            self.kill_one(index)
+
+    def kill_one(self, index):
+        """As a machine that goes: the process and what it looks after."""
+        process = self.each[index]
+        for child in children(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def trained(folder, epochs):
+    """Whether so many epochs have rows."""
+    return lambda: (folder / "metrics.jsonl").exists() and len(rows_in(folder)) >= epochs
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run by one process on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    made = Made("cutnmix", "--config.precision=float32")
+    made.train(folder)
+    return made, made.saved(folder), rows_in(folder)
+
+
+def assert_as_alone(folder, alone):
+    made, saved, rows = alone
+    chex.assert_trees_all_close(made.saved(folder).state.params, saved.state.params, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(rows_in(folder), rows, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            if name.startswith("test/"):  # of 30 images; one on the edge may fall to the other side
+                np.testing.assert_allclose(ours[name], value, atol=1.5 / 30)
+            else:
+                np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.rounds(1, 10)
+def test_a_signal_to_one_stops_all_at_the_same_step(number, tmp_path, alone):
+    """Then other processes, or one, go on: with 4, 1, 2 or 8 devices."""
+    rng = random.Random(number)
+    folder = tmp_path / "run"
+    first = Processes(tmp_path, 2, 2, f"--workdir={folder}", *[SHARD] * (number % 2))
+    wait_for(trained(folder, 1), 120)
+    time.sleep(rng.uniform(0, 1))
+    first.each[(number + 1) % 2].send_signal(signal.SIGTERM)
+    assert first.ended() == [75, 75]
+    (said,) = [line for line in first.errors(0) if not line.startswith("stopping")]
+    step = steps_in(folder)[-1]
+    assert said == f"stopped and saved at step {step}; the same command continues"
+    assert [line for line in first.errors(1) if not line.startswith("stopping")] == []
+    assert step < 40
+    if number % 4 == 3:
+        again = Processes(tmp_path, 4, 1, f"--workdir={folder}", *[SHARD] * (number % 2))
+        assert again.ended() == [0] * 4
+        out = again.said(0, "out")
+    else:
+        devices = (1, 2, 8)[number % 4]
+        more = [SHARD] if number % 2 else []
+        flags = {"JAX_NUM_CPU_DEVICES": str(devices)}
+        command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--config.devices=0", *more, f"--workdir={folder}"]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        out = done.stdout.splitlines()
+    assert f"continued from step {step}" in out
+    assert_as_alone(folder, alone)
+
+
+@pytest.mark.rounds(1, 20)
+def test_one_that_dies_ends_the_others_and_the_next_start_continues(number, tmp_path, alone):
+    rng = random.Random(number)
+    folder, dies = tmp_path / "run", (number + 1) % 2
+    first = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.checkpoint.every_steps=1")
+    wait_for(trained(folder, 1), 120)
+    time.sleep(rng.uniform(0, 1))
+    first.kill_one(dies)
+    killed = time.monotonic()
+    assert first.each[1 - dies].wait(60) == 75
+    assert time.monotonic() - killed < group.SILENT_SECONDS + 20
+    assert first.errors(1 - dies) == [GONE]
+    step = steps_in(folder)[-1]
+    again = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.checkpoint.every_steps=1")
+    assert again.ended() == [0, 0], again.said(0) + again.said(1)
+    continued = [line for line in again.said(0, "out") if line.startswith("continued from step ")]
+    assert int(continued[0].split()[-1]) in (step, step - 1)  # what was being written is no checkpoint
+    assert_as_alone(folder, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize("mapping", ["unroll", "vmap", "shard"])
+def test_every_layout_is_the_same_run(count, devices, mapping, tmp_path, alone):
+    folder = tmp_path / "run"
+    run = Processes(tmp_path, count, devices, f"--workdir={folder}", f"--config.mapping={mapping}")
+    assert run.ended(300) == [0] * count, run.said(0)
+    assert_as_alone(folder, alone)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["layout"]["processes"] == count
+
+
+def test_a_process_that_would_train_something_else_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    one = Processes(tmp_path, 2, 1, f"--workdir={folder}", only=[0])
+    other = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.seed=7", port=one.port, only=[1])
+    assert one.ended() == [2] and other.ended() == [2]
+    (said,) = one.errors(0)
+    assert said.startswith("error: process 1 on ") and "config.seed: 95 -> 7" in said
+    assert other.errors(1) == []
+    assert not steps_in(folder)
+
+
+def test_what_is_wrong_with_one_ends_all(tmp_path):
+    """The second one's images are not where it looks."""
+    one = Processes(tmp_path, 2, 1, f"--workdir={tmp_path / 'run'}", only=[0])
+    nowhere = ["--config.backbone.name=tests.nowhere:Net"]
+    other = Processes(tmp_path, 2, 1, f"--workdir={tmp_path / 'run'}", *nowhere, port=one.port, only=[1])
+    assert other.ended()[0] == 2
+    assert one.ended()[0] in (2, 75)
+    assert len(other.errors(1)) == 1 and len(one.errors(0)) == 1
+
+
+def test_processes_that_do_not_come_are_not_waited_for_without_end(tmp_path, monkeypatch):
+    with pytest.raises(Exception, match="") as raised, group.joined(group.Joining("auto")):
+        pass
+    assert str(raised.value).startswith("--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here")
+
+
+def test_flags_that_do_not_fit():
+    for more, said in (
+        (["--distributed=on"], "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
+        (["--distributed=auto", "--seeds=1,2"], "--distributed trains one run; leave --seeds out"),
+    ):
+        command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_what_jax_ends_with_becomes_one_line(tmp_path, capfd, monkeypatch):
+    """A process that prints what JAX prints, and aborts."""
+    said = "F1128 00:11:01.720890   22477 client.h:80] Terminating process because the JAX distributed service detected"
+    program = f"import os, sys; print('warning: w', file=sys.stderr); print({said!r}, file=sys.stderr); "
+    program += "print('*** Check failure stack trace: ***', file=sys.stderr, flush=True); os.abort()"
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: popen([sys.executable, "-c", program], **more))
+    assert look_after.look_after([]) == 75
+    assert capfd.readouterr().err.splitlines() == ["warning: w", GONE]
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert look_after.look_after([]) == 75
+    assert "SIGKILL" in capfd.readouterr().err
