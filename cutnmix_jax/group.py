@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax._src import distributed  # the store has no other name
 
-from cutnmix_jax.errors import GONE, StoppedError, UsageError, UserError, described
+from cutnmix_jax.errors import GONE, StoppedError, UsageError, UserError, described, one_line
 from cutnmix_jax.signals import Stop
 
 HOW = OFF, AUTO, ON = ("off", "auto", "on")
@@ -147,6 +148,7 @@ def joined(joining: Joining) -> Iterator[Group]:
     Raises:
       UsageError: they do not find each other.
     """
+    _check_port(joining)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
     try:
         jax.distributed.initialize(
@@ -168,6 +170,21 @@ def joined(joining: Joining) -> Iterator[Group]:
             _leave()
         raise
     _leave()
+
+
+def _check_port(joining: Joining) -> None:
+    """Raises UsageError where the first process cannot listen: JAX would share the port and end the run that has it."""
+    if joining.process or not joining.coordinator:
+        return
+    host, _, port = joining.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--coordinator={joining.coordinator}: give HOST:PORT, a port from 1024 to 65535")
+    try:
+        with contextlib.closing(socket.socket()) as tried:
+            tried.bind(("", int(port)))
+    except (OSError, OverflowError) as error:
+        what = f"--coordinator={joining.coordinator}: nobody can listen at that port here ({one_line(error)})"
+        raise UsageError(f"{what}; another run may have it, give each its own") from error
 
 
 def _leave() -> None:

@@ -197,14 +197,19 @@ def test_what_is_wrong_with_one_ends_all(tmp_path):
     assert len(other.errors(1)) == 1 and len(one.errors(0)) == 1
 
 
-def test_processes_that_do_not_come_are_not_waited_for_without_end(tmp_path, monkeypatch):
-    with pytest.raises(Exception, match="") as raised, group.joined(group.Joining("auto")):
-        pass
-    assert str(raised.value).startswith("--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here")
+def test_a_port_that_another_run_has_is_refused(tmp_path):
+    with contextlib.closing(socket.socket()) as other:
+        other.bind(("", 0))
+        other.listen()
+        run = Processes(tmp_path, 2, 1, f"--workdir={tmp_path / 'run'}", port=other.getsockname()[1], only=[0])
+        assert run.ended() == [2]
+    (said,) = run.errors(0)
+    assert "nobody can listen at that port here" in said and "give each its own" in said
 
 
 def test_flags_that_do_not_fit():
     for more, said in (
+        (["--distributed=auto"], "--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here"),
         (["--distributed=on"], "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
         (["--distributed=auto", "--seeds=1,2"], "--distributed trains one run; leave --seeds out"),
     ):

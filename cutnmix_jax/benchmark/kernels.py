@@ -1,6 +1,7 @@
 """What a compiled training step launches on a GPU, counted in the text of its program."""
 
 import collections
+import math
 import re
 
 LAUNCH_US = 2.5  # microseconds to start a kernel on a stream, assumed; CUDA graphs need less
@@ -10,6 +11,7 @@ KINDS = (
 )  # fmt: skip
 # No kernels: they name, or look at, what is there.
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
 
@@ -21,6 +23,38 @@ def launch_floor_ms(kernels: int) -> float:
 
 def counts(hlo: str) -> dict[str, int]:
     """How many kernels of each of `KINDS` a step launches: those of the largest loop, or of the program without one."""
+    found = collections.Counter(dict.fromkeys(KINDS, 0))
+    for line in _step(hlo):
+        if (is_one := _INSTRUCTION.match(line)) and is_one[3] not in _FREE:
+            found[_kind(line, is_one[1], is_one[3])] += 1
+    return dict(found)
+
+
+def collectives(hlo: str) -> dict[str, dict[str, int]]:
+    """What travels between devices in a step: a kind -> how many `times`, and the `bytes` of what comes out of them.
+
+    Of an all-reduce that is what goes in; of an all-gather what a device has in the end.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for line in _step(hlo):
+        if (is_one := _INSTRUCTION.match(line)) and (kind := is_one[3].removesuffix("-start")) in _COLLECTIVES:
+            # What is begun has what goes in beside what comes out.
+            results = re.findall(r"(\w+)\[([\d,]*)\]", is_one[2])
+            if is_one[3].endswith("-start") and kind != "all-reduce":
+                results = results[len(results) // 2 :]
+            one = found.setdefault(kind, {"times": 0, "bytes": 0})
+            one["times"] += 1
+            one["bytes"] += sum(_bytes(dtype, shape) for dtype, shape in results)
+    return found
+
+
+def _bytes(dtype: str, shape: str) -> int:
+    bits = int(re.sub(r"\D", "", dtype.partition("e")[0]) or 8)  # pred has none, f8e4m3 more than one
+    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+
+
+def _step(hlo: str) -> list[str]:
+    """The lines of the instructions of a step."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
@@ -31,11 +65,7 @@ def counts(hlo: str) -> dict[str, int]:
             lines.append(line)
     loops = [name for name in re.findall(r"body=%?([\w.\-]+)", hlo) if name in bodies]
     step = max(loops, key=lambda name: len(bodies[name])) if loops else entry
-    found = collections.Counter(dict.fromkeys(KINDS, 0))
-    for line in bodies.get(step, ()):
-        if (is_one := _INSTRUCTION.match(line)) and is_one[3] not in _FREE:
-            found[_kind(line, is_one[1], is_one[3])] += 1
-    return dict(found)
+    return bodies.get(step, [])
 
 
 def _kind(line: str, name: str, operation: str) -> str:

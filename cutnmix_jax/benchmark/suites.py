@@ -82,6 +82,10 @@ def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Se
     if all("error" in one for one in found.values()):
         raise UsageError(next(iter(found.values()))["error"])
     kinds = {kind: (kind, "d") for kind in kernels.KINDS}
+    for one in found.values():  # of a single card none
+        for kind, travels in one.get("collectives", {}).items():
+            kinds |= {f"{kind}, times": (f"{kind} times", "d"), f"{kind}, MB": (f"{kind} MB", ".3f")}
+            one |= {f"{kind} times": travels["times"], f"{kind} MB": travels["bytes"] / 1e6}
     rest = {name: report.COLUMNS[name] for name in ("kernels", "launch floor, ms", "memory MiB", "compile s")}
     report.side_by_side(found, kinds | rest, f"kernels of a step on {known.target}, {known.method}; no times")
     return {"target": known.target, "found": found}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax.benchmark import jax_side, kernels
-from cutnmix_jax.engine import assemble
+from cutnmix_jax.engine import assemble, devices
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import command_line
@@ -69,7 +69,7 @@ def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, An
 
     Returns:
       a number for each of `kernels.KINDS`, their sum `kernels_per_step`, `launch_floor_ms`, `memory_mib` of temporary
-      memory, `compile_cold_s`; or an `error`.
+      memory, `compile_cold_s`, and of several cards `collectives`; or an `error`.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags.strip()}
@@ -86,18 +86,26 @@ def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, An
 def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
     from jax.experimental import topologies
 
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    count = settings.devices
+    if not count:
+        raise UsageError("config.devices=0: nobody knows how many there are; give a number")
     try:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+        topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}")
     except Exception as error:  # of several types: no plugin, or no such description
         raise UsageError(f"JAX compiles for no such card here (pip install 'jax[cuda13]'): {error}") from error
-    card = jax.sharding.NamedSharding(topologies.make_mesh(topology, (1,), ("d",)), jax.sharding.PartitionSpec())
+    cards = topologies.make_mesh(topology, (count,), ("d",))
+    whole = jax.sharding.NamedSharding(cards, jax.sharding.PartitionSpec())
 
     def there(tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=card), tree)
+        where = whole if count == 1 else None  # a program for several says where they lie
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
 
-    settings = command_line.from_flags(spec["config"], spec["overrides"])
     jax.config.update("jax_default_matmul_precision", CHOICES[settings.precision].products)
     jax.default_backend = lambda: "gpu"  # the program asks this, and nothing else, to choose what suits a device
+    if count > 1:  # and lays a run out on these, to which nothing can be put
+        jax.devices = lambda *_: list(cards.devices.flat)
+        devices.put = lambda leaf, where: leaf
     dataset = jax_side.made_up(_IMAGES, spec["classes"])
     engine = assemble.engine(settings, dataset, assemble.networks(settings, spec["classes"]))
     state, totals, *_ = engine.shapes()
@@ -115,7 +123,7 @@ def main() -> None:
     memory, text = program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None  # which only other back ends lack
     found = {"memory_mib": memory.temp_size_in_bytes / 2**20, "compile_cold_s": time.monotonic() - begun}
-    print(json.dumps(found | kernels.counts(text)))
+    print(json.dumps(found | kernels.counts(text) | {"collectives": kernels.collectives(text)}))
 
 
 if __name__ == "__main__":

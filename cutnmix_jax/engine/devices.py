@@ -103,16 +103,16 @@ class Devices:
         lies, whole = self.of_state(state), self.sharding()
         return {"in_shardings": (lies, whole, self.of_feed(feed), whole), "out_shardings": (lies, whole)}
 
-    def put(self, saved: "Saved") -> "Saved":
+    def put_state(self, saved: "Saved") -> "Saved":
         """A state, which is whole on one device, as the steps take it."""
         if self.mesh is None:
             return saved
-        state = jax.tree.map(_put, saved.state, self.of_state(saved.state))
+        state = jax.tree.map(put, saved.state, self.of_state(saved.state))
         return saved._replace(state=state, totals=self.put_whole(saved.totals))
 
     def put_whole(self, tree: Tree) -> Tree:
         """The same arrays on every device."""
-        return tree if self.mesh is None else jax.tree.map(lambda leaf: _put(leaf, self.sharding()), tree)
+        return tree if self.mesh is None else jax.tree.map(lambda leaf: put(leaf, self.sharding()), tree)
 
     def collected(self, tree: Tree) -> Tree:
         """The same arrays whole on one device, as a run on one has them."""
@@ -146,7 +146,8 @@ class Devices:
         return jax.make_array_from_callback(shape, self.sharding(*(None,) * axis, DATA), of)
 
 
-def _put(leaf: Any, where: NamedSharding) -> jax.Array:
+def put(leaf: Any, where: NamedSharding) -> jax.Array:
+    """Puts an array, or a part of it, on each of the devices."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, where)
     # Each process puts its own devices' part there; `device_put` would compare all of it over all processes.

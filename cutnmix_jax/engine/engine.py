@@ -105,7 +105,7 @@ class Engine:
         """The state before the first step."""
         saved = compiled(self._fresh, once=True)(self.key, self.load_start() if self.load_start else {})
         teachers = self.companions.with_loaded(saved.state.teachers)
-        return self.devices.put(saved._replace(state=saved.state._replace(teachers=teachers)))
+        return self.devices.put_state(saved._replace(state=saved.state._replace(teachers=teachers)))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
@@ -124,7 +124,7 @@ class Engine:
 
     def placed(self, saved: Saved) -> Saved:
         """A state that was read, as the steps take it."""
-        return self.devices.put(saved)
+        return self.devices.put_state(saved)
 
     def collected(self, saved: Saved) -> Saved:
         """A state as it is saved: whole on one device."""
