@@ -15,6 +15,7 @@ from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import blamed, set_up_jax
 from cutnmix_jax.engine import assemble, led
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.placement import OnHost
 from cutnmix_jax.errors import DataError, UsageError, UserError
 from cutnmix_jax.group import Group, Joining, LostError
 from cutnmix_jax.parts import Parts, assembled, load
@@ -123,9 +124,10 @@ def _facts(engine: Engine) -> dict[str, Any]:
     """What has to be the same in all processes."""
     made_with = environment.of_run(engine.dataset, engine.settings.own_backbones)
     alike = {name: made_with[name] for name in ("versions", "source", "backend")}
-    # Data may lie elsewhere on each host; how many steps a call has depends on whether they are on the device.
+    # Data may lie elsewhere on each host; a host with less memory would keep them elsewhere, and run another program.
     config = tree.of_settings(dataclasses.replace(engine.settings, data_dir=None))
-    return {**alike, "config": config, "images": made_with["data_sha256"], "steps_per_call": engine.steps_per_call}
+    where = {"steps_per_call": engine.steps_per_call, "on_host": isinstance(engine.train_data, OnHost)}
+    return {**alike, **where, "config": config, "images": made_with["data_sha256"]}
 
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], who: str) -> None:

@@ -53,6 +53,7 @@ class StoppedError(UserError):
 
 
 # Of several processes that train one run.
+NOT_COME = "the other processes of the run have not come; start them all, with the same --coordinator"
 GONE = "another process of the run has gone; what was saved stays, the same command continues"
 
 

@@ -22,7 +22,7 @@ from cutnmix_jax.errors import GONE, StoppedError, UsageError, UserError, descri
 from cutnmix_jax.signals import Stop
 
 HOW = OFF, AUTO, ON = ("off", "auto", "on")
-SILENT_SECONDS = 10  # after which a process that says nothing is taken for dead
+SILENT_SECONDS = 30  # after which a process that says nothing is taken for dead
 START_SECONDS = 300  # in which all have to have started
 LOAD_SECONDS = 3600  # in which all have to have their data
 _LOOK_SECONDS = 0.5
@@ -197,10 +197,4 @@ def _not_joined(joining: Joining, error: Exception) -> UsageError:
     if isinstance(error, ValueError) and joining.how == AUTO:
         return UsageError(f"--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here; {flags}")
     where = joining.coordinator or "the first process"
-    if "DEADLINE_EXCEEDED" in str(error):
-        what = f"not all processes of the run have come to {where} in {START_SECONDS} s"
-        return UsageError(f"{what}; start them all, with the same --coordinator")
-    if "ALREADY_EXISTS" in str(error) or "incarnation" in str(error):
-        what = f"process {joining.process} of the run at {where} is there already"
-        return UsageError(f"{what}; give each its own --process, and each run its own port")
     return UsageError(f"the processes of the run do not come together at {where} ({described(error)}); {flags}")

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Sequence
 
 from cutnmix_jax import pool, signals
-from cutnmix_jax.errors import GONE, StoppedError
+from cutnmix_jax.errors import GONE, NOT_COME, StoppedError
 
 _MEMBER = "CUTNMIX_JAX_MEMBER"  # set in the environment of a process that is looked after
 # What JAX prints before it ends a process, and all after it: a trace of addresses.
 _GIVEN_UP = re.compile(r"F\d{4} .*Terminating process because the JAX distributed service")
+_REGISTERS = "/RegisterTask"  # what it was doing, where it never met the others
 _ENDED = (signal.SIGKILL, signal.SIGTERM)  # from outside, by a person, a scheduler, or Linux for want of memory
 
 
@@ -44,15 +45,18 @@ def look_after(arguments: Sequence[str]) -> int:
         start_new_session=True,  # signals come from here alone, so none comes twice
         preexec_fn=functools.partial(pool.end_with_parent, os.getpid()),
     )
-    for number in signals.heard():
-        signal.signal(number, lambda number, _: process.send_signal(number))
-    given_up = threading.Event()
+    before = {
+        number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in signals.heard()
+    }
+    given_up: list[str] = []
     reader = threading.Thread(target=_echo, args=(process, given_up))
     reader.start()
     code = process.wait()
     reader.join()
-    if given_up.is_set():
-        print(GONE, file=sys.stderr)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if given_up:
+        print(NOT_COME if any(_REGISTERS in line for line in given_up) else GONE, file=sys.stderr)
         return StoppedError.exit_code
     if -code in _ENDED:
         how = f"ended by {signal.Signals(-code).name}; what was saved stays, the same command continues"
@@ -61,11 +65,12 @@ def look_after(arguments: Sequence[str]) -> int:
     return code
 
 
-def _echo(process: subprocess.Popen, given_up: threading.Event) -> None:
+def _echo(process: subprocess.Popen, given_up: list[str]) -> None:
+    """Prints what a process says up to where JAX gives up, and keeps the rest."""
     assert process.stderr
     for line in process.stderr:
-        if _GIVEN_UP.match(line):
-            given_up.set()
-        if not given_up.is_set():
+        if given_up or _GIVEN_UP.match(line):
+            given_up.append(line)
+        else:
             sys.stderr.write(line)
             sys.stderr.flush()

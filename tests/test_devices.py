@@ -18,12 +18,14 @@ from tests.conftest import ROOT
 from tests.runs import TEN_EPOCHS, Made
 
 MESH = {
-    "two": ["--config.devices=2"],
     "four": ["--config.devices=4"],
+    "both": ["--config.devices=0", "--config.mapping=shard"],  # 2 peers x 4 parts
+    "two": ["--config.devices=2"],
     "vmap": ["--config.devices=4", "--config.mapping=vmap"],
     "peers": ["--config.devices=2", "--config.mapping=shard"],
-    "both": ["--config.devices=0", "--config.mapping=shard"],  # 2 peers x 4 parts
+    "disk": ["--config.devices=4", "--config.images_in=memory"],
 }
+ALWAYS = ("four", "both")  # the rest with --all: each is a program to compile
 BRANCHED = ("one", "pcl")  # whose peers share a trunk
 METHODS = ("cutnmix", "dml", "one", "ps_kd", "pcl")
 
@@ -55,16 +57,17 @@ def assert_one_run(found, alone):
 
 
 @pytest.fixture(scope="module")
-def cutnmix(tmp_path_factory):
+def cutnmix(tmp_path_factory, request):
     """20 steps of it in each way."""
-    cases = {name: ["cutnmix", 20, *fields] for name, fields in MESH.items()} | {"alone": ["cutnmix", 20]}
-    cases["disk"] = ["cutnmix", 20, "--config.devices=4", "--config.images_in=memory"]
-    cases["local"] = ["cutnmix", 1, "--config.devices=4", "--config.bn=local"]
+    ways = MESH if request.config.getoption("--all") else ALWAYS
+    cases = {name: ["cutnmix", 20, *MESH[name]] for name in ways} | {"alone": ["cutnmix", 20]}
+    if ways is MESH:
+        cases["local"] = ["cutnmix", 1, "--config.devices=4", "--config.bn=local"]
     cases["local peers"] = ["cutnmix", 1, "--config.devices=8", "--config.mapping=shard", "--config.bn=local"]
     return train(tmp_path_factory.mktemp("cutnmix"), cases)
 
 
-@pytest.mark.parametrize("how", [*MESH, "disk"])
+@pytest.mark.parametrize("how", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in MESH])
 def test_the_same_run(how, cutnmix):
     assert_one_run(cutnmix[how], cutnmix["alone"])
 
@@ -72,7 +75,7 @@ def test_the_same_run(how, cutnmix):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", METHODS[1:])
 def test_the_same_run_of_other_methods(row, tmp_path):
-    how = {name: fields for name, fields in MESH.items() if row not in BRANCHED or name in ("two", "four")}
+    how = {name: fields for name, fields in MESH.items() if row not in BRANCHED or name in ("two", "four", "disk")}
     cases = {name: [row, 20, *fields] for name, fields in how.items()} | {"alone": [row, 20]}
     cases["eight"] = [row, 20, "--config.devices=8"]
     found = train(tmp_path, cases)
@@ -90,7 +93,7 @@ def test_twice_the_same_bits(tmp_path):
             np.testing.assert_array_equal(array, again[name][path], err_msg=f"{name} {path}")
 
 
-@pytest.mark.parametrize("how", ["local", "local peers"])
+@pytest.mark.parametrize("how", ["local peers", pytest.param("local", marks=pytest.mark.slow)])
 def test_local_batch_norm_sees_the_images_of_a_device(how, cutnmix):
     """Against NumPy, by the first layer: the variance of each quarter of the batch, averaged over the quarters."""
     first, found = Made().first.state, cutnmix[how]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import group, look_after
-from cutnmix_jax.errors import GONE
+from cutnmix_jax.errors import GONE, NOT_COME
 from tests.conftest import ROOT
 from tests.runs import TEN_EPOCHS, Made, rows_in, steps_in
 from tests.test_run import wait_for
@@ -227,6 +227,9 @@ def test_what_jax_ends_with_becomes_one_line(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: popen([sys.executable, "-c", program], **more))
     assert look_after.look_after([]) == 75
     assert capfd.readouterr().err.splitlines() == ["warning: w", GONE]
+    program = f"import os, sys; print({said!r}, '\\nRPC: /x/RegisterTask', file=sys.stderr, flush=True); os.abort()"
+    assert look_after.look_after([]) == 75
+    assert capfd.readouterr().err.splitlines() == [NOT_COME]
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert look_after.look_after([]) == 75
     assert "SIGKILL" in capfd.readouterr().err
