@@ -572,8 +572,8 @@ def test_config_json_is_the_configuration(file):
 def other(name, value):
     """Another value than the one a field has."""
     choices = {"dataset": "cifar10", "mapping": "vmap", "precision": "float32", "views": "shared", "loss.name": "dml",
-               "bn": "local", "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make", "teacher": "x",
-                   "teacher_which": "best", "init_from": "/x", "crop": "resized", "images_in": "disk",
+               "bn": "local", "mix.kind": "cutmix", "mix.box": "inside", "backbone.name": "my.nets:make",
+               "teacher": "x", "teacher_which": "best", "init_from": "/x", "crop": "resized", "images_in": "disk",
                "peers": "a,b", "data_dir": "/x", "optimizer.milestones": (1, 2), "optimizer.name": "lars",
                "optimizer.schedule": "cosine", "average": 0.5, "ramp_up.terms": ("ce",)}  # fmt: skip
     if name in choices:
