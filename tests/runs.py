@@ -4,6 +4,10 @@ import dataclasses
 import functools
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import chex
@@ -149,6 +153,33 @@ def rows_saved(workdir, step):
 def timeless(rows):
     """Rows without what differs from run to run."""
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def untimed_results(workdir):
+    """What the results say, without what differs from run to run."""
+    results = json.loads((Path(workdir) / "results.json").read_text())
+    return {name: value for name, value in results.items() if name not in ("seconds", "wall_seconds")}
+
+
+def wait_for(condition, seconds=120):
+    """Waits until it is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def killed_at_random(arguments, workdir, chance, steps):
+    """Gives the command of a run that saves each of its `steps` steps, and kills it at a random moment."""
+    least = chance.randrange(-3, steps)
+    command = [sys.executable, "-m", "cutnmix_jax.main", *arguments]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL)
+    if least > 0:
+        wait_for(lambda: process.poll() is not None or (steps_in(workdir) or [0])[-1] >= least)
+    time.sleep(chance.uniform(0, 0.3 if least > 0 else 5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)  # it may have ended by then
+    print(f"killed with {steps_in(workdir)} saved")
 
 
 def write_finished(folder, fields, rows, **told):

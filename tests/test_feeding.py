@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -11,13 +12,16 @@ import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from cutnmix_jax import data, together, training
+from cutnmix_jax import data, main, together, training
+from cutnmix_jax.data.__main__ import main as prepare
 from cutnmix_jax.engine import assemble, feeding, placement
 from cutnmix_jax.errors import DataError, UsageError
 from cutnmix_jax.method import View
 from cutnmix_jax.settings import command_line
-from tests.runs import TEN_EPOCHS, Made, Stop, rows_in, stopped_after
+from tests.runs import TEN_EPOCHS, Made, Stop, killed_at_random, rows_in, stopped_after, untimed_results
+from tests.test_run import saved_in
 
 SMALL = [*TEN_EPOCHS, "--config.train_examples=70", "--config.epochs=2", "--config.optimizer.milestones=()"]
 
@@ -111,6 +115,40 @@ def test_stopped_while_streaming_and_continued(tmp_path):
     made.train(tmp_path / "stopped")
     chex.assert_trees_all_equal(made.saved(tmp_path / "stopped"), made.saved(tmp_path / "undisturbed"))
     assert len(rows_in(tmp_path / "stopped")) == 2
+
+
+# The command itself, killed at random moments while it reads a prepared set from the disk.
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """The flags of a run of digits that were prepared as a folder of pictures, and one that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("streamed")
+    read = data.load("digits", None, 80, 30)
+    for split in ("train", "test"):
+        images, labels = getattr(read, f"{split}_images"), getattr(read, f"{split}_labels")
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / "pictures" / split / str(label) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    place = [f"--dataset=folder:{folder / 'pictures'}", f"--data_dir={folder / 'prepared'}"]
+    assert prepare(["prepare", *place, "--size=32"]) == 0
+    row = f"--config=configs/quickstart.py:folder:{folder / 'pictures'},ps_kd"
+    tiny = [field for field in TEN_EPOCHS if "examples" not in field]
+    fields = ["epochs=4", "optimizer.milestones=()", "checkpoint.every_steps=1", "checkpoint.keep=2", "images_in=disk"]
+    flags = [row, *tiny, *(f"--config.{field}" for field in fields), f"--config.data_dir={folder / 'prepared'}"]
+    assert main.main([*flags, f"--workdir={folder / 'run'}"]) == 0
+    return flags, folder / "run"
+
+
+@pytest.mark.rounds(1, 10)
+def test_killed_while_streaming_and_continued(number, streamed, tmp_path):
+    flags, undisturbed = streamed
+    killed_at_random([*flags, f"--workdir={tmp_path}"], tmp_path, random.Random(number), steps=20)
+    assert main.main([*flags, f"--workdir={tmp_path}"]) == 0
+    chex.assert_trees_all_equal(saved_in(tmp_path, flags), saved_in(undisturbed, flags))
+    assert rows_in(tmp_path) == rows_in(undisturbed)
+    assert untimed_results(tmp_path) == untimed_results(undisturbed)
 
 
 def test_readers_do_not_pile_up(tmp_path):

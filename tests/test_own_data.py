@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -18,8 +19,8 @@ from cutnmix_jax.data import _library, digits, prepare
 from cutnmix_jax.data.__main__ import main as command
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import command_line
+from tests.runs import few
 
-CLASSES = 7
 TINY = "--config.backbone.name=tests.tiny:Tiny"
 SMALL = ["--config.batch_size=16", "--config.epochs=1", "--config.optimizer.milestones=()"]
 
@@ -37,56 +38,79 @@ def one_error(capsys):
     return line
 
 
-# From pictures to a student, by three commands and a fourth that uses it.
+# From pictures to a student, by three commands.
+
+# Seven places in the two photographs that scikit-learn ships: left, top, right and bottom, in pixels.
+PLACES = {
+    "china": {"sky": (340, 0, 640, 170), "pagoda": (80, 60, 340, 370), "lake": (340, 190, 540, 300),
+              "trees": (340, 310, 640, 427)},
+    "flower": {"petals": (190, 100, 420, 350), "leaf": (0, 60, 150, 330), "dark": (450, 0, 640, 380)},
+}  # fmt: skip
+NAMES = sorted(name for places in PLACES.values() for name in places)
 
 
-def striped(number, label):
-    """A picture of any size between 40 and 120 pixels: stripes, whose direction and colour tell the class."""
-    rng = np.random.default_rng(number)
-    height, width = rng.integers(40, 120, 2)
-    y, x = np.mgrid[:height, :width]
-    angle, colour = np.pi * label / CLASSES, np.array([1 + np.cos(label), 1.6, 1 + np.sin(label)]) / 2
-    stripes = 127 + 100 * np.sin((x * np.cos(angle) + y * np.sin(angle)) / 3 + rng.uniform(0, 6))
-    noisy = stripes[..., None] * colour + rng.normal(0, 20, (height, width, 3))
-    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+def pieces(top, **counts):
+    """JPEGs of 30 to 100 pixels on a side, so many of each place in a split."""
+    rng, ships = np.random.default_rng(0), Path(sklearn.__file__).parent / "datasets" / "images"
+    for photograph, places in PLACES.items():
+        whole = Image.open(ships / f"{photograph}.jpg")
+        for name, (left, up, right, down) in places.items():
+            for split, count in counts.items():
+                (top / split / name).mkdir(parents=True)
+                for i in range(count):
+                    width, height = rng.integers(30, 101, 2)
+                    x, y = rng.integers(left, right - width + 1), rng.integers(up, down - height + 1)
+                    whole.crop((x, y, x + width, y + height)).save(top / split / name / f"{i}.jpg", quality=90)
 
 
-def test_from_jpegs_of_any_size_to_a_student(tmp_path, capsys):
-    top, run = tmp_path / "stripes", tmp_path / "run"
-    for split, count in (("train", 40), ("test", 10)):
-        for label in range(CLASSES):
-            (top / split / f"class {label}").mkdir(parents=True)
-            for i in range(count):
-                path = top / split / f"class {label}" / f"{i}.jpg"
-                striped(1000 * label + i + count, label).save(path, quality=90)
-    assert command(["prepare", f"--dataset=folder:{top}", "--size=32"]) == 0
-    flags = ["--config.batch_size=32", "--config.epochs=2", "--config.optimizer.milestones=()"]
-    assert main.main([f"--config=resnet8:folder:{top},baseline", *flags, f"--workdir={run}"]) == 0
+def by_three_commands(top, run, size, config, flags, capsys):
+    """Prepares a folder, trains, and asks the student what the test pictures are; [K, K], how often it says what."""
+    assert command(["prepare", f"--dataset=folder:{top}", f"--size={size}"]) == 0
+    assert main.main([config, *flags, f"--workdir={run}"]) == 0
+    capsys.readouterr()
+    assert predict.main([str(run), str(top / "test"), "--json"]) == 0
+    confusion = np.zeros((len(NAMES), len(NAMES)), int)
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        confusion[NAMES.index(Path(line["file"]).parent.name), NAMES.index(line["class"])] += 1
+    return confusion
+
+
+@pytest.mark.parametrize("row", few(["cutnmix", "dml", "one", "ps_kd"], ("ps_kd",)))
+def test_from_jpegs_of_mixed_sizes_to_a_student(row, tmp_path, capsys):
+    top, run = tmp_path / "places", tmp_path / "run"
+    pieces(top, train=20, test=6)
+    flags = ["--config.batch_size=20", "--config.epochs=2", "--config.optimizer.milestones=()"]
+    confusion = by_three_commands(top, run, 64, f"--config=resnet8:folder:{top},{row}", flags, capsys)
     results = json.loads((run / "results.json").read_text())
     told = results["data"]
-    assert told["class_names"] == [f"class {label}" for label in range(CLASSES)] and told["image_shape"] == [32, 32, 3]
+    assert told["class_names"] == NAMES and told["image_shape"] == [64, 64, 3] and told["resampling"] == "bicubic"
     read = data.load(f"folder:{top}")
-    assert told["mean"] == read.mean.tolist() and told["std"] == read.std.tolist() and told["resampling"] == "bicubic"
-    assert results["last"]["accuracy"] > 2 / CLASSES  # of seven alike it would be 1 / 7
+    assert told["mean"] == read.mean.tolist() and told["std"] == read.std.tolist()
+    assert results["last"]["accuracy"] > 2 / 7  # of seven alike it would be 1 / 7
+    assert np.trace(confusion) / 42 == max(results["last"]["accuracy_per_peer"])
+    # The same student, exported and measured on what was prepared: that is what a picture is brought to.
     assert evaluate.main([str(run), f"--out={tmp_path / 'of run'}"]) == 0
     found = json.loads((tmp_path / "of run" / "evaluation.json").read_text())
-    assert found["classifiers"]["peer_0"]["accuracy"] == results["last"]["accuracy"] and found["images"] == 70
+    peers = [found["classifiers"][f"peer_{j}"] for j in range(len(results["last"]["accuracy_per_peer"]))]
+    assert [peer["accuracy"] for peer in peers] == results["last"]["accuracy_per_peer"] and found["images"] == 42
     assert export.main([str(run), str(tmp_path / "taken")]) == 0
     assert evaluate.main([str(tmp_path / "taken"), f"--out={tmp_path / 'of export'}"]) == 0
-    exported = json.loads((tmp_path / "of export" / "evaluation.json").read_text())
-    assert exported["classifiers"]["student"]["confusion"] == found["classifiers"]["peer_0"]["confusion"]
+    exported = json.loads((tmp_path / "of export" / "evaluation.json").read_text())["classifiers"]["student"]
+    assert exported["confusion"] == confusion.tolist()
+    assert confusion.tolist() in [peer["confusion"] for peer in peers]
     for file in (tmp_path / "taken" / "README.md", tmp_path / "of run" / "evaluation.json"):
-        assert "stripes" in file.read_text() and str(tmp_path) not in file.read_text()
-    # Of the files themselves, each by its own: what was prepared is what a picture is brought to.
-    capsys.readouterr()
-    assert predict.main([str(tmp_path / "taken"), str(top / "test"), "--json"]) == 0
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    confusion = np.zeros((CLASSES, CLASSES), int)
-    for line in said:
-        confusion[
-            told["class_names"].index(Path(line["file"]).parent.name), told["class_names"].index(line["class"])
-        ] += 1
-    assert confusion.tolist() == exported["classifiers"]["student"]["confusion"]
+        assert "places" in file.read_text() and str(tmp_path) not in file.read_text()
+
+
+@pytest.mark.slow
+def test_from_jpegs_of_mixed_sizes_to_a_student_at_224_pixels(tmp_path, capsys):
+    top, run = tmp_path / "places", tmp_path / "run"
+    pieces(top, train=2, test=1)
+    flags = ["--config.batch_size=7", "--config.epochs=1", "--config.optimizer.milestones=()"]
+    confusion = by_three_commands(top, run, 224, f"--config=mobilenet_v2:folder:{top},cutnmix", flags, capsys)
+    results = json.loads((run / "results.json").read_text())
+    assert results["last"]["step"] == 2 and results["data"]["image_shape"] == [224, 224, 3]
+    assert np.trace(confusion) / 7 == max(results["last"]["accuracy_per_peer"])
 
 
 # Of tensorflow-datasets.

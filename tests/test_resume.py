@@ -1,9 +1,7 @@
 """A run that was stopped or killed anywhere ends, after the same command again, bit for bit as if nothing had been."""
 
 import dataclasses
-import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -23,14 +21,16 @@ from tests.runs import (
     assert_same,
     few,
     hooked,
+    killed_at_random,
     leaves,
     made,
     rows_in,
     steps_in,
     stopped_after,
+    untimed_results,
     whole,
 )
-from tests.test_run import ROOT, wait_for
+from tests.test_run import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -222,21 +222,10 @@ def references(tmp_path_factory):
 @pytest.mark.rounds(1, 50)
 def test_killed_at_a_random_moment(number, references, tmp_path):
     row, chance = ROWS[number % 3], random.Random(number)
-    reference, least = references(row), chance.randrange(-3, 20)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cutnmix_jax.main", *command_of(row, tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    if least > 0:  # of its 20 steps, each of which is saved
-        wait_for(lambda: process.poll() is not None or (steps_in(tmp_path) or [0])[-1] >= least)
-    time.sleep(chance.uniform(0, 0.3 if least > 0 else 5))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0)  # it may have ended by then
-    print(f"killed with {steps_in(tmp_path)} saved")
+    reference = references(row)
+    killed_at_random(command_of(row, tmp_path), tmp_path, chance, steps=20)
     assert main.main(command_of(row, tmp_path)) == 0
     run = made(row)
     chex.assert_trees_all_equal(leaves(run.saved(tmp_path)), leaves(run.saved(reference)))
     assert rows_in(tmp_path) == rows_in(reference)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, reference)]
-    assert {k: v for k, v in results[0].items() if k not in ("seconds", "wall_seconds")} == {
-        k: v for k, v in results[1].items() if k not in ("seconds", "wall_seconds")
-    }
+    assert untimed_results(tmp_path) == untimed_results(reference)

@@ -24,7 +24,7 @@ from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
 from tests.hostile import snapshot
-from tests.runs import Stop, few, wrapped
+from tests.runs import Stop, few, wait_for, wrapped
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -101,13 +101,6 @@ def kill_before_step(number, workdir, arguments=TINY):
 
     at_step(number, kill)
     main.main([*arguments, f"--workdir={workdir}"])
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
