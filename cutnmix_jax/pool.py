@@ -81,15 +81,19 @@ class Pool(Generic[Key]):
 
 
 def start(
-    arguments: Sequence[str], stdout: int | IO[str], environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    stdout: int | IO[str],
+    environment: Mapping[str, str] | None = None,
+    folder: str | None = None,
 ) -> subprocess.Popen:
-    """Starts a run that shares the machine with others; see `Pool.start`."""
+    """Starts a run that shares the machine with others; see `Pool.start`; in a folder, if not in the current one."""
     return subprocess.Popen(
         [sys.executable, "-m", "cutnmix_jax.main", *arguments],
         stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        cwd=folder,
         # Each process takes the memory that it needs, not three quarters of the card.
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # signals come from here alone, so none comes twice
