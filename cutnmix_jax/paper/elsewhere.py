@@ -31,7 +31,6 @@ class Order(NamedTuple):
       at: bytes before that line.
       host: where the command was given.
       program: what this program is there.
-      environment: variables that the run has besides those of the machine.
     """
 
     arguments: tuple[str, ...]
@@ -41,7 +40,6 @@ class Order(NamedTuple):
     at: int
     host: str
     program: dict[str, str]
-    environment: dict[str, str]
 
 
 def order(cell: Cell) -> Order:
@@ -56,8 +54,15 @@ def order(cell: Cell) -> Order:
     at, mark = progress.size(log), f"asked for by {host} at {time.strftime('%Y-%m-%d %H:%M:%S')}, {uuid.uuid4().hex}"
     with files.append(log) as file:
         print(mark, file=file)
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    return Order(cell.arguments, str(Path.cwd()), log, mark, at, host, environment.program(), passed_on)
+    return Order(cell.arguments, str(Path.cwd()), log, mark, at, host, environment.program())
+
+
+def variables() -> dict[str, str]:
+    """Those of this process that a cell has wherever it runs, of which the machine knows nothing."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    if path := found.get("PYTHONPATH"):  # there the current folder is another one
+        found["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep))
+    return found
 
 
 def has_begun(log: Path, at: int, mark: str) -> bool:
@@ -89,7 +94,7 @@ def begin(order: Order) -> subprocess.Popen:
         with files.append(order.log) as log:
             print(f"begun on {host}", file=log, flush=True)
             folder = order.folder if Path(order.folder).is_dir() else None
-            return pool.start(order.arguments, log, order.environment, folder)
+            return pool.start(order.arguments, log, folder=folder)
     except OSError as error:
         raise UsageError(f"{host} cannot start in {order.log.parent}: {error.strerror}") from error
 

@@ -163,6 +163,8 @@ def _take(table: _Table, told: Told) -> None:
         table.running[cell] = _started(cell)
         table.queued.add(cell)
     for cell, ended in told.ended.items():
+        if cell not in table.running:  # it was done when this command was given
+            continue
         if not ended.error:
             _begun(table, cell)
         table.queued.discard(cell)

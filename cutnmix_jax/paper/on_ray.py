@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -122,8 +123,9 @@ def _how(task: Any) -> Ended:
         return Ended(75, lost=f"lost with its worker or its node ({type(error).__name__})")
     except exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
+        why = described(cause).partition(" traceback:")[0]
         raise UsageError(
-            f"a worker of Ray cannot run a cell ({described(cause)}); all its machines need the same program"
+            f"a worker of Ray cannot run a cell ({why}); all its machines need the same program"
         ) from error
     if answer.error:
         raise UsageError(answer.error)
@@ -145,9 +147,25 @@ def _connect(address: str | None) -> None:
         except (OSError, ValueError, OverflowError) as error:
             raise UsageError(f"{there} ({one_line(error)}){mend}") from error
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _hushed():
+            runtime = {"env_vars": elsewhere.variables()}
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime)
     except _NO_RAY as error:
-        raise UsageError(f"{there} ({described(error)}){mend}") from error
+        raise UsageError(f"{there}, or it knows another token ({described(error)}){mend}") from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """While entered, nothing is written to standard error: Ray's own program tells of each try to reach another one."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _gpus(gpus: float | None) -> float:

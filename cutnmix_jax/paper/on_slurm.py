@@ -5,7 +5,6 @@ submitted: so another start of the command finds it again. What has ended well o
 """
 
 import contextlib
-import os
 import shlex
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from cutnmix_jax.paper.progress import LOG
 from cutnmix_jax.paper.slurm_queue import Job
 
 LOOK_SECONDS = 15.0  # between questions to Slurm
+KEPT_SECONDS = 86400.0  # that the list of an array of which nothing is left stays, for somebody to look at
 PREFIX = "cutnmix-"  # of the name of an array
 _ENOUGH_TIMEOUTS = 1_000_000  # a run may take any number of time limits
 _DEFAULTS = {"time": "24:00:00", "cpus_per_task": "4", "requeue": True}
@@ -86,8 +86,14 @@ def opened(cells: Sequence[Cell], folder: Path, jobs: int, gpus: int, options: M
     running = _found(cells, folder)
     if running:
         print(f"{len(running)} cells are in Slurm since an earlier start of this command", flush=True)
-    with signals.StopRequest() as stop:
-        yield _place(executor, folder, running, stop, _parameters(gpus, options))
+    try:
+        with signals.StopRequest() as stop:
+            yield _place(executor, folder, running, stop, _parameters(gpus, options))
+    finally:
+        _tell_of(running)
+
+
+def _tell_of(running: Mapping[Cell, Job]) -> None:
     if running:
         names = ",".join(sorted({job.array for job in running.values()}))
         print(f"{len(running)} cells go on in Slurm; `scancel --name={names}` would stop them", flush=True)
@@ -100,8 +106,8 @@ def _parameters(gpus: int, options: Mapping[str, str]) -> dict[str, Any]:
 
 def _setup() -> list[str]:
     """Lines of the script before its command: what a site may not pass on to a job, and what srun does not see."""
-    path = [f"export PYTHONPATH={shlex.quote(os.environ['PYTHONPATH'])}"] if os.environ.get("PYTHONPATH") else []
-    return [*path, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
+    variables = [f"export {name}={shlex.quote(value)}" for name, value in elsewhere.variables().items()]
+    return [*variables, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]
 
 
 def _place(
@@ -197,6 +203,8 @@ def _found(cells: Sequence[Cell], folder: Path) -> dict[Cell, Job]:
         with contextlib.suppress(OSError, ValueError, CheckpointError, TypeError):
             jobs = {log: Job(**fields) for log, fields in files.read_fields(path).items()}
             found |= {by_log[log]: job for log, job in jobs.items() if log in by_log and (name, job.number) in there}
+            if name not in {array for array, _ in there} and time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink()
     return found
 
 
