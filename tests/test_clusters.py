@@ -99,7 +99,7 @@ def start(runs, *arguments, rows=ROWS):
 
 def ended(process, code=0):
     """What a command has printed, on each stream, after it has ended with a code."""
-    out, errors = process.communicate(timeout=400)
+    out, errors = process.communicate(timeout=200)
     assert process.returncode == code, out + errors
     return out, errors
 
@@ -232,11 +232,13 @@ def test_cells_on_slurm_outlive_the_command_and_can_be_cancelled(tmp_path, state
     wait_for(lambda: epochs(runs, "baseline"))
     process.send_signal(signal.SIGINT)
     out, errors = ended(process, 75)
+    assert errors == "stopped; what was trained is saved, the same command continues\n"
     name = next(slurm.jobs())[2]
     assert f"1 cells go on in Slurm; `scancel --name={name}` would stop them" in out
-    seen = epochs(runs, "baseline")
     process = start(runs, *asked, rows=("baseline",))
-    wait_for(lambda: epochs(runs, "baseline") > seen + 2)
+    assert any("1 cells are in Slurm since an earlier start of this command" in line for line in process.stdout)
+    seen = epochs(runs, "baseline")
+    wait_for(lambda: epochs(runs, "baseline") > seen)
     subprocess.run(["scancel", f"--name={name}"], check=True)
     _, errors = ended(process, 2)
     assert "(cancelled in Slurm; the same command submits it again)" in errors and errors.count("\n") == 1

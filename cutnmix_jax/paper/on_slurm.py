@@ -5,6 +5,7 @@ submitted: so another start of the command finds it again. What has ended well o
 """
 
 import contextlib
+import io
 import shlex
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def opened(cells: Sequence[Cell], folder: Path, jobs: int, gpus: int, options: M
     if running:
         print(f"{len(running)} cells are in Slurm since an earlier start of this command", flush=True)
     try:
-        with signals.StopRequest() as stop:
+        with signals.StopRequest(says=b"") as stop:  # nothing is stopped
             yield _place(executor, folder, running, stop, _parameters(gpus, options))
     finally:
         _tell_of(running)
@@ -172,7 +173,8 @@ def _submit(
     calls = [Trained(order, _answer(folder, jobs[cell])) for cell, order in orders.items()]
     executor.update_parameters(job_name=name, additional_parameters=parameters)
     try:
-        array = executor.submit_array(calls)[0].job_id.partition("_")[0]
+        with contextlib.redirect_stderr(io.StringIO()):  # the error has it, too
+            array = executor.submit_array(calls)[0].job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise UsageError(f"Slurm does not take the cells: {one_line(error)[:500]}; see --slurm and --jobs") from error
     print(f"submitted: {len(jobs)} cells, job {array}, {name}, logs in {folder}", flush=True)
