@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from cutnmix_jax import environment, lock, pool
+from cutnmix_jax.errors import UsageError, UserError
+from cutnmix_jax.paper import cluster, elsewhere, launch, options, progress, reproduce
+from cutnmix_jax.paper.cells import Choice, cells_of
+from cutnmix_jax.paper.place import Ended, Told
 from tests import slurm
+from tests.test_paper import save
 from tests.test_run import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +39,184 @@ if version := os.environ.get("SAYS_THAT_IT_IS"):
     environment.program = lambda: program() | {"cutnmix_jax": version}
 sys.exit(options.exit_code_of(reproduce.main))
 """
+
+
+def cells_in(folder):
+    """Two of them."""
+    return cells_of(Choice("fig1", mini=True, seeds=(95,), runs=folder))
+
+
+def played(*scenes):
+    """A place that tells one scene after the other, each a function of the cells; and those that it was to begin."""
+    begun, scenes = [], iter(scenes)
+
+    def place(cells):
+        begun.extend(cells)
+        running, queued, ended, *stopping = next(scenes)
+        if callable(ended):
+            ended = ended()
+        return Told(frozenset(running), frozenset(queued), ended, bool(stopping))
+
+    return place, begun
+
+
+def test_cells_that_wait_for_a_machine_are_not_told_to_have_started(tmp_path, monkeypatch, capsys):
+    one, other = cells_in(tmp_path)
+    shown = []
+    monkeypatch.setattr(progress.Display, "update", lambda _, runs, *counts: shown.append(([*runs], *counts)))
+
+    def saved():
+        save(one, 0.9)
+        save(other, 0.8)
+        return {one: Ended(0), other: Ended(0)}
+
+    place, begun = played(
+        ([], [], {}), ([one, other], [one, other], {}), ([one, other], [other], {}), ([], [], saved)
+    )  # fmt: skip
+    launch.run([one, other], 2, place)
+    assert begun == [one, other]
+    assert [([run.cell for run in runs], *counts) for runs, *counts in shown] == [
+        ([], 0, 2, 2), ([one], 0, 2, 1), ([], 2, 2, 0)
+    ]  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(", log")[0].partition(" %")[0] for line in lines] == [
+        "0 of 2 cells are done", f"started: {one.name}", f"[1/2] {one.name}: 90.00", f"started: {other.name}",
+        f"[2/2] {other.name}: 80.00",
+    ]  # fmt: skip
+
+
+def test_what_runs_already_is_not_begun_again(tmp_path, capsys):
+    one, other = cells_in(tmp_path)
+    place, begun = played(([one], [], {}), ([one, other], [other], {}), ([], [], {}, "stopping"))
+    with pytest.raises(UserError, match="stopped; "):
+        launch.run([one, other], 2, place)
+    assert begun == [other]
+
+
+def test_a_lost_cell_goes_on_as_long_as_it_moves_on(tmp_path, capsys):
+    """Lost without a new checkpoint it is begun again once, with one as often as it has one."""
+    cell = cells_in(tmp_path)[0]
+
+    def lost(step):
+        (cell.workdir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        return {cell: Ended(75, lost="its node died")}
+
+    steps = [1, 2, 3, 3]
+    scenes = [([], [], functools.partial(lost, step)) for step in steps]
+    place, begun = played(([], [], {}), *scenes)
+    with pytest.raises(UserError, match=r"1 cells failed: .* \(its node died, see .*log.txt\)"):
+        launch.run([cell], 1, place)
+    assert begun == [cell] * len(steps)
+    assert capsys.readouterr().out.count(f"its node died, started again: {cell.name}") == len(steps) - 1
+    place, begun = played(([], [], {}), *(([], [], {cell: Ended(75)}),) * 2)  # by somebody, not lost
+    with pytest.raises(UserError):
+        launch.run([cell], 1, place)
+    assert begun == [cell] * 2
+
+
+def test_a_machine_looks_first(tmp_path, monkeypatch):
+    """Another program, another folder under the same name, one that is not there, and one that is."""
+    monkeypatch.setattr(elsewhere, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(elsewhere.time, "sleep", lambda _: None)
+    started = []
+    monkeypatch.setattr(pool, "start", lambda *arguments, **more: started.append((arguments, more)))
+    cell = cells_in(tmp_path / "runs")[0]
+    order = elsewhere.order(cell)
+    with monkeypatch.context() as patch:
+        other = environment.program() | {"jax": "0.0.1"}
+        patch.setattr(environment, "program", lambda: other)
+        with pytest.raises(UsageError, match=r" has jax 0\.0\.1 and .*; all machines need the same program"):
+            elsewhere.begin(order)
+    moved = (tmp_path / "runs").rename(tmp_path / "shared")
+    with pytest.raises(UsageError, match="does not see what .*; --runs must name a folder on storage that all"):
+        elsewhere.begin(order)
+    cell.workdir.mkdir(parents=True)
+    (cell.workdir / "log.txt").write_text(
+        "asked for by somebody else, some time before, in a folder of this name\n" * 9
+    )
+    with pytest.raises(UsageError, match="does not see"):
+        elsewhere.begin(order)
+    assert not started and not elsewhere.has_begun(
+        moved / order.log.relative_to(tmp_path / "runs"), order.at, order.mark
+    )
+    (tmp_path / "runs").rename(tmp_path / "other")
+    moved.rename(tmp_path / "runs")
+    (tmp_path / "given").mkdir()
+    elsewhere.begin(order._replace(folder=str(tmp_path / "given")))
+    [((arguments, _), more)] = started
+    assert arguments == cell.arguments and more["folder"] == str(tmp_path / "given")
+    assert elsewhere.has_begun(order.log, order.at, order.mark)
+
+
+def test_who_waits_for_a_run_lets_it_save(tmp_path):
+    """Whatever ends the wait; a Ctrl-C, which is how Ray cancels, or an exit, which is how Slurm's job is told."""
+    trap = "trap 'sleep 1; touch saved; exit 75' TERM; touch ready; while :; do sleep 0.05; done"
+    process = subprocess.Popen(["sh", "-c", trap], cwd=tmp_path)
+    wait_for((tmp_path / "ready").exists)
+    before = signal.signal(signal.SIGALRM, lambda *_: sys.exit(75))
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(SystemExit):
+            elsewhere.wait(process)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "saved").exists() and process.returncode == 75
+
+
+def test_results_that_are_not_seen_yet(tmp_path):
+    cell = cells_in(tmp_path)[0]
+    seconds = elsewhere.STALE_SECONDS
+    assert [elsewhere.is_told(cell, *ended) for ended in ((2, 0.0), (0, 0.0), (0, seconds + 1))] == [True, False, True]
+    save(cell, 0.9)
+    assert elsewhere.is_told(cell, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--address=auto", "--address goes with --on=ray"),
+        ("--on=slurm --address=auto", "--address goes with --on=ray"),
+        ("--on=ray --slurm=time=1", "--slurm goes with --on=slurm"),
+        ("--gpus-per-cell=1", "--gpus-per-cell goes with --on=ray or --on=slurm"),
+        ("--on=ray --devices=0", "--devices does not go with --on=ray"),
+        ("--on=ray --cell=1", "--cell does not go with --on=ray"),
+        ("--on=ray --gpus-per-cell=1.5", "--gpus-per-cell=1.5: must be a whole number, or a part of one"),
+        ("--on=ray --gpus-per-cell=-1", "--gpus-per-cell=-1: must be"),
+        ("--on=ray --gpus-per-cell=nan", "--gpus-per-cell=nan: must be"),
+        ("--on=slurm --gpus-per-cell=0.5", "--gpus-per-cell=0.5: Slurm gives whole GPUs"),
+        ("--on=slurm --slurm=requeue", "--slurm requeue: must be NAME=VALUE"),
+        ("--on=moon", "argument --on: invalid choice: 'moon'"),
+    ],
+)
+def test_what_does_not_go_together(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", f"--runs={tmp_path / 'runs'}", *arguments.split()])
+    assert options.exit_code_of(reproduce.main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("on", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_library_that_is_missing(on, library, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", f"--on={on}", f"--runs={tmp_path / 'runs'}"])
+    assert options.exit_code_of(reproduce.main) == 2
+    line = f"error: --on={on} needs {library}: run `{sys.executable} -m pip install -r requirements-cluster.txt`\n"
+    assert capsys.readouterr() == ("", line)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_same_table_is_trained_by_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sys, "argv", ["reproduce", "fig1", "--preset=mini", "--on=ray", f"--runs={tmp_path}"])
+    folder = tmp_path / "cluster" / "fig1_mini"
+    folder.mkdir(parents=True)
+    with lock.held(folder):
+        assert options.exit_code_of(reproduce.main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder} is in use by process {os.getpid()} on ") and error.count("\n") == 1
+    assert "wait for it or watch that command, which trains the same table" in error
+    assert not (tmp_path / "tables" / "fig1_mini.md").exists()
 
 
 def python():
@@ -140,6 +324,7 @@ def parent_of(number):
 @pytest.fixture(scope="module")
 def by_processes(tmp_path_factory):
     """The table as processes of this machine make it."""
+    needs("submitit")
     runs = tmp_path_factory.mktemp("here") / "runs"
     ended(start(runs, "--jobs=3"))
     found = table(runs)
@@ -153,13 +338,16 @@ def test_a_table_on_ray_whose_worker_and_then_command_are_killed(tmp_path, addre
     process = start(runs, *asked)
     wait_for(lambda: epochs(runs, "dml") > 2)
     run = process_of(runs, "dml")
+    worker = parent_of(parent_of(run))
     shown = Path(f"/proc/{run}/environ").read_bytes().split(b"\0")
     assert [text for text in shown if text.startswith(b"CUDA_VISIBLE_DEVICES=")][0][-1:] in (b"0", b"1")
-    os.kill(parent_of(run), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     log = folder_of(runs, "dml") / "log.txt"
     wait_for(lambda: log.read_text().count("begun on ") == 2 and epochs(runs, "baseline") > 2)
     process.kill()
     out, _ = process.communicate()
+    saved = folder_of(runs, "baseline") / "log.txt"
+    wait_for(lambda: "stopped and saved at step" in saved.read_text(), 60)
     assert "lost with its worker or its node (WorkerCrashedError), started again: digits tests.tiny:Tiny dml" in out
     assert "stopped and saved at step" in log.read_text()
     out, errors = ended(start(runs, *asked))

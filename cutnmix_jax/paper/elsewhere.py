@@ -94,7 +94,8 @@ def begin(order: Order) -> subprocess.Popen:
         with files.append(order.log) as log:
             print(f"begun on {host}", file=log, flush=True)
             folder = order.folder if Path(order.folder).is_dir() else None
-            return pool.start(order.arguments, log, folder=folder)
+            # Ray's workers kill their children when they end; this one is not the run, which then has time to save.
+            return pool.start(order.arguments, log, folder=folder, module="cutnmix_jax.pool")
     except OSError as error:
         raise UsageError(f"{host} cannot start in {order.log.parent}: {error.strerror}") from error
 

@@ -48,12 +48,12 @@ def opened(address: str | None, gpus: float | None) -> Iterator[Place]:
 
     Args:
       address: of the Ray, as `HOST:PORT`, or `auto` for the one of this machine; none: as `ray.init` chooses.
-      gpus: that a cell takes; none: one, where there are any.
+      gpus: that a cell takes; 0: it has a CPU alone; none: one, where there are any.
 
     Raises:
       UsageError: there is no Ray, or no node of it can run a cell.
     """
-    _connect(address)
+    _connect(address, elsewhere.variables() | ({"JAX_PLATFORMS": "cpu"} if gpus == 0 else {}))
     tasks: dict[Any, Task] = {}
     try:
         # A worker that dies may leave a run that still saves: when to begin again is seen by its folder, not by Ray.
@@ -133,9 +133,8 @@ def _how(task: Any) -> Ended:
     return Ended(answer.code, lost=lost)
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, variables: dict[str, str]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray warns of otherwise
     there = f"--address={address}: no Ray is there" if address else "no Ray could be started or found"
     mend = "; `ray start --head` starts one, and no --address starts one of this machine for the table alone"
     if address and "://" in address:
@@ -148,7 +147,7 @@ def _connect(address: str | None) -> None:
             raise UsageError(f"{there} ({one_line(error)}){mend}") from error
     try:
         with _hushed():
-            runtime = {"env_vars": elsewhere.variables()}
+            runtime = {"env_vars": variables}
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime)
     except _NO_RAY as error:
         raise UsageError(f"{there}, or it knows another token ({described(error)}){mend}") from error
