@@ -107,7 +107,8 @@ def test_a_lost_cell_goes_on_as_long_as_it_moves_on(tmp_path, capsys):
     with pytest.raises(UserError, match=r"1 cells failed: .* \(its node died, see .*log.txt\)"):
         launch.run([cell], 1, place)
     assert begun == [cell] * len(steps)
-    assert capsys.readouterr().out.count(f"its node died, started again: {cell.name}") == len(steps) - 1
+    out = capsys.readouterr().out
+    assert out.count(f"its node died, started again: {cell.name}") == len(steps) - 1 and "\nstarted: " not in out
     place, begun = played(([], [], {}), *(([], [], {cell: Ended(75)}),) * 2)  # by somebody, not lost
     with pytest.raises(UserError):
         launch.run([cell], 1, place)
@@ -141,6 +142,10 @@ def test_a_machine_looks_first(tmp_path, monkeypatch):
     )
     (tmp_path / "runs").rename(tmp_path / "other")
     moved.rename(tmp_path / "runs")
+    relative = tuple(argument.replace(str(tmp_path), ".") for argument in order.arguments)
+    with pytest.raises(UsageError, match="has no folder /gone, which --runs is relative to; give --runs in full"):
+        elsewhere.begin(order._replace(folder="/gone", arguments=relative))
+    assert not started
     (tmp_path / "given").mkdir()
     elsewhere.begin(order._replace(folder=str(tmp_path / "given")))
     [((arguments, _), more)] = started

@@ -5,13 +5,15 @@ import platform
 import subprocess
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cutnmix_jax import environment, files, finished, pool
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import UsageError, UserError
 from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell
+from cutnmix_jax.paper.place import Ended
 from cutnmix_jax.paper.progress import LOG
 
 HELD_SECONDS = 300.0  # that a cell waits for a held folder: a file server keeps the lock of a lost machine for minutes
@@ -57,6 +59,20 @@ def order(cell: Cell) -> Order:
     return Order(cell.arguments, str(Path.cwd()), log, mark, at, host, environment.program())
 
 
+def orders(cells: Sequence[Cell]) -> tuple[dict[Cell, Order], dict[Cell, Ended]]:
+    """What a machine is told of each cell; and of those whose folders cannot be written, that they have ended."""
+    asked: dict[Cell, Order] = {}
+    ended: dict[Cell, Ended] = {}
+    for cell in cells:
+        try:
+            asked[cell] = order(cell)
+        except OSError as error:
+            ended[cell] = Ended(2, UsageError(f"cannot write in {cell.workdir}: {error.strerror}"))
+        except UserError as error:
+            ended[cell] = Ended(error.exit_code, error)
+    return asked, ended
+
+
 def variables() -> dict[str, str]:
     """Those of this process that a cell has wherever it runs, of which the machine knows nothing."""
     found = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
@@ -90,10 +106,12 @@ def begin(order: Order) -> subprocess.Popen:
                 "--runs must name a folder on storage that all machines share"
             )
         time.sleep(1)
+    folder = order.folder if Path(order.folder).is_dir() else None
+    if not folder and f"--workdir={order.log.parent}" not in order.arguments:
+        raise UsageError(f"{host} has no folder {order.folder}, which --runs is relative to; give --runs in full")
     try:
         with files.append(order.log) as log:
             print(f"begun on {host}", file=log, flush=True)
-            folder = order.folder if Path(order.folder).is_dir() else None
             # Ray's workers kill their children when they end; this one is not the run, which then has time to save.
             return pool.start(order.arguments, log, folder=folder, module="cutnmix_jax.pool")
     except OSError as error:

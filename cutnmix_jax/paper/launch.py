@@ -165,7 +165,7 @@ def _take(table: _Table, told: Told) -> None:
     for cell, ended in told.ended.items():
         if cell not in table.running:  # it was done when this command was given
             continue
-        if not ended.error:
+        if not ended.error and not ended.lost:
             _begun(table, cell)
         table.queued.discard(cell)
         _ended(table, table.running.pop(cell), ended, told.stopping)

@@ -76,23 +76,15 @@ def train(order: Order) -> Answer:
 def _place(remote: Any, tasks: dict[Any, Task], stop: signals.Stop) -> Place:
     answered: dict[Any, float] = {}  # when the tasks that are over were seen to be
     queued: set[Cell] = set()
-    looked = cancelled = 0.0
+    looked, cancelled = 0.0, False
 
     def place(cells: Sequence[Cell]) -> Told:
         nonlocal looked, cancelled
-        ended: dict[Cell, Ended] = {}
-        for cell in cells:
-            try:
-                order = elsewhere.order(cell)
-            except OSError as error:
-                ended[cell] = Ended(2, UsageError(f"cannot write in {cell.workdir}: {error.strerror}"))
-            except UserError as error:
-                ended[cell] = Ended(error.exit_code, error)
-            else:
-                tasks[remote.remote(order)] = Task(cell, order)
-                queued.add(cell)
+        orders, ended = elsewhere.orders(cells)
+        tasks.update({remote.remote(order): Task(cell, order) for cell, order in orders.items()})
+        queued.update(orders)
         if stop.requested and not cancelled:
-            cancelled = time.monotonic()
+            cancelled = True
             _cancel(tasks)
         over, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0) if tasks else ([], [])
         for task in over:
@@ -104,8 +96,8 @@ def _place(remote: Any, tasks: dict[Any, Task], stop: signals.Stop) -> Place:
                 queued.discard(cell)
         if time.monotonic() - looked > LOOK_SECONDS:
             looked = time.monotonic()
-            orders = [(cell, order) for cell, order in tasks.values() if cell in queued]
-            queued.difference_update(cell for cell, o in orders if elsewhere.has_begun(o.log, o.at, o.mark))
+            waiting = [(cell, order) for cell, order in tasks.values() if cell in queued]
+            queued.difference_update(cell for cell, o in waiting if elsewhere.has_begun(o.log, o.at, o.mark))
         return Told(frozenset(cell for cell, _ in tasks.values()), frozenset(queued), ended, stop.requested)
 
     return place

@@ -156,14 +156,8 @@ def _submit(
     Raises:
       UsageError: Slurm does not take them.
     """
-    orders: dict[Cell, Order] = {}
-    for cell in cells:
-        try:
-            orders[cell] = elsewhere.order(cell)
-        except OSError as error:
-            ended[cell] = Ended(2, UsageError(f"cannot write in {cell.workdir}: {error.strerror}"))
-        except UserError as error:
-            ended[cell] = Ended(error.exit_code, error)
+    orders, failed = elsewhere.orders(cells)
+    ended.update(failed)
     if not orders:
         return {}
     name = PREFIX + uuid.uuid4().hex[:12]
