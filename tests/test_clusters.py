@@ -22,6 +22,7 @@ from cutnmix_jax.paper.place import Ended, Told
 from tests import slurm
 from tests.test_paper import save
 from tests.test_run import wait_for
+from tests.test_scripts import executable
 
 ROOT = Path(__file__).parent.parent
 TABLE = ["table1", "--preset=mini", "--seeds=95", "--backbones=tests.tiny:Tiny", "--epochs=24"]
@@ -166,6 +167,30 @@ def test_who_waits_for_a_run_lets_it_save(tmp_path):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert (tmp_path / "saved").exists() and process.returncode == 75
+
+
+BETWEEN = "import sys; from cutnmix_jax import pool; sys.executable = sys.argv[1]; sys.exit(pool.between([]))"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_saves_also_where_the_process_before_it_is_killed(number, code, tmp_path):
+    """As Ray's workers kill theirs when they end."""
+    run = executable(
+        tmp_path / "run", "trap 'touch saved; exit 75' TERM", "touch ready", "while :; do sleep 0.05; done"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", BETWEEN, run], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}
+    )
+    wait_for((tmp_path / "ready").exists)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    wait_for((tmp_path / "saved").exists, 30)
+
+
+def test_how_a_run_ended_is_passed_on(tmp_path):
+    for end, code in (("exit 5", 5), ("kill -KILL $$", -signal.SIGKILL), ("kill -TERM $$", -signal.SIGTERM)):
+        command = [sys.executable, "-c", BETWEEN, executable(tmp_path / "run", end)]
+        assert subprocess.run(command, env=os.environ | {"PYTHONPATH": ROOT}).returncode == code
 
 
 def test_results_that_are_not_seen_yet(tmp_path):
