@@ -1,5 +1,6 @@
 """The tables on Ray and Slurm, where both libraries are installed: Ray for real, Slurm's commands by stand-ins."""
 
+import contextlib
 import csv
 import functools
 import json
@@ -267,28 +268,42 @@ def needs(library):
         pytest.skip(f"{library} is not installed; scripts/test --ray brings it")
 
 
-@pytest.fixture(scope="module")
-def address():
-    """Of a Ray with four places: two GPUs that are made up, of which a cell takes a half."""
-    needs("ray")
+@contextlib.contextmanager
+def node(*arguments, before=()):
+    """A machine of a Ray, while entered."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # names of sockets are short
+    command = [*before, Path(python()).parent / "ray", "start", "--block", "--disable-usage-stats", *arguments]
+    command += [f"--temp-dir={folder}", "--include-dashboard=false"] if "--head" in arguments else []
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JAX_"))}
+    log = Path(folder, "log")
+    process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=bare)
+    try:
+        wait_for(lambda: process.poll() is not None or "Ray runtime started" in log.read_text())
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def head(*arguments):
+    """The first machine of a Ray; its address."""
+    needs("ray")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    asked = ["--num-cpus=4", "--num-gpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    command = [Path(python()).parent / "ray", "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
-        log = Path(folder, "log")
-        bare = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JAX_"))}
-        process = subprocess.Popen([*command, *asked], stdout=log.open("w"), stderr=subprocess.STDOUT, env=bare)
-        try:
-            wait_for(lambda: process.poll() is not None or "Ray runtime started" in log.read_text())
-            assert process.poll() is None, log.read_text()
+        with node("--head", f"--port={port}", *arguments):
             yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Of a Ray with four places: two GPUs that are made up, of which a cell takes a half."""
+    with head("--num-cpus=4", "--num-gpus=2") as address:
+        yield address
 
 
 @pytest.fixture
@@ -411,6 +426,18 @@ def test_a_worker_of_ray_with_another_program(tmp_path, address, monkeypatch):
     monkeypatch.setenv("SAYS_THAT_IT_IS", "0.0.0")
     error = refused(start(tmp_path / "runs", "--on=ray", f"--address={address}", "--gpus-per-cell=0.5"))
     assert " has cutnmix_jax 0.1.0 and " in error and "has 0.0.0; all machines need the same program" in error
+
+
+@pytest.mark.slow  # it waits a minute for a folder that may be seen late
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_worker_of_ray_that_does_not_see_the_folder(tmp_path):
+    """A second machine, by a namespace with another disk where the runs are; the first one takes no cells."""
+    runs = tmp_path / "disk" / "runs"
+    runs.parent.mkdir()
+    before = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {runs.parent} && exec "$@"', "-"]
+    with head("--num-cpus=0") as address, node(f"--address={address}", "--num-cpus=2", before=before):
+        error = refused(start(runs, "--on=ray", f"--address={address}"))
+    assert "does not see what " in error and "--runs must name a folder on storage that all machines share" in error
 
 
 def test_a_table_on_slurm_through_preemptions_and_a_killed_command(tmp_path, state, by_processes):
