@@ -91,6 +91,15 @@ def versions() -> dict[str, str]:
     return ours | {package: importlib.metadata.version(package) for package in (*_NUMBERS, *_OTHERS)} | gpu
 
 
+def program() -> dict[str, str]:
+    """What must be the same on all machines that train for one table: this program, and the packages of its numbers.
+
+    A GPU's libraries are not among them: a machine without a GPU lacks them.
+    """
+    packages = {package: importlib.metadata.version(package) for package in _NUMBERS}
+    return {"cutnmix_jax": __version__, **packages, "source of cutnmix_jax": _source(())["cutnmix_jax"]}
+
+
 def cores() -> int:
     """How many threads XLA computes with on a CPU, by the rule that it has itself.
 

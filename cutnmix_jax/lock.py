@@ -18,8 +18,12 @@ LOCK, OWNER = ".lock", ".owner.json"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Callable[[], None]]:
+def held(folder: Path, instead: str = "choose another --workdir") -> Iterator[Callable[[], None]]:
     """Keeps others out of a folder while it is open.
+
+    Args:
+      folder: is there.
+      instead: what one can do where it is held.
 
     Yields:
       What raises CheckpointError where the folder was moved, removed or replaced: what is written there then would be
@@ -33,9 +37,9 @@ def held(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UsageError(f"{folder} is in use by {_owner(folder)}; wait for it or choose another --workdir") from error
+        raise UsageError(f"{folder} is in use by {_owner(folder)}; wait for it or {instead}") from error
     except OSError as error:  # a disk that is read-only, or a network's that knows no locks
-        raise UsageError(f"cannot lock {folder}: {error.strerror}; choose another --workdir") from error
+        raise UsageError(f"cannot lock {folder}: {error.strerror}; {instead}") from error
     try:
         owner: dict[str, Any] = {"pid": os.getpid(), "host": platform.node(), "start": uuid.uuid4().hex}
         owner["since"] = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -81,15 +81,28 @@ class Pool(Generic[Key]):
 
 
 def start(
-    arguments: Sequence[str], stdout: int | IO[str], environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    stdout: int | IO[str] | None,
+    environment: Mapping[str, str] | None = None,
+    folder: str | None = None,
+    module: str = "cutnmix_jax.main",
 ) -> subprocess.Popen:
-    """Starts a run that shares the machine with others; see `Pool.start`."""
+    """Starts a run that shares the machine with others; see `Pool.start`.
+
+    Args:
+      arguments: of the module.
+      stdout: see there.
+      environment: likewise.
+      folder: to run in, if not the current one.
+      module: `cutnmix_jax.pool` for a process between that outlives its child; see `between`.
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "cutnmix_jax.main", *arguments],
+        [sys.executable, "-m", module, *arguments],
         stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        cwd=folder,
         # Each process takes the memory that it needs, not three quarters of the card.
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # signals come from here alone, so none comes twice
@@ -108,3 +121,27 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
         if os.getppid() != parent:  # it died before it could be asked for
             os._exit(1)
+
+
+def between(arguments: Sequence[str]) -> int:
+    """Runs a run as a child of its own, for a parent that kills its children at once when it ends, as Ray's workers do.
+
+    The run is told of its parent's death, and saves. A SIGTERM is passed on.
+
+    Args:
+      arguments: of `cutnmix_jax.main`.
+
+    Returns:
+      The exit code; a signal that ended the run ends this process, too.
+    """
+    process = start(arguments, None)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    code = process.wait()
+    if code < 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(between(sys.argv[1:]))

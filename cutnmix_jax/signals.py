@@ -44,7 +44,10 @@ class StopRequest:
     whole, so ending so is as harmless as a SIGKILL.
     """
 
-    def __init__(self, own_process: bool = False, only: Sequence[signal.Signals] = SIGNALS) -> None:
+    def __init__(
+        self, own_process: bool = False, only: Sequence[signal.Signals] = SIGNALS, says: bytes = _STOPPING
+    ) -> None:
+        self._says = says
         self.requested: bool = False
         self._own_process = own_process
         self._only = only
@@ -86,7 +89,7 @@ class StopRequest:
         now = time.monotonic()
         if self._first is None:
             self._first = now
-            _tell(_STOPPING)
+            _tell(self._says)
         elif now - self._first > ONE_REQUEST_SECONDS:
             signal.signal(number, self._before[signal.Signals(number)])
             signal.raise_signal(number)
@@ -101,7 +104,7 @@ class StopRequest:
                 if not self._deferred:
                     what = "stopped before a new step was trained; the same command begins where this one did"
                     _end(what, StoppedError.exit_code)
-                _tell(_STOPPING)
+                _tell(self._says)
             elif now - self._first > ONE_REQUEST_SECONDS:
                 _end("stopped at once; the same command continues from what was saved before", AT_ONCE)
         os.close(pipe)

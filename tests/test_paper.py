@@ -16,7 +16,7 @@ import pytest
 from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
-from cutnmix_jax.paper import figures, launch, options, report, reproduce
+from cutnmix_jax.paper import figures, here, launch, options, report, reproduce
 from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
 from cutnmix_jax.paper.published import TABLE1, TABLE2
 from cutnmix_jax.settings import command_line, tree
@@ -24,6 +24,12 @@ from tests.runs import few, write_finished
 from tests.test_run import TINY, wait_for
 
 ROOT = Path(__file__).parent.parent
+
+
+def run(cells, jobs):
+    """Trains cells as processes of this machine."""
+    with here.opened() as place:
+        launch.run(cells, jobs, place)
 
 
 def config_of(cell):
@@ -459,7 +465,7 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     ]
     cells.append(cell_of(tmp_path, "taught", row="kd", teacher=cells[0]))
     with pytest.raises(UserError, match=r"2 cells failed: .*broken.* \(exit code 2, see .*log.txt\); .") as failed:
-        launch.run(cells, 2, ())
+        run(cells, 2)
     assert failed.value.exit_code == 2
     assert str(failed.value).count("log.txt") == 1  # who was never started has none
     out = capfd.readouterr().out
@@ -467,7 +473,7 @@ def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     assert "left out: digits tiny taught seed 95: no finished run of its teacher in " in out
     assert re.search(r"\[1/3\] digits tiny good seed 95: [\d.]+ % in", out)
     before = (tmp_path / "good" / "results.json").read_bytes()
-    launch.run(cells[1:2], 1, ())  # a finished one is not touched
+    run(cells[1:2], 1)  # a finished one is not touched
     assert (tmp_path / "good" / "results.json").read_bytes() == before
     assert "1 of 1 cells are done" in capfd.readouterr().out
 
@@ -494,7 +500,7 @@ def pretend(monkeypatch, cells, *ends):
 def test_a_cell_that_somebody_else_stops_goes_on_once(end, tmp_path, monkeypatch, capsys):
     cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))[:1]
     started = pretend(monkeypatch, cells, end, "exit 0")
-    launch.run(cells, 1, ())
+    run(cells, 1)
     assert started == cells * 2
     out = capsys.readouterr().out
     assert f"stopped from elsewhere, started again: {cells[0].name}" in out
@@ -503,7 +509,7 @@ def test_a_cell_that_somebody_else_stops_goes_on_once(end, tmp_path, monkeypatch
     started = pretend(monkeypatch, cells, end, end)
     code = "75" if end == "exit 75" else "-15"
     with pytest.raises(UserError, match=f"1 cells failed: .*exit code {code}, see ") as failed:
-        launch.run(cells, 1, ())
+        run(cells, 1)
     assert failed.value.exit_code == 1 and started == cells * 2
     assert f"failed: {cells[0].name}: exit code {code}: its last line" in capsys.readouterr().out
 
@@ -515,13 +521,13 @@ def test_only_the_teacher_that_the_table_asks_for_teaches(tmp_path, monkeypatch,
     save(short, 0.5, epochs=2)
     started = pretend(monkeypatch, [taught], "exit 0")
     with pytest.raises(UserError, match="no finished run of its teacher in .*config.epochs: 2 -> 8") as failed:
-        launch.run([taught], 1, ())  # as --cell=K has it
+        run([taught], 1)  # as --cell=K has it
     assert failed.value.exit_code == 2 and started == [] and "left out: " in capsys.readouterr().out
     for path in teacher.workdir.iterdir():
         path.unlink()
     teacher.workdir.rmdir()
     save(teacher, 0.9)
-    launch.run([taught], 1, ())
+    run([taught], 1)
     assert started == [taught]
 
 
@@ -532,7 +538,7 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
     monkeypatch.setattr(launch, "results_of", lambda cell: None)
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     with pytest.raises(UserError, match=r"2 cells failed: .*\(cannot start in .*\); .*\(exit code 5, see ") as failed:
-        launch.run(cells, 1, ())
+        run(cells, 1)
     assert failed.value.exit_code == 2
 
 
@@ -543,7 +549,7 @@ def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     cells[0].workdir.mkdir(parents=True)
     with lock.held(cells[0].workdir), pytest.raises(UserError, match="2 cells failed"):
-        launch.run(cells, 1, ())
+        run(cells, 1)
     started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("started: ")]
     assert [cell.name in line for cell, line in zip(cells[::-1], started, strict=True)] == [True, True]
 
@@ -589,10 +595,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cutnmix_jax.command import exit_code_of
-from cutnmix_jax.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=400") for name in "ab"]
-sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+sys.exit(exit_code_of(lambda: test_paper.run(cells, 2)))
 """
 
 

@@ -93,7 +93,7 @@ import json, subprocess, sys
 from pathlib import Path
 from cutnmix_jax import pool
 from cutnmix_jax.command import exit_code_of
-from cutnmix_jax.paper import launch, progress
+from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Choice, cells_of
 from tests import test_paper, test_progress
 progress.PLAIN_SECONDS = progress.REFRESH_SECONDS = 0.2
@@ -111,7 +111,7 @@ def start(arguments, log, environment):
 
 pool.start = start
 cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=Path(sys.argv[1])))
-sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+sys.exit(exit_code_of(lambda: test_paper.run(cells, 2)))
 """
 
 

@@ -182,13 +182,16 @@ def test_the_tests_run_in_the_clone_with_paths_of_the_caller(clone, caller):
     assert found["arguments"][-4:] == [f"{caller}/test_it.py::test_one", "-k", "scripts", "tests/test_other.py"]
 
 
-def test_pytorch_is_brought_where_it_is_asked_for(clone, caller):
-    for name in ("ruff", "mypy", "lint-imports"):
-        executable(clone / ".venv" / "bin" / name, "exit 0")
-    executable(clone / ".venv-torch" / "bin" / "python", f'printf "%s\\n" "$*" >> "{caller}/asked"')
-    found = told(start(clone, "test", caller, "--torch", "-q"))
-    assert found["arguments"][-1] == "-q" and "--torch" not in found["arguments"]
-    assert (caller / "asked").read_text().endswith(f"-r {clone}/scripts/bench_torch/requirements.txt\n")
+@pytest.mark.parametrize(
+    ("name", "requirements"), [("torch", "scripts/bench_torch/requirements.txt"), ("ray", "requirements-cluster.txt")]
+)
+def test_pytorch_and_ray_are_brought_where_they_are_asked_for(name, requirements, clone, caller):
+    for tool in ("ruff", "mypy", "lint-imports"):
+        executable(clone / ".venv" / "bin" / tool, "exit 0")
+    executable(clone / f".venv-{name}" / "bin" / "python", f'printf "%s\\n" "$*" >> "{caller}/asked"')
+    found = told(start(clone, "test", caller, f"--{name}", "-q"))
+    assert found["arguments"][-1] == "-q" and f"--{name}" not in found["arguments"]
+    assert (caller / "asked").read_text().endswith(f"-r {clone}/{requirements}\n")
 
 
 def test_the_quickstart_of_another_folder_leaves_its_run_there(tmp_path):

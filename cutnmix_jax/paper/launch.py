@@ -1,27 +1,21 @@
-"""Runs cells as processes of `cutnmix_jax.main`, some at once; every run writes and continues its own folder."""
+"""Trains the cells of a table wherever they run, each in its own folder, which it continues."""
 
 import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
-from cutnmix_jax import files, finished, layout, lock, signals
+from cutnmix_jax import digests, files, finished, layout, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
 from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell, headline
+from cutnmix_jax.paper.place import Ended, Place, Told
 from cutnmix_jax.paper.progress import LOG, Started
-from cutnmix_jax.pool import Pool
 from cutnmix_jax.settings import command_line, tree, unused
 
 HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
-
-
-class Job(NamedTuple):
-    """A run that goes on, and the place among those at once that it holds."""
-
-    run: Started
-    slot: int
 
 
 @dataclasses.dataclass
@@ -31,17 +25,21 @@ class _Table:
     Attributes:
       count: how many there are.
       waiting: those that are not begun, in their order.
-      running: those that go on.
+      running: those that go on, or wait for a machine.
+      queued: those of them that wait.
       failed: why each of those has failed.
-      resumed: those that somebody stopped from elsewhere, and that were started again.
+      resumed: those that something stopped, and that were started again, with the step of the newest checkpoint.
       held: since when the folders of those are held by somebody else.
+      patience: seconds that a cell waits for such a folder.
     """
 
     count: int
     waiting: list[Cell]
-    running: dict[Cell, Job] = dataclasses.field(default_factory=dict)
+    patience: float
+    running: dict[Cell, Started] = dataclasses.field(default_factory=dict)
+    queued: set[Cell] = dataclasses.field(default_factory=set)
     failed: dict[Cell, UserError] = dataclasses.field(default_factory=dict)
-    resumed: set[Cell] = dataclasses.field(default_factory=set)
+    resumed: dict[Cell, int] = dataclasses.field(default_factory=dict)
     held: dict[Cell, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -110,34 +108,78 @@ def left_out(cells: Sequence[Cell]) -> str:
     return f"left out: {runs} in {cell.workdir} ({change[:300]})"
 
 
-def run(cells: Sequence[Cell], jobs: int, devices: Sequence[str]) -> None:
+def run(cells: Sequence[Cell], jobs: int, place: Place, patience: float | None = None) -> None:
     """Trains what is not finished.
 
     Args:
       cells: teachers before those they teach.
       jobs: how many at once.
-      devices: GPUs that the jobs are spread over, from `devices.chosen`; none: all see all.
+      place: where they run.
+      patience: seconds that a cell waits for a folder that somebody holds, if not `HELD_SECONDS`.
 
     Raises:
-      StoppedError: by a signal; the cells have saved.
-      UserError: cells have failed; all others are done.
+      StoppedError: by a signal; the cells have saved, or go on without this process.
+      UserError: cells have failed, and all others are done; or the place is none.
     """
-    table = _Table(len(cells), [cell for cell in cells if not results_of(cell)])
+    waiting = [cell for cell in cells if not results_of(cell)]
+    table = _Table(len(cells), waiting, HELD_SECONDS if patience is None else patience)
     print(f"{table.done} of {len(cells)} cells are done", flush=True)
-    with Pool[Cell]() as pool, progress.Display() as display:
-        while table.running or (table.waiting and not pool.stopping):
-            while not pool.stopping and len(table.running) < jobs and (cell := _next(table)):
-                slot = min(set(range(jobs)) - {job.slot for job in table.running.values()})
-                _start(table, pool, cell, slot, devices[slot % len(devices)] if devices else None)
-            for cell, code in pool.ended().items():
-                _ended(table, table.running.pop(cell), code, pool.stopping)
-            display.update([job.run for job in table.running.values()], table.done, len(cells))
+    with progress.Display() as display:
+        told = place(())
+        _take(table, told)
+        while table.running or (table.waiting and not told.stopping):
+            told = place([] if told.stopping else _fresh(table, jobs))
+            _take(table, told)
+            shown = [run for cell, run in table.running.items() if cell not in table.queued]
+            display.update(shown, table.done, len(cells), len(table.queued))
             time.sleep(0.1)
-    if pool.stopping:
+    if told.stopping:
         raise StoppedError("stopped; what was trained is saved, the same command continues")
     if table.failed:
         names = "; ".join(f"{cell.name} ({error})" for cell, error in table.failed.items())
         raise type(next(iter(table.failed.values())))(f"{len(table.failed)} cells failed: {names}")
+
+
+def _fresh(table: _Table, jobs: int) -> list[Cell]:
+    """Takes those out that are to be started now."""
+    fresh: list[Cell] = []
+    while len(table.running) < jobs and (cell := _next(table)):
+        table.running[cell] = _started(cell)
+        table.queued.add(cell)  # until the place has told of it
+        fresh.append(cell)
+    return fresh
+
+
+def _started(cell: Cell) -> Started:
+    with suppress(OSError, CheckpointError):  # the start will tell
+        return Started(cell, time.monotonic(), progress.size(cell.workdir / LOG))
+    return Started(cell, time.monotonic(), 0)
+
+
+def _take(table: _Table, told: Told) -> None:
+    """Writes down what a place has told, and prints what is new."""
+    for cell in [cell for cell in table.waiting if cell in told.running]:  # since an earlier start of this command
+        table.waiting.remove(cell)
+        table.running[cell] = _started(cell)
+        table.queued.add(cell)
+    for cell, ended in told.ended.items():
+        if cell not in table.running:  # it was done when this command was given
+            continue
+        if not ended.error and not ended.lost:
+            _begun(table, cell)
+        table.queued.discard(cell)
+        _ended(table, table.running.pop(cell), ended, told.stopping)
+    # Those that are neither there nor have ended go on without this process.
+    table.running = {cell: run for cell, run in table.running.items() if cell in told.running}
+    for cell in [cell for cell in table.running if cell not in told.queued]:
+        _begun(table, cell)
+
+
+def _begun(table: _Table, cell: Cell) -> None:
+    if cell in table.queued:
+        table.queued.remove(cell)
+        table.running[cell] = table.running[cell]._replace(begun=time.monotonic())
+        print(f"started: {cell.name}, log in {cell.workdir / LOG}", flush=True)
 
 
 def _next(table: _Table) -> Cell | None:
@@ -161,49 +203,45 @@ def _is_held(table: _Table, cell: Cell) -> bool:
     """Whether to wait for a cell's folder: a run that outlived the one who started it may still be saving."""
     try:
         if not cell.workdir.is_dir() or not lock.is_held(cell.workdir):
+            table.held.pop(cell, None)
             return False
     except OSError:  # which the start will tell
         return False
-    return time.monotonic() - table.held.setdefault(cell, time.monotonic()) < HELD_SECONDS
+    return time.monotonic() - table.held.setdefault(cell, time.monotonic()) < table.patience
 
 
-def _start(table: _Table, pool: Pool[Cell], cell: Cell, slot: int, device: str | None) -> None:
-    # The numbers are nvidia-smi's, and so by the bus; CUDA alone would count the fastest card first.
-    environment = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if device is not None else {}
-    log = cell.workdir / LOG
-    try:
-        logged = progress.size(log)
-        cell.workdir.mkdir(parents=True, exist_ok=True)
-        with files.append(log) as opened:
-            pool.start(cell, cell.arguments, opened, environment)
-    except OSError as error:
-        _fail(table, cell, UsageError(f"cannot start in {cell.workdir}: {error.strerror}"), "failed")
+def _ended(table: _Table, run: Started, ended: Ended, stopping: bool) -> None:
+    cell, code = run.cell, ended.code
+    if ended.error:
+        _fail(table, cell, ended.error, "failed")
         return
-    except CheckpointError as error:
-        _fail(table, cell, error, "failed")
-        return
-    table.running[cell] = Job(Started(cell, time.monotonic(), logged), slot)
-    print(f"started: {cell.name}, log in {log}", flush=True)
-
-
-def _ended(table: _Table, job: Job, code: int, stopping: bool) -> None:
-    cell = job.run.cell
-    if code in signals.CUT_OFF and (stopping or cell not in table.resumed):
-        # What somebody else stopped goes on, but once, because they may mean it.
-        table.resumed.add(cell)
+    if (code in signals.CUT_OFF or ended.lost) and (stopping or _goes_on(table, cell, bool(ended.lost))):
+        table.resumed[cell] = _step(cell)
         table.waiting.insert(0, cell)
         if not stopping:
-            print(f"stopped from elsewhere, started again: {cell.name}", flush=True)
+            print(f"{ended.lost or 'stopped from elsewhere'}, started again: {cell.name}", flush=True)
         return
-    results, seconds = results_of(cell), time.monotonic() - job.run.begun
+    results, seconds = results_of(cell), time.monotonic() - run.begun
     if code == 0 and results:
         accuracy = 100 * results["last"][headline(cell.row)]
         print(f"[{table.done}/{table.count}] {cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)
         return
-    log = cell.workdir / LOG
-    table.failed[cell] = of_exit_code(code)(f"exit code {code}, see {log}")
+    log, why = cell.workdir / LOG, ended.lost or f"exit code {code}"
+    table.failed[cell] = of_exit_code(code)(f"{why}, see {log}")
     last = (progress.last_lines(log) or [""])[-1]
-    print(f"failed: {cell.name}: exit code {code}: {last}", flush=True)
+    print(f"failed: {cell.name}: {why}: {last}", flush=True)
+
+
+def _goes_on(table: _Table, cell: Cell, lost: bool) -> bool:
+    """Whether what was cut off is started again: once, because they may mean it; of what was lost as it moves on."""
+    return cell not in table.resumed or (lost and _step(cell) > table.resumed[cell])
+
+
+def _step(cell: Cell) -> int:
+    """Of the newest checkpoint, 0 where there is none."""
+    with suppress(OSError, CheckpointError):
+        return max(digests.steps_in(cell.workdir / layout.CHECKPOINTS), default=0)
+    return 0
 
 
 def _fail(table: _Table, cell: Cell, error: UserError, how: str) -> None:

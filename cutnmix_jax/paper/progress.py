@@ -51,13 +51,14 @@ class Display(InTerminal):
     def _seconds(self) -> float:
         return REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS
 
-    def update(self, running: Sequence[Started], done: int, count: int) -> None:
+    def update(self, running: Sequence[Started], done: int, count: int, queued: int = 0) -> None:
         """Shows the running cells where it is time to; elsewhere than in a terminal those that have moved.
 
         Args:
           running: in the order in which they are shown.
           done: how many cells of the table are done.
           count: of all.
+          queued: how many wait for a machine.
         """
         now = time.monotonic()
         if now < self._next:
@@ -71,7 +72,7 @@ class Display(InTerminal):
             self._shown = lines
             return
         times = [clock(now - one.begun) for one in running]
-        shown = [f"{done} of {count} cells done, {len(running)} running"]
+        shown = [f"{done} of {count} cells done, {len(running)} running" + (f", {queued} queued" if queued else "")]
         shown += [f"{since}  {line}" for since, line in zip(times, lines.values(), strict=True)]
         self._live.update(Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in shown)), refresh=True)
 

@@ -1,11 +1,12 @@
 """Trains every cell of a table of the paper, as many at once as asked for, and then writes the table."""
 
 import argparse
+import contextlib
 import sys
 
 from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.paper import devices, launch, options, report
+from cutnmix_jax.paper import cluster, devices, elsewhere, here, launch, options, report
 from cutnmix_jax.paper.cells import Cell, cells_of
 from cutnmix_jax.paper.progress import NOT_KNOWN, clock, rows_of, seconds_per_epoch
 
@@ -15,11 +16,13 @@ EXAMPLES = """  {command} table1                                    9 methods x 
   {command} table1 --datasets=cifar100 --backbones=resnet32 --methods=baseline,cutnmix --seeds=95
   {command} table1 --methods=all                      every row that there is
   {command} table1 --jobs=4 --devices=0,1             four runs at once on two GPUs
+  {command} table1 --on=ray --address=auto --gpus-per-cell=0.25      as tasks of Ray, four on a GPU
+  {command} table1 --on=slurm --slurm partition=gpu --slurm time=8:00:00      as arrays of Slurm
   {command} table1 --preset=mini                      the machinery on embedded data: no reproduction
 
 The same command again goes on: finished cells are left alone, half-finished ones continue. Ctrl-C stops and saves. A
 cell that fails is named at the end and the others are trained. --cell=K trains the K-th alone; scripts/reproduce.sbatch
-uses it for Slurm."""
+uses it for Slurm. docs/clusters.md has more of --on."""
 
 
 def arguments() -> argparse.Namespace:
@@ -27,9 +30,10 @@ def arguments() -> argparse.Namespace:
     parser = CommandLine("scripts/reproduce", "Trains every cell of a table of the paper.", EXAMPLES)
     options.add(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and an estimate, and train nothing")
-    parser.add_argument("--jobs", type=int, help="how many cells at once (1, or one on each of --devices)")
+    parser.add_argument("--jobs", type=int, help="how many cells at once (1, or one on each of --devices; of --on all)")
     parser.add_argument("--devices", metavar="0,1", help="GPUs that the jobs are spread over, by nvidia-smi's numbers")
     parser.add_argument("--cell", type=int, metavar="K", help="train the K-th cell of --dry-run alone")
+    cluster.add(parser)
     return parser.parse_args()
 
 
@@ -44,8 +48,9 @@ def main() -> None:
         if not 1 <= known.cell <= len(cells):
             raise UsageError(f"--cell={known.cell}: there are cells 1 to {len(cells)}")
         cells = cells[known.cell - 1 : known.cell]
+    cluster.check(known)
     gpus = devices.chosen(known.devices)
-    jobs = known.jobs or len(gpus) or 1
+    jobs = known.jobs or (len(cells) if known.on else len(gpus) or 1)
     if choice.mini:
         print("preset mini: a tiny network on embedded digits, to see the machinery; no reproduction of the paper")
     if known.dry_run:
@@ -54,8 +59,13 @@ def main() -> None:
     options.make(choice.runs)
     if known.cell is None:
         options.make(options.folder_of(known, choice))
+    with contextlib.ExitStack() as stack:
+        # Entered here, so that a cluster that is none is refused before a table is written.
+        place = stack.enter_context(cluster.opened(known, choice, cells, jobs) if known.on else here.opened(gpus))
+        entered = stack.pop_all()
     try:
-        launch.run(cells, jobs, gpus)
+        with entered:
+            launch.run(cells, jobs, place, elsewhere.HELD_SECONDS if known.on else launch.HELD_SECONDS)
     finally:
         if known.cell is None:  # cells of an array would write the same files at the same time
             report.write(choice, options.folder_of(known, choice))
