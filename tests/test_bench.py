@@ -100,6 +100,26 @@ CUDA_PYTHON = Path(os.environ.get("CUDA_PYTHON") or ROOT / ".venv-cuda" / "bin" 
 @pytest.mark.skipif(
     not CUDA_PYTHON.exists(), reason="no CUDA build of JAX: `scripts/bench --target=h100` makes .venv-cuda"
 )
+def test_what_travels_is_counted_in_the_loop():
+    hlo = """
+body.1 (p: (f32[4])) -> (f32[4]) {
+  %gathered = (f32[2,8,16]{2,0,1}, pred[64,2]{1,0}) all-gather(%a, %b), replica_groups=[1,8]<=[8]
+  %one = (f32[100]{0}, f32[100]{0}) all-reduce-start(%c), channel_id=1
+  %one.done = f32[100]{0} all-reduce-done(%one)
+  %two = bf16[10,10]{1,0} all-reduce(%d), channel_id=2
+  ROOT %sent = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%e), channel_id=3
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %outside = f32[9]{0} all-reduce(%p), channel_id=4
+  ROOT %loop = (f32[4]) while(%p), condition=cond.1, body=body.1
+}"""
+    assert kernels.collectives(hlo) == {
+        "all-gather": {"times": 1, "bytes": 2 * 8 * 16 * 4 + 64 * 2},
+        "all-reduce": {"times": 2, "bytes": 100 * 4 + 100 * 2},
+        "collective-permute": {"times": 1, "bytes": 3 * 4},
+    }
+
+
 def test_a_step_launches_no_more_kernels_on_a_gpu_than_it_did():
     """Counted, and no card is there: 232 and 173 with JAX 0.12.0.1, some three more with others."""
     command = [sys.executable, "-m", "cutnmix_jax.benchmark", "--target=h100", "--backbone=resnet8"]
