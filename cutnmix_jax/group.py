@@ -53,7 +53,7 @@ class Group:
         self.index, self.count = jax.process_index(), jax.process_count()
         self.stop_asked = False
         self._client: Any = distributed.global_state.client
-        self._told = 0
+        self._told = self._met = 0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def tell(self, *command: Any) -> None:
@@ -96,6 +96,18 @@ class Group:
                 what = f"process {index} of {self.count} has not read its data in {LOAD_SECONDS} s"
                 raise UsageError(f"{what}; look at what it prints") from error
 
+    def meet(self) -> None:
+        """Waits until all processes have come here.
+
+        Raises:
+          LostError: one does not come.
+        """
+        self._met += 1
+        try:
+            self._client.wait_at_barrier(f"cutnmix/met/{self._met}", 1000 * LOAD_SECONDS)
+        except jax.errors.JaxRuntimeError as error:
+            raise LostError(described(error, 120)) from error
+
     def failed(self, code: int) -> None:
         """Says that this process ends for a reason of its own, with which no other can go on."""
         self._say("failed", {"process": self.index, "host": platform.node(), "code": code})
@@ -116,7 +128,7 @@ class Group:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 raise TimeoutError from error
-            raise LostError from error
+            raise LostError(described(error, 120)) from error
 
     def _watch(self) -> None:
         while True:
@@ -135,10 +147,10 @@ class Group:
 
 
 class LostError(StoppedError):
-    """Another process of the run cannot be reached any more."""
+    """Another process of the run cannot be reached any more; the message says what JAX has said."""
 
-    def __init__(self) -> None:
-        super().__init__(GONE)
+    def __init__(self, said: str) -> None:
+        super().__init__(f"{GONE} ({said})")
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class Engine:
 
     def begin(self) -> Saved:
         """`init`, with the step and what draws an epoch compiled meanwhile."""
-        with self._compiled_beside():
+        with self.compiled_beside():
             saved = jax.block_until_ready(self.init())
             jax.block_until_ready(self.feed(0))
         return saved
@@ -220,7 +220,8 @@ class Engine:
 
         return compiled(train, donate=0, **self.devices.of_steps(self.shapes().state, self.feed_shapes()))
 
-    def _compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+    def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, compiles `train_steps` in another thread."""
         saved = self.shapes()
         return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
 

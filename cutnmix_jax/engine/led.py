@@ -20,6 +20,7 @@ from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.types import Batch, Mix, Totals, TrainState
 
 Tell = Callable[..., None]
+Meet = Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,18 +30,20 @@ class _Led(Engine):
     Attributes:
       inner: the same for a process alone.
       tell: tells the others the next command of `follow`.
+      meet: waits for the others.
     """
 
     inner: Engine
     tell: Tell
+    meet: Meet
 
     def begin(self) -> Saved:
         self.tell("begin")
-        return self.inner.begin()
+        return _begun(self.inner, None, self.meet)
 
     def placed(self, saved: Saved) -> Saved:
         self.tell("placed")
-        return self.inner.placed(_sent(saved))
+        return _begun(self.inner, saved, self.meet)
 
     def collected(self, saved: Saved) -> Saved:
         if self.devices.by_peer:
@@ -85,18 +88,19 @@ class _Told:
         return self._feeds.shapes()
 
 
-def led(engine: Engine, tell: Tell) -> Engine:
+def led(engine: Engine, tell: Tell, meet: Meet) -> Engine:
     """The same engine, for the process that leads the others."""
     fields = {field.name: getattr(engine, field.name) for field in dataclasses.fields(Engine)}
-    return _Led(**fields, inner=engine, tell=tell)
+    return _Led(**fields, inner=engine, tell=tell, meet=meet)
 
 
-def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
+def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> int:
     """Does what the process that leads tells.
 
     Args:
       engine: as that of the leading process, before `led`.
       commands: from that process; the last one is the exit code of the run.
+      meet: waits for all processes.
 
     Returns:
       The exit code of the run.
@@ -108,7 +112,7 @@ def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
         if name == "end":
             return arguments[0]
         if name in ("begin", "placed"):
-            saved = engine.begin() if name == "begin" else engine.placed(_sent(saved))
+            saved = _begun(engine, saved if name == "placed" else None, meet)
             state, totals = saved.state, saved.totals
         elif name == "at":
             feed = feeds.at(*arguments)
@@ -123,6 +127,17 @@ def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
         else:
             engine.first_batch()
     raise AssertionError("the commands end with the run")
+
+
+def _begun(engine: Engine, read: Saved | None, meet: Meet) -> Saved:
+    """The first state, or the one that was read, once all processes have the step: devices wait only so long."""
+    if read is None:
+        saved = engine.begin()
+    else:
+        with engine.compiled_beside():
+            saved = engine.placed(_sent(read))
+    meet()
+    return saved
 
 
 def _sent(saved: Saved) -> Saved:
