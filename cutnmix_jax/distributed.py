@@ -123,7 +123,7 @@ class _Asked:
 def _facts(engine: Engine) -> dict[str, Any]:
     """What has to be the same in all processes."""
     made_with = environment.of_run(engine.dataset, engine.settings.own_backbones)
-    alike = {name: made_with[name] for name in ("versions", "source", "backend")}
+    alike = {name: made_with[name] for name in ("versions", "source", "backend", "settings", "flags")}
     # Data may lie elsewhere on each host; a host with less memory would keep them elsewhere, and run another program.
     config = tree.of_settings(dataclasses.replace(engine.settings, data_dir=None))
     where = {"steps_per_call": engine.steps_per_call, "on_host": isinstance(engine.train_data, OnHost)}

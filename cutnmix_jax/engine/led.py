@@ -30,7 +30,7 @@ class _Led(Engine):
     Attributes:
       inner: the same for a process alone.
       tell: tells the others the next command of `follow`.
-      meet: waits for the others.
+      meet: waits until all others have come as far.
     """
 
     inner: Engine
@@ -39,11 +39,11 @@ class _Led(Engine):
 
     def begin(self) -> Saved:
         self.tell("begin")
-        return _begun(self.inner, None, self.meet)
+        return _begun(self.inner, self.inner.drawn, self.meet)
 
     def placed(self, saved: Saved) -> Saved:
-        self.tell("placed")
-        return _begun(self.inner, saved, self.meet)
+        self.tell("begin")
+        return _begun(self.inner, lambda: saved, self.meet)
 
     def collected(self, saved: Saved) -> Saved:
         if self.devices.by_peer:
@@ -100,19 +100,19 @@ def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> int:
     Args:
       engine: as that of the leading process, before `led`.
       commands: from that process; the last one is the exit code of the run.
-      meet: waits for all processes.
+      meet: says that this process has come as far.
 
     Returns:
       The exit code of the run.
     """
     feeds, feed = engine.feeds(), None
-    saved: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
-    state, totals = saved.state, saved.totals
+    none: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
+    saved, state, totals = none, none.state, none.totals
     for name, *arguments in commands:
         if name == "end":
             return arguments[0]
-        if name in ("begin", "placed"):
-            saved = _begun(engine, saved if name == "placed" else None, meet)
+        if name == "begin":
+            saved = _begun(engine, lambda: none, meet)
             state, totals = saved.state, saved.totals
         elif name == "at":
             feed = feeds.at(*arguments)
@@ -129,13 +129,13 @@ def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> int:
     raise AssertionError("the commands end with the run")
 
 
-def _begun(engine: Engine, read: Saved | None, meet: Meet) -> Saved:
-    """The first state, or the one that was read, once all processes have the step: devices wait only so long."""
-    if read is None:
-        saved = engine.begin()
-    else:
-        with engine.compiled_beside():
-            saved = engine.placed(_sent(read))
+def _begun(engine: Engine, first: Callable[[], Saved], meet: Meet) -> Saved:
+    """The leading process's first state in every process, once all have compiled the step: devices wait only so long.
+
+    It is sent, and not drawn or read by each: another processor, or another file by the same name, has other numbers.
+    """
+    with engine.compiled_beside():
+        saved = engine.placed(_sent(first()))
     meet()
     return saved
 
