@@ -46,8 +46,11 @@ class Reader:
 
     def _open(self) -> None:
         writes = self._preserve is not None
-        # Of several processes the first one alone saves and reads; by default each would wait for the others.
-        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="own")
+        # Each of several processes reads for itself, and the first one alone saves; by default they would wait for all.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"own{me}"
+        )
         several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
         options = ocp.CheckpointManagerOptions(
             **several,

@@ -16,7 +16,7 @@ from cutnmix_jax.device import blamed, set_up_jax
 from cutnmix_jax.engine import assemble, led
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.placement import OnHost
-from cutnmix_jax.errors import DataError, UsageError, UserError
+from cutnmix_jax.errors import DataError, UsageError, UserError, described
 from cutnmix_jax.group import Group, Joining, LostError
 from cutnmix_jax.parts import Parts, assembled, load
 from cutnmix_jax.precision import CHOICES
@@ -64,7 +64,7 @@ def _lead(settings: Settings, workdir: Path, members: Group, stop: StopRequest, 
         ours = _facts(made)
         for index, theirs in members.members():
             _compare(ours, theirs, f"process {index} on {theirs['host']}")
-        return led.led(made, members.tell)
+        return led.led(made, members.tell, members.meet)
 
     code = 1  # of a fault of ours
     try:
@@ -88,7 +88,7 @@ def _follow(settings: Settings, members: Group, stop: StopRequest) -> int:
                 engine = assembled(settings, dataset, networks)
                 members.introduce(_facts(engine))
                 stop.defer()  # from here on the first process decides
-                return led.follow(engine, members.commands(stop))
+                return led.follow(engine, members.commands(stop), members.meet)
     except Exception as error:
         members.failed(error.exit_code if isinstance(error, UserError) else 1)
         raise
@@ -102,7 +102,7 @@ def _blamed(names: Sequence[str]) -> Iterator[None]:
             yield
     except UsageError as error:
         if isinstance(error.__cause__, jax.errors.JaxRuntimeError) and _GONE.search(str(error.__cause__)):
-            raise LostError from error
+            raise LostError(described(error.__cause__, 120)) from error
         raise
 
 
@@ -123,7 +123,7 @@ class _Asked:
 def _facts(engine: Engine) -> dict[str, Any]:
     """What has to be the same in all processes."""
     made_with = environment.of_run(engine.dataset, engine.settings.own_backbones)
-    alike = {name: made_with[name] for name in ("versions", "source", "backend")}
+    alike = {name: made_with[name] for name in ("versions", "source", "backend", "settings", "flags")}
     # Data may lie elsewhere on each host; a host with less memory would keep them elsewhere, and run another program.
     config = tree.of_settings(dataclasses.replace(engine.settings, data_dir=None))
     where = {"steps_per_call": engine.steps_per_call, "on_host": isinstance(engine.train_data, OnHost)}

@@ -24,7 +24,7 @@ from cutnmix_jax.signals import Stop
 HOW = OFF, AUTO, ON = ("off", "auto", "on")
 SILENT_SECONDS = 30  # after which a process that says nothing is taken for dead
 START_SECONDS = 300  # in which all have to have started
-LOAD_SECONDS = 3600  # in which all have to have their data
+PREPARE_SECONDS = 3600  # in which all have to have their data, and then the compiled step
 _LOOK_SECONDS = 0.5
 _KEPT = 1000  # commands that nobody needs any more; without end they would fill memory
 _COMMAND, _SAID = "cutnmix/command/", "cutnmix/said/"
@@ -90,11 +90,27 @@ class Group:
           UsageError: one says nothing in an hour.
         """
         for index in range(1, self.count):
-            try:
-                yield index, json.loads(self._get(f"cutnmix/member/{index}", LOAD_SECONDS))
-            except TimeoutError as error:
-                what = f"process {index} of {self.count} has not read its data in {LOAD_SECONDS} s"
-                raise UsageError(f"{what}; look at what it prints") from error
+            yield index, json.loads(self._of(index, "member", "read its data"))
+
+    def _of(self, index: int, key: str, what: str) -> str:
+        """What another process has said under a key; waits for it."""
+        try:
+            return self._get(f"cutnmix/{key}/{index}", PREPARE_SECONDS)
+        except TimeoutError as error:
+            said = f"process {index} of {self.count} has not {what} in {PREPARE_SECONDS} s; look at what it prints"
+            raise UsageError(said) from error
+
+    def meet(self) -> None:
+        """Says that this process has come as far; the first one waits for the others, who wait for what it tells then.
+
+        Raises:
+          UsageError: one does not come in an hour.
+        """
+        if self.index:
+            self._client.key_value_set(f"cutnmix/met/{self.index}", "")
+            return
+        for index in range(1, self.count):
+            self._of(index, "met", "compiled the step")
 
     def failed(self, code: int) -> None:
         """Says that this process ends for a reason of its own, with which no other can go on."""
@@ -116,15 +132,15 @@ class Group:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 raise TimeoutError from error
-            raise LostError from error
+            raise LostError(described(error, 120)) from error
 
     def _watch(self) -> None:
         while True:
             time.sleep(_LOOK_SECONDS)
             try:
                 found = dict(self._client.key_value_dir_get(_SAID))
-            except jax.errors.JaxRuntimeError:  # all have ended
-                return
+            except jax.errors.JaxRuntimeError:  # it does not answer now; JAX ends this process where it never does
+                continue
             said = {key.rpartition("/")[2]: json.loads(value) for key, value in found.items()}
             self.stop_asked |= "stop" in said
             if (other := said.get("failed")) and other["process"] != self.index:
@@ -135,10 +151,10 @@ class Group:
 
 
 class LostError(StoppedError):
-    """Another process of the run cannot be reached any more."""
+    """Another process of the run cannot be reached any more; the message says what JAX has said."""
 
-    def __init__(self) -> None:
-        super().__init__(GONE)
+    def __init__(self, said: str) -> None:
+        super().__init__(f"{GONE} ({said})")
 
 
 @contextlib.contextmanager
@@ -155,6 +171,8 @@ def joined(joining: Joining) -> Iterator[Group]:
             joining.coordinator,
             joining.processes,
             joining.process,
+            # Or JAX would look at Slurm all the same, and take one GPU of those that the process sees.
+            cluster_detection_method="deactivate" if joining.how == ON else None,
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=SILENT_SECONDS,
             shutdown_timeout_seconds=SILENT_SECONDS,
@@ -181,6 +199,7 @@ def _check_port(joining: Joining) -> None:
         raise UsageError(f"--coordinator={joining.coordinator}: give HOST:PORT, a port from 1024 to 65535")
     try:
         with contextlib.closing(socket.socket()) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a run before may linger
             tried.bind(("", int(port)))
     except (OSError, OverflowError) as error:
         what = f"--coordinator={joining.coordinator}: nobody can listen at that port here ({one_line(error)})"

@@ -19,7 +19,8 @@ _MEMBER = "CUTNMIX_JAX_MEMBER"  # set in the environment of a process that is lo
 # What JAX prints before it ends a process, and all after it: a trace of addresses.
 _GIVEN_UP = re.compile(r"F\d{4} .*Terminating process because the JAX distributed service")
 _REGISTERS = "/RegisterTask"  # what it was doing, where it never met the others
-_ENDED = (signal.SIGKILL, signal.SIGTERM)  # from outside, by a person, a scheduler, or Linux for want of memory
+# From outside: by Linux for want of memory, or by a signal before the process could listen.
+_ENDED = (signal.SIGKILL, *signals.SIGNALS)
 
 
 def is_member() -> bool:
@@ -42,7 +43,7 @@ def look_after(arguments: Sequence[str]) -> int:
         text=True,
         errors="replace",
         env={**os.environ, _MEMBER: "1"},
-        start_new_session=True,  # signals come from here alone, so none comes twice
+        start_new_session=True,  # a terminal signals this process alone
         preexec_fn=functools.partial(pool.end_with_parent, os.getpid()),
     )
     before = {

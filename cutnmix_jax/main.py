@@ -104,6 +104,8 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
 
     if known.together and known.seeds is None:
         raise UsageError("--together is for --seeds=95,96,97; give them, or leave it out")
+    if known.distributed == "off" and (known.coordinator or known.processes or known.process is not None):
+        raise UsageError("--coordinator, --processes and --process are of --distributed=on; give it, or leave them out")
     if known.distributed != "off":
         return _run_distributed(known, overrides, arguments, own_process, start)
     if known.seeds is None:

@@ -86,6 +86,27 @@ ENTRY main (p: f32[4]) -> f32[4] {
     assert sum(kernels.counts(hlo.replace("body=body.1", "")).values()) == 2  # of `main`: its fusion and its `while`
 
 
+def test_what_travels_is_counted_in_the_loop():
+    hlo = """
+body.1 (p: (f32[4])) -> (f32[4]) {
+  %gathered = (f32[2,8,16]{2,0,1}, pred[64,2]{1,0}) all-gather(%a, %b), replica_groups=[1,8]<=[8]
+  %one = (f32[100]{0}, f32[100]{0}) all-reduce-start(%c), channel_id=1
+  %one.done = f32[100]{0} all-reduce-done(%one)
+  %two = bf16[10,10]{1,0} all-reduce(%d), channel_id=2
+  ROOT %sent = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%e), channel_id=3
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %outside = f32[9]{0} all-reduce(%p), channel_id=4
+  ROOT %loop = (f32[4]) while(%p), condition=cond.1, body=body.1
+}"""
+    assert kernels.collectives(hlo) == {
+        "all-gather": {"times": 1, "bytes": 2 * 8 * 16 * 4 + 64 * 2},
+        "all-reduce": {"times": 2, "bytes": 100 * 4 + 100 * 2},
+        "collective-permute": {"times": 1, "bytes": 3 * 4},
+    }
+    assert kernels.collectives(hlo.replace("%", "")) == kernels.collectives(hlo)  # as other versions of XLA write it
+
+
 def test_what_there_is_no_description_of_is_refused(tmp_path):
     (tmp_path / "no card").write_text("what is this")
     for name, says in (("h10", "give one of h100"), (str(tmp_path / "none"), "give one of h100")):

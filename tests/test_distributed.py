@@ -35,7 +35,8 @@ class Processes:
     """The processes of a run, with what they print in files."""
 
     def __init__(self, folder, count, devices, *more, port=None, only=None):
-        self.folder, self.port = folder, port or free_port()
+        self.folder, self.port = folder / f"processes-{len(list(folder.iterdir()))}", port or free_port()
+        self.folder.mkdir()
         flags = {"JAX_NUM_CPU_DEVICES": str(devices)}
         where = ["--distributed=on", f"--coordinator=127.0.0.1:{self.port}", f"--processes={count}"]
         self.each = {
@@ -50,12 +51,12 @@ class Processes:
         }
 
     def file(self, index, stream):
-        return self.folder / f"{self.port}.{index}.{stream}"
+        return self.folder / f"{index}.{stream}"
 
     def said(self, index, stream="err"):
         """What a process has printed, without what Gloo prints of a CPU's collectives."""
         lines = self.file(index, stream).read_text().splitlines()
-        return [line for line in lines if "Gloo" not in line and "peer ranks" not in line]
+        return [line for line in lines if not line.startswith("[Gloo]") and "peer ranks" not in line]
 
     def errors(self, index):
         return [line for line in self.said(index) if not line.startswith("warning: ")]
@@ -118,7 +119,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(number, tmp_path, alone):
     """Then other processes, or one, go on: with 4, 1, 2 or 8 devices."""
     rng = random.Random(number)
     folder = tmp_path / "run"
-    first = Processes(tmp_path, 2, 2, f"--workdir={folder}", *[SHARD] * (number % 2))
+    first = Processes(tmp_path, 2, 2, f"--workdir={folder}", *[SHARD] * (number % 2 == 0))
     wait_for(trained(folder, 1), 120)
     time.sleep(rng.uniform(0, 1))
     first.each[(number + 1) % 2].send_signal(signal.SIGTERM)
@@ -129,12 +130,12 @@ def test_a_signal_to_one_stops_all_at_the_same_step(number, tmp_path, alone):
     assert [line for line in first.errors(1) if not line.startswith("stopping")] == []
     assert step < 40
     if number % 4 == 3:
-        again = Processes(tmp_path, 4, 1, f"--workdir={folder}", *[SHARD] * (number % 2))
+        again = Processes(tmp_path, 4, 1, f"--workdir={folder}", *[SHARD] * (number % 2 == 0))
         assert again.ended() == [0] * 4
         out = again.said(0, "out")
     else:
         devices = (1, 2, 8)[number % 4]
-        more = [SHARD] if number % 2 else []
+        more = [SHARD] if number % 2 == 0 else []
         flags = {"JAX_NUM_CPU_DEVICES": str(devices)}
         command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--config.devices=0", *more, f"--workdir={folder}"]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, timeout=300)
@@ -155,9 +156,10 @@ def test_one_that_dies_ends_the_others_and_the_next_start_continues(number, tmp_
     killed = time.monotonic()
     assert first.each[1 - dies].wait(60) == 75
     assert time.monotonic() - killed < group.SILENT_SECONDS + 20
-    assert first.errors(1 - dies) == [GONE]
+    (said,) = first.errors(1 - dies)
+    assert said.startswith(GONE)
     step = steps_in(folder)[-1]
-    again = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.checkpoint.every_steps=1")
+    again = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.checkpoint.every_steps=1", port=first.port)
     assert again.ended() == [0, 0], again.said(0) + again.said(1)
     continued = [line for line in again.said(0, "out") if line.startswith("continued from step ")]
     assert int(continued[0].split()[-1]) in (step, step - 1)  # what was being written is no checkpoint
@@ -187,14 +189,46 @@ def test_a_process_that_would_train_something_else_is_refused(tmp_path):
     assert not steps_in(folder)
 
 
-def test_what_is_wrong_with_one_ends_all(tmp_path):
-    """The second one's images are not where it looks."""
-    one = Processes(tmp_path, 2, 1, f"--workdir={tmp_path / 'run'}", only=[0])
-    nowhere = ["--config.backbone.name=tests.nowhere:Net"]
-    other = Processes(tmp_path, 2, 1, f"--workdir={tmp_path / 'run'}", *nowhere, port=one.port, only=[1])
-    assert other.ended()[0] == 2
-    assert one.ended()[0] in (2, 75)
-    assert len(other.errors(1)) == 1 and len(one.errors(0)) == 1
+@pytest.mark.parametrize("wrong", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_is_wrong_with_one_ends_all(wrong, tmp_path):
+    """Whichever it is: here the first one's folder is of another run, or the second one's network is nowhere."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if wrong == 0:
+        (folder / "results.json").write_text("{}")
+    one = Processes(tmp_path, 2, 1, f"--workdir={folder}", only=[0])
+    more = ["--config.backbone.name=tests.tiny:nowhere"] * wrong
+    other = Processes(tmp_path, 2, 1, f"--workdir={folder}", *more, port=one.port, only=[1])
+    assert (one.ended(), other.ended()) == ([2], [2])
+    each = one.errors(0), other.errors(1)
+    (said,) = each[wrong]
+    assert ("holds results.json", "nowhere")[wrong] in said
+    assert all("process 1 on " in line and "exit code 2" in line for line in each[1 - wrong])
+    assert len(each[1 - wrong]) == wrong
+
+
+def test_a_teacher_and_what_peers_begin_as(tmp_path):
+    """The first process alone reads their numbers; held-out images, averages and validation beside them."""
+    alone = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--config.epochs=1", "--config.optimizer.milestones=()"]
+    command = [*alone, f"--workdir={tmp_path / 'teacher'}"]
+    command[3] = "--config=configs/quickstart.py:digits,baseline"
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    more = [
+        "--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}", "--config.epochs=1",
+        f"--config.init_from={tmp_path / 'teacher'}", "--config.average=0.9", "--config.validation_examples=16",
+    ]  # fmt: skip
+    run = Processes(tmp_path, 2, 1, *more, f"--workdir={tmp_path / 'run'}")
+    assert run.ended() == [0, 0], run.said(0) + run.said(1)
+    command = [*alone[:3], *RUN, *more, f"--workdir={tmp_path / 'one'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (ours,), (theirs,) = rows_in(tmp_path / "run"), rows_in(tmp_path / "one")
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5 if "train" in name else 1.5 / 16)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "one")]
+    assert results[0]["teacher_sha256"] == results[1]["teacher_sha256"]
+    assert results[0]["init_sha256"] == results[1]["init_sha256"]
 
 
 def test_a_port_that_another_run_has_is_refused(tmp_path):
@@ -207,9 +241,23 @@ def test_a_port_that_another_run_has_is_refused(tmp_path):
     assert "nobody can listen at that port here" in said and "give each its own" in said
 
 
+def test_slurm_is_asked_only_where_it_is_asked_for(tmp_path):
+    """It would take all but one GPU away from a process that has a node to itself."""
+    variables = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "here", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    program = (
+        "import jax\nfrom cutnmix_jax.group import Joining, joined\n"
+        f"with joined(Joining('on', '127.0.0.1:{free_port()}', 1, 0)) as members:\n"
+        "    print(members.count, jax.config.values['jax_cuda_visible_devices'])"
+    )
+    environment = os.environ | variables | {"SLURM_LOCALID": "0"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "all"], done.stdout + done.stderr
+
+
 def test_flags_that_do_not_fit():
     for more, said in (
         (["--distributed=auto"], "--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here"),
+        (["--process=0"], "--coordinator, --processes and --process are of --distributed=on"),
         (["--distributed=on"], "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
         (["--distributed=auto", "--seeds=1,2"], "--distributed trains one run; leave --seeds out"),
     ):

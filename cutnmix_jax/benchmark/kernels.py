@@ -38,10 +38,11 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for line in _step(hlo):
         if (is_one := _INSTRUCTION.match(line)) and (kind := is_one[3].removesuffix("-start")) in _COLLECTIVES:
-            # What is begun has what goes in beside what comes out.
             results = re.findall(r"(\w+)\[([\d,]*)\]", is_one[2])
-            if is_one[3].endswith("-start") and kind != "all-reduce":
-                results = results[len(results) // 2 :]
+            operands = line[is_one.end() :].partition(")")[0]
+            given = operands.count("%") or operands.count(",") + 1
+            if len(results) >= 2 * given:  # one that is only begun has what goes in, too, and first
+                results = results[given : 2 * given]
             one = found.setdefault(kind, {"times": 0, "bytes": 0})
             one["times"] += 1
             one["bytes"] += sum(_bytes(dtype, shape) for dtype, shape in results)

@@ -55,6 +55,10 @@ class Devices:
         """Into how many groups the peers are split."""
         return self.mesh.shape[PEERS] if self.mesh else 1
 
+    def whole_parts(self, count: int) -> int:
+        """The next number of images that is split into equal parts."""
+        return -(-count // self.parts) * self.parts
+
     def described(self) -> dict[str, int]:
         """What decides about the last bits of the numbers, as JSON can hold it."""
         return {"peer_groups": self.peer_groups, "parts": self.parts, "processes": jax.process_count()}
@@ -185,5 +189,7 @@ def choose(settings: Settings) -> Devices:
             f"config.batch_size={settings.batch_size} does not divide over {parts} devices; choose a multiple of "
             f"{parts}, or other config.devices"
         )
+    if settings.bn == "local" and parts == 1:
+        raise UsageError(f"config.bn='local': no batch is split over {count} devices with {groups} groups of peers")
     mesh = Mesh(np.asarray(there[:count]).reshape(groups, parts), (PEERS, DATA))
-    return Devices(mesh, groups > 1, settings.bn == "local" and parts > 1)
+    return Devices(mesh, groups > 1, settings.bn == "local")

@@ -103,34 +103,35 @@ class Engine:
 
     def init(self) -> Saved:
         """The state before the first step."""
+        return self.placed(self.drawn())
+
+    def drawn(self) -> Saved:
+        """The same whole on one device."""
         saved = compiled(self._fresh, once=True)(self.key, self.load_start() if self.load_start else {})
         teachers = self.companions.with_loaded(saved.state.teachers)
-        return self.devices.put_state(saved._replace(state=saved.state._replace(teachers=teachers)))
+        return saved._replace(state=saved.state._replace(teachers=teachers))
 
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
         return jax.eval_shape(self._fresh, self.key, {})
 
     def _fresh(self, key: jax.Array, start: Mapping[str, jax.Array]) -> Saved:
-        nets = self.peers, self.method, self.companions
-        return fresh.state(key, *nets, self.spec, self._optimizer[0], self.zero_totals(), start)
+        return fresh.state(self, self._optimizer[0], key, start)
 
     def begin(self) -> Saved:
         """`init`, with the step and what draws an epoch compiled meanwhile."""
-        with self._compiled_beside():
+        with self.compiled_beside():
             saved = jax.block_until_ready(self.init())
             jax.block_until_ready(self.feed(0))
         return saved
 
     def placed(self, saved: Saved) -> Saved:
-        """A state that was read, as the steps take it."""
+        """A state that is whole on one device, as the steps take it."""
         return self.devices.put_state(saved)
 
     def collected(self, saved: Saved) -> Saved:
         """A state as it is saved: whole on one device."""
         return self.devices.collected(saved)
-
-    # What is measured.
 
     @functools.cached_property
     def terms(self) -> tuple[str, ...]:
@@ -220,7 +221,8 @@ class Engine:
 
         return compiled(train, donate=0, **self.devices.of_steps(self.shapes().state, self.feed_shapes()))
 
-    def _compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+    def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, compiles `train_steps` in another thread."""
         saved = self.shapes()
         return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
 
@@ -233,7 +235,7 @@ class Engine:
 
     @functools.cached_property
     def _evaluator(self) -> Evaluator:
-        size = -(-self.settings.eval_batch_size // self.devices.parts) * self.devices.parts
+        size = self.devices.whole_parts(self.settings.eval_batch_size)
         return Evaluator(self.method, self.peers, self.companions, self.dataset, size, self.devices)
 
     def evaluate(self, state: TrainState, data: Placed | None = None) -> Accuracies:

@@ -189,5 +189,6 @@ class _Member(Engine):
         """As of an engine alone."""
         return lambda *asked: self.joint.train_steps(self.number, *asked)
 
-    def _compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+    def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
+        """As of an engine alone; once for all runs."""
         return self.joint.compiled_beside(self) if self.compiles else contextlib.nullcontext()

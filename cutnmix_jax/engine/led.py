@@ -20,6 +20,7 @@ from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.types import Batch, Mix, Totals, TrainState
 
 Tell = Callable[..., None]
+Meet = Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,18 +30,20 @@ class _Led(Engine):
     Attributes:
       inner: the same for a process alone.
       tell: tells the others the next command of `follow`.
+      meet: waits until all others have come as far.
     """
 
     inner: Engine
     tell: Tell
+    meet: Meet
 
     def begin(self) -> Saved:
         self.tell("begin")
-        return self.inner.begin()
+        return _begun(self.inner, self.inner.drawn, self.meet)
 
     def placed(self, saved: Saved) -> Saved:
-        self.tell("placed")
-        return self.inner.placed(_sent(saved))
+        self.tell("begin")
+        return _begun(self.inner, lambda: saved, self.meet)
 
     def collected(self, saved: Saved) -> Saved:
         if self.devices.by_peer:
@@ -85,30 +88,31 @@ class _Told:
         return self._feeds.shapes()
 
 
-def led(engine: Engine, tell: Tell) -> Engine:
+def led(engine: Engine, tell: Tell, meet: Meet) -> Engine:
     """The same engine, for the process that leads the others."""
     fields = {field.name: getattr(engine, field.name) for field in dataclasses.fields(Engine)}
-    return _Led(**fields, inner=engine, tell=tell)
+    return _Led(**fields, inner=engine, tell=tell, meet=meet)
 
 
-def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
+def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> int:
     """Does what the process that leads tells.
 
     Args:
       engine: as that of the leading process, before `led`.
       commands: from that process; the last one is the exit code of the run.
+      meet: says that this process has come as far.
 
     Returns:
       The exit code of the run.
     """
     feeds, feed = engine.feeds(), None
-    saved: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
-    state, totals = saved.state, saved.totals
+    none: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
+    saved, state, totals = none, none.state, none.totals
     for name, *arguments in commands:
         if name == "end":
             return arguments[0]
-        if name in ("begin", "placed"):
-            saved = engine.begin() if name == "begin" else engine.placed(_sent(saved))
+        if name == "begin":
+            saved = _begun(engine, lambda: none, meet)
             state, totals = saved.state, saved.totals
         elif name == "at":
             feed = feeds.at(*arguments)
@@ -123,6 +127,17 @@ def follow(engine: Engine, commands: Iterable[list[Any]]) -> int:
         else:
             engine.first_batch()
     raise AssertionError("the commands end with the run")
+
+
+def _begun(engine: Engine, first: Callable[[], Saved], meet: Meet) -> Saved:
+    """The leading process's first state in every process, once all have compiled the step: devices wait only so long.
+
+    It is sent, and not drawn or read by each: another processor, or another file by the same name, has other numbers.
+    """
+    with engine.compiled_beside():
+        saved = engine.placed(_sent(first()))
+    meet()
+    return saved
 
 
 def _sent(saved: Saved) -> Saved:

@@ -16,8 +16,9 @@ from cutnmix_jax.types import Backbone, Outputs, Tree
 def by_peer(backbones: Sequence[Backbone], devices: Devices) -> Forward:
     """Each device has some of the peers, or one; logits and features alone go to the others.
 
-    Within, XLA knows nothing of the peers on other devices, so convolutions are plain ones. The images of a batch are
-    split over the rest of the devices as ever, but where batch norm is local each device has them to itself, too.
+    Within, XLA knows nothing of the peers on other devices, so that of one peer convolutions are plain ones. The images
+    of a batch are split over the rest of the devices as ever, but where batch norm is local each device has them to
+    itself, too.
     """
     backbone, count, local = backbones[0], len(backbones), devices.local_norm
     alone = count == devices.peer_groups  # whether each device has one peer
