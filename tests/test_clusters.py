@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -284,6 +285,7 @@ def node(*arguments, before=()):
     finally:
         process.terminate()
         process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
