@@ -5,6 +5,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -280,10 +281,11 @@ def node(*arguments, before=()):
     try:
         wait_for(lambda: process.poll() is not None or "Ray runtime started" in log.read_text())
         assert process.poll() is None, log.read_text()
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -362,6 +364,26 @@ def process_of(runs, row):
     return json.loads((folder_of(runs, row) / ".owner.json").read_text())["pid"]
 
 
+@contextlib.contextmanager
+def held_back(runs, rows):
+    """Waits until some cells have trained; while entered, their processes stand still, so that none of them ends."""
+    stopped = {}
+
+    def caught(row):
+        if row not in stopped and epochs(runs, row) > 1:
+            stopped[row] = process_of(runs, row)
+            os.kill(stopped[row], signal.SIGSTOP)
+        return row in stopped
+
+    try:
+        wait_for(lambda: {caught(row) for row in rows} == {True})
+        yield stopped
+    finally:
+        for number in stopped.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGCONT)
+
+
 def parent_of(number):
     return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -381,20 +403,18 @@ def test_a_table_on_ray_whose_worker_and_then_command_are_killed(tmp_path, addre
     runs = tmp_path / "runs"
     asked = ("--on=ray", f"--address={address}", "--gpus-per-cell=0.5")
     process = start(runs, *asked)
-    wait_for(lambda: epochs(runs, "dml") > 2)
-    run = process_of(runs, "dml")
-    worker = parent_of(parent_of(run))
-    shown = Path(f"/proc/{run}/environ").read_bytes().split(b"\0")
-    assert [text for text in shown if text.startswith(b"CUDA_VISIBLE_DEVICES=")][0][-1:] in (b"0", b"1")
-    os.kill(worker, signal.SIGKILL)
-    log = folder_of(runs, "dml") / "log.txt"
-    wait_for(lambda: log.read_text().count("begun on ") == 2 and epochs(runs, "baseline") > 2)
-    process.kill()
+    logs = {row: folder_of(runs, row) / "log.txt" for row in ROWS}
+    with held_back(runs, ["baseline"]):
+        with held_back(runs, ["dml"]) as run:
+            shown = Path(f"/proc/{run['dml']}/environ").read_bytes().split(b"\0")
+            assert [text for text in shown if text.startswith(b"CUDA_VISIBLE_DEVICES=")][0][-1:] in (b"0", b"1")
+            os.kill(parent_of(parent_of(run["dml"])), signal.SIGKILL)
+        wait_for(lambda: logs["dml"].read_text().count("begun on ") == 2)
+        process.kill()
     out, _ = process.communicate()
-    saved = folder_of(runs, "baseline") / "log.txt"
-    wait_for(lambda: "stopped and saved at step" in saved.read_text(), 60)
+    for row in ("dml", "baseline"):
+        wait_for(lambda row=row: "stopped and saved at step" in logs[row].read_text(), 60)
     assert "lost with its worker or its node (WorkerCrashedError), started again: digits tests.tiny:Tiny dml" in out
-    assert "stopped and saved at step" in log.read_text()
     out, errors = ended(start(runs, *asked))
     assert errors == "" and table(runs) == by_processes
     assert "seed 95: exit code" not in out
@@ -402,8 +422,8 @@ def test_a_table_on_ray_whose_worker_and_then_command_are_killed(tmp_path, addre
 
 def test_a_signal_stops_all_cells_on_ray(tmp_path, address):
     process = start(tmp_path / "runs", "--on=ray", f"--address={address}", "--gpus-per-cell=0.5", rows=ROWS[:3])
-    wait_for(lambda: all(epochs(tmp_path / "runs", row) for row in ROWS[:3]))
-    process.terminate()
+    with held_back(tmp_path / "runs", ROWS[:3]):
+        process.terminate()
     ended(process, 75)
     for row in ROWS[:3]:
         assert "stopped and saved at step" in (folder_of(tmp_path / "runs", row) / "log.txt").read_text()
@@ -428,6 +448,20 @@ def test_a_worker_of_ray_with_another_program(tmp_path, address, monkeypatch):
     assert " has cutnmix_jax 0.1.0 and " in error and "has 0.0.0; all machines need the same program" in error
 
 
+@pytest.mark.slow  # like the one above
+def test_a_node_of_ray_is_lost(tmp_path, by_processes):
+    runs, places = tmp_path / "runs", ("--num-cpus=2", "--num-gpus=1")
+    with head(*places) as address, node(f"--address={address}", *places) as other:
+        process = start(runs, "--on=ray", f"--address={address}", "--gpus-per-cell=0.5")
+        with held_back(runs, ROWS[:3]):
+            children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
+            [raylet] = [child for child in children if "raylet" in Path(f"/proc/{child}/comm").read_text()]
+            os.kill(int(raylet), signal.SIGKILL)
+        out, _ = ended(process)
+    assert "lost with its worker or its node (NodeDiedError), started again: " in out
+    assert table(runs) == by_processes
+
+
 @pytest.mark.slow  # it waits a minute for a folder that may be seen late
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_worker_of_ray_that_does_not_see_the_folder(tmp_path):
@@ -445,13 +479,13 @@ def test_a_table_on_slurm_through_preemptions_and_a_killed_command(tmp_path, sta
     runs = tmp_path / "runs"
     asked = ("--on=slurm", "--gpus-per-cell=0", "--slurm", "partition=some", "--slurm=cpus-per-task=1")
     process = start(runs, *asked)
-    wait_for(lambda: all(epochs(runs, row) for row in ROWS[:3]))
-    script = (state / "101" / "script").read_text()
+    with held_back(runs, ROWS[:3]):
+        script = (state / "101" / "script").read_text()
+        slurm.signalled("101", "0", signal.SIGTERM, "requeue")  # preempted, and queued again by Slurm
+        slurm.signalled("101", "1", signal.SIGUSR2)  # told of its time limit, and queued again by submitit
+        slurm.signalled("101", "2", signal.SIGTERM)  # preempted, and not queued again
     assert "#SBATCH --partition=some\n" in script and "#SBATCH --cpus-per-task=1\n" in script
     assert "#SBATCH --array=0-2%3\n" in script and "#SBATCH --requeue\n" in script and "--gres" not in script
-    slurm.signalled("101", "0", signal.SIGTERM, "requeue")  # preempted, and queued again by Slurm
-    slurm.signalled("101", "1", signal.SIGUSR2)  # told of its time limit, and queued again by submitit
-    slurm.signalled("101", "2", signal.SIGTERM)  # preempted, and not queued again
     logs = [folder_of(runs, row) / "log.txt" for row in ROWS[:3]]
     wait_for(lambda: all(log.exists() and log.read_text().count("begun on ") == 2 for log in logs))
     process.kill()
@@ -459,8 +493,8 @@ def test_a_table_on_slurm_through_preemptions_and_a_killed_command(tmp_path, sta
     assert "gone from Slurm (FAILED), started again: digits tests.tiny:Tiny cutnmix seed 95" in out
     assert all("stopped and saved at step" in log.read_text() for log in logs)
     process = start(runs, *asked)
-    wait_for(lambda: epochs(runs, "kd") > 2)
-    slurm.signalled("103", "alone", signal.SIGKILL, "lost")
+    with held_back(runs, ["kd"]):
+        slurm.signalled("103", "alone", signal.SIGKILL, "lost")
     out, errors = ended(process)
     assert errors == "" and table(runs) == by_processes
     assert "cells are in Slurm since an earlier start of this command" in out
