@@ -1,6 +1,7 @@
 """What a run is made with, besides its configuration, and what of it decides about the last bits of the numbers."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -82,6 +83,12 @@ def deciding(made_with: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers, or read what is stored."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Looked for once: a start asks twice, and to look through all that is installed takes a tenth of a second."""
     ours = {"python": platform.python_version(), "cutnmix-jax": __version__}  # a clone need not be installed
     gpu = {
         it.name: it.version

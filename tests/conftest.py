@@ -1,5 +1,7 @@
 """Settings for all tests: a CPU, a compilation cache of their own, nothing read from or left in a home folder."""
 
+import dataclasses
+import functools
 import gc
 import os
 import signal
@@ -43,7 +45,8 @@ def signals_as_before():
 def pictures_are_not_drawn():
     """Runs in a test's own process make their figures and write a blank picture: to draw it is a quarter of a tiny run.
 
-    Those in processes of their own draw, and `test_run` looks at what they have drawn.
+    Of the first batch they show one image, not eight. Those in processes of their own draw all, and `test_run` looks at
+    what they have drawn.
     """
     from cutnmix_jax import files, pictures
     from cutnmix_jax.paper import figures  # noqa: F401  which draws tables by the function as it is, and so does
@@ -51,7 +54,58 @@ def pictures_are_not_drawn():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "save", lambda figure, path: files.write(path, BLANK))
+        patch.setattr(pictures, "samples", functools.partial(pictures.samples, count=1))
         yield
+
+
+PROGRAMS: dict = {}  # what was traced for the engines of runs, by all that it depends on
+ANEW: list = []  # not empty while a test wants none of them
+
+
+@pytest.fixture(scope="module")
+def programs_kept():
+    """Has runs whose programs are the same use what was traced before: two thirds of a tiny run in this process.
+
+    For tests that change nothing of what is traced; not for those that count what is compiled, and are `traced_anew`.
+    Seeds, rates and images are arguments of a program, and the number of epochs is none of it for most methods.
+    """
+    from cutnmix_jax.engine import assemble
+    from cutnmix_jax.engine.engine import Engine
+
+    make, traced = assemble.engine, Engine.train_steps
+
+    def engine(settings, dataset, found, load_start=None):
+        made = make(settings, dataset, found, load_start)
+        if ANEW:
+            return made
+        optimizer = dataclasses.replace(settings.optimizer, learning_rate=1.0, milestones=())
+        alike = dataclasses.replace(settings, seed=0, optimizer=optimizer, teacher=None, init_from=None)
+        if not settings.loss.counts_epochs:
+            alike = dataclasses.replace(alike, epochs=1)
+        teacher = found.teacher and (found.teacher.backbone.name, found.teacher.backbone.image_shape)
+        arrays = [(array.shape, str(array.dtype)) for array in dataset if hasattr(array, "shape")]
+        pixels = dataset.mean.tobytes(), dataset.std.tobytes(), dataset.flip, dataset.class_names
+        key = repr((alike, found.sizes, found.trunk_size, teacher, arrays, pixels, made.steps_per_call))
+        if key not in PROGRAMS:
+            own = {name: getattr(made, name) for name in ("_fresh", "_draw", "_evaluator")}
+            PROGRAMS[key] = own | {"steps_kept": traced.func(made)}
+        vars(made).update(PROGRAMS[key])
+        return made
+
+    steps = functools.cached_property(lambda engine: vars(engine).get("steps_kept") or traced.func(engine))
+    steps.__set_name__(Engine, "train_steps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "engine", engine)
+        patch.setattr(Engine, "train_steps", steps)
+        yield
+
+
+@pytest.fixture
+def traced_anew():
+    """For a test that counts what is compiled."""
+    ANEW.append(True)
+    yield
+    ANEW.clear()
 
 
 def pytest_generate_tests(metafunc):

@@ -13,6 +13,8 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import check, command_line
 from tests.runs import TEN_EPOCHS, Made, assert_same, rows_in, steps_in, stopped_after
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 EVERY_FOURTH = ("--config.eval_every_epochs=4", "--config.validation_examples=16", "--config.checkpoint.keep=1")
 
 

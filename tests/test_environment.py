@@ -14,14 +14,38 @@ from cutnmix_jax import data, environment, main
 from tests.test_run import ROOT, TINY, copy_of, files_in, start
 
 TOLD = "from step 12 on the bits need not be those of a run that nobody disturbed"
+# Forks for each case a process that has JAX and no device yet, binds it or not, and counts what it has then.
 THREADS = """
-import json, jax
+import json, os, sys, jax
 from pathlib import Path
 from cutnmix_jax import environment
-jax.numpy.ones(3).sum().block_until_ready()
-names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-print(environment.cores(), names.count("tf_XLAEigen"))
+
+def counted(variables, bound):
+    os.environ.update(variables)
+    if bound:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    jax.numpy.ones(3).sum().block_until_ready()
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print(environment.cores(), names.count("tf_XLAEigen"), flush=True)
+    os._exit(0)
+
+for case in json.loads(sys.argv[1]):
+    if not os.fork():
+        counted(*case)
+    assert os.wait()[1] == 0
 """
+CASES = [
+    ({}, False),
+    ({}, True),
+    ({"PYTHON_CPU_COUNT": "1"}, False),
+    ({"NPROC": "3"}, False),
+    ({"NPROC": "3"}, True),
+    ({"PJRT_NPROC": "4", "NPROC": "3"}, False),
+    ({"NPROC": "0"}, False),
+    ({"NPROC": "-2"}, False),
+    ({"NPROC": "many"}, False),
+    ({"NPROC": ""}, True),
+]
 
 
 # A Python that is bound to one core, as `taskset` binds it, and then is another one.
@@ -34,28 +58,13 @@ BOUND = [sys.executable, "-c", ON_ONE_CORE]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads as Linux shows them")
-@pytest.mark.parametrize(
-    ("variables", "bound"),
-    [
-        ({}, False),
-        ({}, True),
-        ({"PYTHON_CPU_COUNT": "1"}, False),
-        ({"NPROC": "3"}, False),
-        ({"NPROC": "3"}, True),
-        ({"PJRT_NPROC": "4", "NPROC": "3"}, False),
-        ({"NPROC": "0"}, False),
-        ({"NPROC": "-2"}, False),
-        ({"NPROC": "many"}, False),
-        ({"NPROC": ""}, True),
-    ],
-)
-def test_cores_are_the_threads_that_xla_has(variables, bound):
-    done = subprocess.run(
-        [*(BOUND if bound else [sys.executable]), "-c", THREADS], cwd=ROOT, env=os.environ | variables,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    told, counted = done.stdout.split()
-    assert int(told) == int(counted) > 0
+def test_cores_are_the_threads_that_xla_has():
+    command = [sys.executable, "-c", THREADS, json.dumps(CASES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == len(CASES)
+    for case, (told, counted) in zip(CASES, found, strict=True):
+        assert told == counted > 0, case
 
 
 @pytest.fixture(scope="module")

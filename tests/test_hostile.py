@@ -26,6 +26,8 @@ from tests import hostile, test_paper
 from tests.hostile import BASES, FILES, FOLDERS, KINDS, ROOT, TARGETS, TEXTS, VARIABLES, Case
 from tests.runs import few
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="other users' rights can be tried by root alone")
 
 

@@ -23,7 +23,7 @@ def drawn(monkeypatch):
         mix = Mix(np.array([1, 2, 0]), np.full((views, seen), 0.25), np.tile(np.array(box), (views, seen, 1)))
         one = np.ones(3, np.float32)
         dataset = Dataset("", images[0, 0], None, images[0, 0], None, tuple("abcd"), 0 * one, one, True)
-        pictures.samples(None, batch, mix, dataset)
+        pictures.samples(None, batch, mix, dataset, count=8)
         return figures[-1].axes
 
     return draw

@@ -26,6 +26,8 @@ from cutnmix_jax.settings import command_line
 from tests.hostile import snapshot
 from tests.runs import Stop, few, wait_for, wrapped
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--config=configs/quickstart.py",
@@ -144,7 +146,7 @@ def test_a_run_leaves_the_promised_files(finished):
     assert any((workdir / "tensorboard").iterdir())
 
 
-def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatch, caplog):
+def test_the_step_is_compiled_once_beside_the_first_weights(traced_anew, tmp_path, monkeypatch, caplog):
     order = []
     for owner, name in ((pictures, "samples"), (console.Display, "started")):
         before = getattr(owner, name)
@@ -165,7 +167,7 @@ def test_the_step_is_compiled_once_beside_the_first_weights(tmp_path, monkeypatc
     assert re.findall(COMPILED, caplog.text) == ["train"]
 
 
-def test_a_trained_teacher_compiles_nothing_anew(finished, tmp_path, caplog):
+def test_a_trained_teacher_compiles_nothing_anew(traced_anew, finished, tmp_path, caplog):
     """Its arrays come from a checkpoint, which must not make the step another one."""
     row = ["--config=configs/quickstart.py:digits,kd", *TINY[1:], f"--config.teacher={finished[0]}"]
     with what_is_compiled():

@@ -16,6 +16,8 @@ from cutnmix_jax.settings import recipe, tree
 from tests.runs import TEN_EPOCHS, assert_same, made, whole, write_finished
 from tests.test_run import ROOT
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 QUICK = [
     "--config=configs/quickstart.py:digits,baseline",
     *TEN_EPOCHS,

@@ -15,6 +15,8 @@ from cutnmix_jax.errors import StoppedError, UsageError
 from tests.test_run import ROOT, TINY, rows_of, saved_in, start, wait_for
 from tests.test_signals import listens
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 ALONE = [f"{TINY[0]}:digits,baseline", *TINY[1:]]  # one network, which is compiled in half the time of two
 
 

@@ -17,6 +17,8 @@ from cutnmix_jax.paper import labels, runs
 from cutnmix_jax.student import exported, load, program, start
 from tests.test_student import trained_in
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 OWN = "--config.views=per_peer"
 NETWORK = "--config.backbone.name=tests.tiny:Tiny"
 
