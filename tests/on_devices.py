@@ -8,8 +8,11 @@ import sys
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from cutnmix_jax import stack
+from cutnmix_jax import backbones, stack
+from cutnmix_jax.compiler import compiled
+from cutnmix_jax.engine import devices, peers
 from tests.runs import Made
 
 
@@ -31,11 +34,40 @@ def trained(row, steps, *more):
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
 
+def local_gradients(mapping, groups):
+    """Gradients of a loss over 4 devices, each of which normalises its own images; on one, part by part; and whole."""
+    networks = [backbones.load("tests.tiny:Tiny", 10)] * 2
+    images = jax.random.normal(jax.random.key(3), (2, 16, 32, 32, 3))
+    targets = jax.random.normal(jax.random.key(4), (2, 16, 10))
+    parts = 4 // groups
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(groups, parts), (devices.PEERS, devices.DATA))
+    spread = peers.make(networks, mapping, False, devices.Devices(mesh, groups > 1, True))
+    alone = peers.make(networks, "unroll")
+
+    def gradients(joined, count):
+        params, stats = joined.init(jax.random.key(0))
+
+        def loss(params):
+            found = 0.0
+            for rows in np.split(np.arange(16), count):
+                outputs, _ = joined.forward(params, stats, images[:, rows], True, jax.random.key(1))
+                pairs = zip(outputs, targets[:, rows], strict=True)
+                found += sum((out.logits * target).sum() + (out.features**2).sum() for out, target in pairs)
+                found += (outputs[0].logits * outputs[1].logits).sum()  # what each learns from the other
+            return found
+
+        return jax.tree.leaves(stack.apart(compiled(jax.grad(loss))(params)))
+
+    of = {"spread": gradients(spread, 1), "parts": gradients(alone, parts), "whole": gradients(alone, 1)}
+    return {f"{name}.{number}": leaf for name, leaves in of.items() for number, leaf in enumerate(leaves)}
+
+
 def main(out, count, cases):
     jax.config.update("jax_num_cpu_devices", int(count))
     found = {}
     for name, (row, steps, *more) in json.loads(cases).items():
-        found |= {f"{name}:{path}": leaf for path, leaf in trained(row, steps, *more).items()}
+        arrays = local_gradients(steps, *more) if row == "local gradients" else trained(row, steps, *more)
+        found |= {f"{name}:{path}": leaf for path, leaf in arrays.items()}
     np.savez(out, **found)
 
 

@@ -112,6 +112,18 @@ def test_local_batch_norm_sees_the_images_of_a_device(how, cutnmix):
     np.testing.assert_allclose(cutnmix["alone"]["batch.images"], found["batch.images"])
 
 
+@pytest.mark.slow
+def test_gradients_of_local_batch_norm_are_those_part_by_part(tmp_path):
+    ways = {"unroll": 1, "vmap": 1, "shard": 2}
+    found = train(tmp_path, {mapping: ["local gradients", mapping, groups] for mapping, groups in ways.items()})
+    for mapping, arrays in found.items():
+        of = {name: [arrays[key] for key in arrays if key.startswith(name)] for name in ("spread", "parts", "whole")}
+        for got, wanted in zip(of["spread"], of["parts"], strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4, err_msg=mapping)
+        apart = max(np.abs(one - other).max() for one, other in zip(of["parts"], of["whole"], strict=True))
+        assert apart > 0.1  # or the test could not tell
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
