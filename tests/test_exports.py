@@ -28,8 +28,6 @@ from tests.runs import few
 from tests.test_disk import mounted
 from tests.test_student import DIGITS, own, trained_in
 
-pytestmark = pytest.mark.usefixtures("programs_kept")
-
 FILES = ("README.md", "SHA256SUMS", "model.safetensors", "program.jax_export", "student.json")
 
 
