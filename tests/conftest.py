@@ -87,9 +87,11 @@ def programs_kept():
         pixels = dataset.mean.tobytes(), dataset.std.tobytes(), dataset.flip, dataset.class_names
         key = repr((alike, found.sizes, found.trunk_size, teacher, arrays, pixels, made.steps_per_call))
         if key not in PROGRAMS:
-            own = {name: getattr(made, name) for name in ("_fresh", "_draw", "_evaluator")}
-            PROGRAMS[key] = own | {"steps_kept": traced.func(made)}
-        vars(made).update(PROGRAMS[key])
+            own = {name: getattr(made, name) for name in ("_fresh", "_evaluator")}
+            PROGRAMS[key] = own | {"steps_kept": traced.func(made)}, made._epochs._draw
+        own, draw = PROGRAMS[key]
+        vars(made).update(own)
+        vars(made._epochs)["_draw"] = draw
         return made
 
     steps = functools.cached_property(lambda engine: vars(engine).get("steps_kept") or traced.func(engine))

@@ -8,6 +8,7 @@ import pytest
 
 from cutnmix_jax.engine import batches
 from cutnmix_jax.engine.companions import Companions
+from cutnmix_jax.engine.devices import ONE
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.evaluation import Accuracies, Evaluator
 from cutnmix_jax.settings import recipe
@@ -47,7 +48,7 @@ def test_against_numpy(size, sizes):
     data, settings = batches.on_device(images, labels), recipe.of_row("rules", "digits", "dml")
     state = TrainState(jnp.int32(0), {"peers": (), "method": {}}, (), {}, (), {})
     engine = Engine(
-        settings, dataset, Spec(K, (K, K), size), Rules, Companions({}), None, data, data, None, None, None, 1
+        settings, dataset, Spec(K, (K, K), size), Rules, Companions({}), ONE, None, data, data, None, None, None, 1
     )
     expected = counted(images[:, 0, 0, 0].astype(int), labels)
     for batch_size in sizes:

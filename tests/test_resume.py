@@ -11,8 +11,8 @@ import pytest
 
 from cutnmix_jax import files, main
 from cutnmix_jax.checkpoint import Checkpoints
-from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.evaluation import Accuracies
+from cutnmix_jax.engine.feeding import Epochs
 from cutnmix_jax.errors import CheckpointError
 from tests.runs import (
     TEN_EPOCHS,
@@ -59,8 +59,8 @@ def test_stopped_again_and_again(undisturbed, tmp_path):
 
 def test_saving_more_often_changes_nothing(undisturbed, tmp_path, monkeypatch):
     """And draws no epoch anew: ten of them, once each."""
-    drawn, feed = [], Engine.feed
-    monkeypatch.setattr(Engine, "feed", lambda engine, epoch: drawn.append(epoch) or feed(engine, epoch))
+    drawn, feed = [], Epochs.feed
+    monkeypatch.setattr(Epochs, "feed", lambda epochs, epoch: drawn.append(epoch) or feed(epochs, epoch))
     often = Made("cutnmix", "--config.checkpoint.every_steps=3", "--config.checkpoint.every_minutes=1e-9")
     often.train(tmp_path)
     assert_same(made(), tmp_path, undisturbed)
