@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cutnmix_jax.device import blamed, set_up_jax
 from cutnmix_jax.engine import assemble, led
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.placement import OnHost
-from cutnmix_jax.errors import DataError, UsageError, UserError, described
+from cutnmix_jax.errors import DataError, StoppedError, UsageError, UserError, described, one_line
 from cutnmix_jax.group import Group, Joining, LostError
 from cutnmix_jax.parts import Parts, assembled, load
 from cutnmix_jax.precision import CHOICES
@@ -66,16 +67,16 @@ def _lead(settings: Settings, workdir: Path, members: Group, stop: StopRequest, 
             _compare(ours, theirs, f"process {index} on {theirs['host']}")
         return led.led(made, members.tell, members.meet)
 
-    code = 1  # of a fault of ours
+    code, why = 1, "a fault of the program, see what process 0 says"
     try:
         with _blamed(settings.own_backbones):
             training.run(checked(settings), workdir, _Asked(stop, members), allowed, start, made=Parts(load, engine))
-        code = 0
+        code, why = 0, ""
     except UserError as error:
-        code = error.exit_code
+        code, why = error.exit_code, "" if isinstance(error, StoppedError) else one_line(error)
         raise
     finally:
-        members.tell("end", code)
+        members.tell("end", code, why)
 
 
 def _follow(settings: Settings, members: Group, stop: StopRequest) -> int:
@@ -88,9 +89,12 @@ def _follow(settings: Settings, members: Group, stop: StopRequest) -> int:
                 engine = assembled(settings, dataset, networks)
                 members.introduce(_facts(engine))
                 stop.defer()  # from here on the first process decides
-                return led.follow(engine, members.commands(stop), members.meet)
+                code, why = led.follow(engine, members.commands(stop), members.meet)
+                if why:
+                    print(f"error: process 0 has ended with exit code {code}: {why}", file=sys.stderr, flush=True)
+                return code
     except Exception as error:
-        members.failed(error.exit_code if isinstance(error, UserError) else 1)
+        members.failed(error.exit_code if isinstance(error, UserError) else 1, one_line(error))
         raise
 
 
@@ -137,4 +141,6 @@ def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], who: str) -> No
         return
     if changed[0].path == "images":
         raise DataError(f"{who} has other images; give all processes the same ones by --config.data_dir")
-    raise UsageError(f"{who} would train something else ({changed[0].shown('here and there')}); make them alike")
+    one = changed[0]
+    what = f"{one.path} is {one.before!r} in process 0 and {one.after!r} there"
+    raise UsageError(f"{who} would train something else: {what}; make them alike")

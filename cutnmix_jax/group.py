@@ -112,9 +112,9 @@ class Group:
         for index in range(1, self.count):
             self._of(index, "met", "compiled the step")
 
-    def failed(self, code: int) -> None:
+    def failed(self, code: int, why: str) -> None:
         """Says that this process ends for a reason of its own, with which no other can go on."""
-        self._say("failed", {"process": self.index, "host": platform.node(), "code": code})
+        self._say("failed", {"process": self.index, "host": platform.node(), "code": code, "why": why})
 
     def _say(self, name: str, value: dict[str, Any]) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was faster, or all have ended
@@ -145,7 +145,7 @@ class Group:
             self.stop_asked |= "stop" in said
             if (other := said.get("failed")) and other["process"] != self.index:
                 what = f"process {other['process']} on {other['host']} has ended with exit code {other['code']}"
-                print(f"error: {what}; see what it says", file=sys.stderr, flush=True)
+                print(f"error: {what}: {other['why']}", file=sys.stderr, flush=True)
                 time.sleep(2 * _LOOK_SECONDS)  # in which the others see it, too; the store ends with the first one
                 os._exit(other["code"])
 
@@ -166,6 +166,9 @@ def joined(joining: Joining) -> Iterator[Group]:
     """
     _check_port(joining)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    many = f"{joining.processes} processes" if joining.processes else "the processes of the run"
+    where = f" at {joining.coordinator}" if joining.coordinator else ""
+    print(f"waiting for {many} to meet{where}, for {START_SECONDS // 60} minutes at most", flush=True)
     try:
         jax.distributed.initialize(
             joining.coordinator,

@@ -171,6 +171,8 @@ def _run_distributed(
     addresses = (known.coordinator, known.processes, known.process)
     if known.distributed == "on" and None in addresses:
         raise UsageError("--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I; give all three")
+    if known.distributed == "on" and not 0 <= known.process < known.processes:
+        raise UsageError(f"--process={known.process}: {known.processes} processes are 0 to {known.processes - 1}")
     if not look_after.is_member():
         return look_after.look_after(arguments)
     with StopRequest(own_process) as stop:

@@ -100,11 +100,13 @@ def _layout(engine: Engine) -> dict[str, str]:
     if devices.count == 1:
         return {}
     groups, each = devices.peer_groups, batch // devices.parts
-    where = f"{_plural(groups, 'group')} of devices with {_plural(peers // groups, 'peer')} each, and in each " * (
-        groups > 1
+    split = (
+        f"batches of {batch} in {devices.parts} parts of {each}" if devices.parts > 1 else f"whole batches of {batch}"
     )
     seen = f"the {each} of its device" if devices.local_norm else f"all {batch}"
-    return {"layout": f"{where}batches of {batch} in {devices.parts} parts of {each}; batch norm sees {seen}"}
+    if groups > 1:
+        split = f"{groups} groups of devices with {_plural(peers // groups, 'peer')} each, and in each {split}"
+    return {"layout": f"{split}; batch norm sees {seen}"}
 
 
 def _idle(engine: Engine) -> str:

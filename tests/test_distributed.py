@@ -183,9 +183,9 @@ def test_a_process_that_would_train_something_else_is_refused(tmp_path):
     one = Processes(tmp_path, 2, 1, f"--workdir={folder}", only=[0])
     other = Processes(tmp_path, 2, 1, f"--workdir={folder}", "--config.seed=7", port=one.port, only=[1])
     assert one.ended() == [2] and other.ended() == [2]
-    (said,) = one.errors(0)
-    assert said.startswith("error: process 1 on ") and "config.seed: 95 -> 7" in said
-    assert other.errors(1) == []
+    (said,), (elsewhere,) = one.errors(0), other.errors(1)
+    assert said.startswith("error: process 1 on ") and "config.seed is 95 in process 0 and 7 there" in said
+    assert elsewhere == f"error: process 0 has ended with exit code 2: {said.removeprefix('error: ')}"
     assert not steps_in(folder)
 
 
@@ -201,10 +201,9 @@ def test_what_is_wrong_with_one_ends_all(wrong, tmp_path):
     other = Processes(tmp_path, 2, 1, f"--workdir={folder}", *more, port=one.port, only=[1])
     assert (one.ended(), other.ended()) == ([2], [2])
     each = one.errors(0), other.errors(1)
-    (said,) = each[wrong]
+    (said,), (elsewhere,) = each[wrong], each[1 - wrong]
     assert ("holds results.json", "nowhere")[wrong] in said
-    assert all("process 1 on " in line and "exit code 2" in line for line in each[1 - wrong])
-    assert len(each[1 - wrong]) == wrong
+    assert elsewhere.startswith(f"error: process {wrong} ") and elsewhere.endswith(said.removeprefix("error: "))
 
 
 def test_a_teacher_and_what_peers_begin_as(tmp_path):
@@ -258,6 +257,10 @@ def test_flags_that_do_not_fit():
     for more, said in (
         (["--distributed=auto"], "--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here"),
         (["--process=0"], "--coordinator, --processes and --process are of --distributed=on"),
+        (
+            ["--distributed=on", "--coordinator=a:1", "--processes=2", "--process=2"],
+            "--process=2: 2 processes are 0 to 1",
+        ),
         (["--distributed=on"], "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
         (["--distributed=auto", "--seeds=1,2"], "--distributed trains one run; leave --seeds out"),
     ):

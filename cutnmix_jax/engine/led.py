@@ -94,23 +94,23 @@ def led(engine: Engine, tell: Tell, meet: Meet) -> Engine:
     return _Led(**fields, inner=engine, tell=tell, meet=meet)
 
 
-def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> int:
+def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> tuple[int, str]:
     """Does what the process that leads tells.
 
     Args:
       engine: as that of the leading process, before `led`.
-      commands: from that process; the last one is the exit code of the run.
+      commands: from that process; the last one is `end`.
       meet: says that this process has come as far.
 
     Returns:
-      The exit code of the run.
+      The exit code of the run, and why it is not 0.
     """
     feeds, feed = engine.feeds(), None
     none: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
     saved, state, totals = none, none.state, none.totals
     for name, *arguments in commands:
         if name == "end":
-            return arguments[0]
+            return arguments[0], arguments[1]
         if name == "begin":
             saved = _begun(engine, lambda: none, meet)
             state, totals = saved.state, saved.totals

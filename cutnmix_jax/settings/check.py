@@ -160,7 +160,7 @@ def _check_networks(settings: Settings) -> None:
     if settings.share_trunk and not alike:
         raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
     if settings.mapping == SHARD and settings.devices == 1:
-        raise UsageError("config.mapping='shard' takes several devices: --config.devices=N, or 0 for all")
+        raise UsageError("config.mapping='shard' takes several devices: --config.devices=N, or 0 for all, be it one")
     if settings.bn == "local" and settings.devices == 1:
         raise UsageError("config.bn='local' is of several devices: --config.devices=N, or 0 for all; leave it out")
     if settings.share_trunk and settings.mapping != UNROLL:
