@@ -39,14 +39,14 @@ class Data(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in a batch; no image, so that those of an epoch are small.
+    """All that is random in a batch; those of an epoch have no images, so that they are small.
 
     Attributes:
       rows: [views, n] int32, the rows of the training set that each view shows.
-      images: where images are on the host, those of the views that show images of their own, see `feeding`: [distinct
-        views, n, H, W, C] uint8.
       crops: for each view the crops of J networks, or of one where all see the same; None where it is not cropped.
       how: `augment.draw_mix` of a box for each view and peer, [views * J].
+      images: where images are on the host, those of the views that show images of their own, see `feeding`: [distinct
+        views, n, H, W, C] uint8.
     """
 
     rows: jax.Array
@@ -99,9 +99,12 @@ def make_batch_maker(dataset: Dataset, settings: Settings, devices: Devices = ON
         and what the method says of the views.
       devices: of the run.
     """
-    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
+    count = 1 if settings.same_images else len(settings.backbones)  # of images where all see the same
+    return BatchMaker(_drawing(dataset, settings, count), _making(dataset, settings, count, devices))
+
+
+def _drawing(dataset: Dataset, settings: Settings, count: int) -> Callable[[jax.Array, Data, jax.Array], Draws]:
     num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
-    count = 1 if settings.same_images else num_peers  # of images where all see the same
     size = dataset.train_images.shape[1:3]
     jitter = dataclasses.astuple(settings.jitter)
 
@@ -132,30 +135,35 @@ def make_batch_maker(dataset: Dataset, settings: Settings, devices: Devices = ON
         )  # fmt: skip
         return Draws(jnp.stack(rows), tuple(seen), how)
 
+    return draw
+
+
+def _making(
+    dataset: Dataset, settings: Settings, count: int, devices: Devices
+) -> Callable[[Data, jax.Array, Draws], tuple[Batch, Mix]]:
+    mean, std = jnp.asarray(dataset.mean), jnp.asarray(dataset.std)
+    num_peers, mix, views = len(settings.backbones), settings.mix, settings.loss.views
+    own = distinct(views)  # the place of the images of each view among those that are on the host
+    places = [own.index(number) if number in own else 0 for number in range(len(views))]
+
     def seen_by_peers(images: jax.Array, drawn: crops.Crops | None) -> jax.Array:
         seen = images[None] if drawn is None else jax.vmap(crops.cropped, (None, 0))(images, drawn)
         return jnp.broadcast_to(seen, (count, *seen.shape[1:]))
 
-    shown = distinct(views)  # the place of the images of each view among those that are there
-    places = [shown.index(number) if number in shown else 0 for number in range(len(views))]
-
-    def pixels(data: Data, draws: Draws, of: jax.Array | None = None) -> jax.Array:
-        """What all views and peers see of the images of a batch, or of others of it, before it is mixed."""
+    def pixels(data: Data, draws: Draws) -> jax.Array:
+        """What all views and peers see of the images of a batch before it is mixed, [views * count, n, H, W, C]."""
         seen = []
         for place, rows, drawn in zip(places, draws.rows, draws.crops, strict=True):
-            images = data.images[rows if of is None else rows[of]] if draws.images is None else draws.images[place]
-            if of is not None:
-                images = images if draws.images is None else images[of]
-                drawn = jax.tree.map(lambda leaf: leaf[:, of], drawn)
+            images = data.images[rows] if draws.images is None else draws.images[place]
             seen.append(seen_by_peers(devices.split_batch(images, 0), drawn))
         return jnp.concatenate(seen).astype(jnp.float32) / 255
 
     def make(data: Data, index: jax.Array, draws: Draws) -> tuple[Batch, Mix]:
         labels, how, shape = data.labels[index], draws.how, (len(views), count)
-        own = pixels(data, draws)
         # On several devices a partner may be on another one. To make it twice costs less than to send it.
-        partners = pixels(data, draws, how.partner) if devices.mesh and mix.kind != "none" else None
-        mixed = augment.mixed_images(own, how, mix.kind, partners)
+        is_apart = devices.mesh and mix.kind != "none"
+        partners = pixels(data, _of_partners(draws)) if is_apart else None
+        mixed = augment.mixed_images(pixels(data, draws), how, mix.kind, partners)
         targets = augment.mixed_targets(jax.nn.one_hot(labels, dataset.num_classes), how)
         targets = targets.reshape(*shape, *targets.shape[1:])
         targets = jnp.broadcast_to(targets, (len(views), num_peers, *targets.shape[2:]))
@@ -165,7 +173,14 @@ def make_batch_maker(dataset: Dataset, settings: Settings, devices: Devices = ON
         by_view = Mix(how.partner, how.amount.reshape(shape), how.boxes.reshape(*shape, 4))
         return batch, by_view
 
-    return BatchMaker(draw, make)
+    return make
+
+
+def _of_partners(draws: Draws) -> Draws:
+    """What was drawn for a batch in which each image is the partner of the one that was there."""
+    of = draws.how.partner
+    rows, seen, images = jax.tree.map(lambda leaf: leaf[:, of], (draws.rows, draws.crops, draws.images))
+    return Draws(rows, seen, draws.how, images)
 
 
 def distinct(views: Sequence[View]) -> list[int]:
