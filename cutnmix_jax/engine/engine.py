@@ -160,7 +160,7 @@ class Engine:
 
     def feeds(self) -> feeding.Feeds:
         """What the calls of a run are made of, one after the other."""
-        return feeding.make(self.train_data, self._epochs, self.steps_per_call, self.method.views, self.devices)
+        return feeding.make(self._epochs, self.steps_per_call, self.method.views)
 
     def feed_shapes(self) -> Feed:
         """What the feed of a call looks like, with nothing drawn."""

@@ -109,17 +109,9 @@ def steps_per_call(image_bytes: int, batch_size: int, views: Sequence[View], wan
 class Streamed:
     """The feeds of a run whose images are on the host."""
 
-    def __init__(
-        self,
-        images: OnHost,
-        epochs: Epochs,
-        per_call: int,
-        views: Sequence[View],
-        devices: Devices,
-    ):
-        """Reads nothing yet; arguments as of `make`."""
-        self._images, self._epochs, self._per_call = images, epochs, per_call
-        self._distinct, self._devices = distinct(views), devices
+    def __init__(self, images: OnHost, epochs: Epochs, per_call: int, views: Sequence[View]):
+        """Reads nothing yet; the images are those of the epochs, and other arguments as of `make`."""
+        self._images, self._epochs, self._per_call, self._distinct = images, epochs, per_call, distinct(views)
         self._epoch, self._next = -1, -1
         self._read: Iterator[jax.Array] = iter(())
         self._part = compiled(self._of_call)
@@ -158,7 +150,7 @@ class Streamed:
                 found = self._images.read(wanted.ravel(), math.prod(shape[:2]) * wanted.shape[-1])
                 return found.reshape(*shape[:2], -1, *shape[3:])
 
-            return self._devices.images(shape, 2, part)
+            return self._epochs.devices.images(shape, 2, part)
 
         return ahead(read, len(starts))
 
@@ -173,16 +165,14 @@ def _with_images(feed: Feed, images: Any) -> Feed:
     return feed._replace(draws=feed.draws._replace(images=images))
 
 
-def make(images: Placed, epochs: Epochs, per_call: int, views: Sequence[View], devices: Devices) -> Feeds:
+def make(epochs: Epochs, per_call: int, views: Sequence[View]) -> Feeds:
     """Those of a run.
 
     Args:
-      images: the training set.
       epochs: draws them.
       per_call: steps of a call.
       views: of the method.
-      devices: of the run.
     """
-    if isinstance(images, Data):
+    if isinstance(epochs.images, Data):
         return Whole(epochs)
-    return Streamed(images, epochs, per_call, views, devices)
+    return Streamed(epochs.images, epochs, per_call, views)

@@ -70,7 +70,7 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False,
         params, batch_stats = tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
         if not stacked:
             return params, batch_stats
-        return held(jax.tree.map(_stacked, *params)), held(jax.tree.map(_stacked, *batch_stats))
+        return held(stack.arrays(stack.of(params))), held(stack.arrays(stack.of(batch_stats)))
 
     if split:
         forward = mappings.branched(split, len(backbones))
@@ -136,7 +136,3 @@ def begun(variables: tuple[Tree, Tree], start: Mapping[str, jax.Array]) -> tuple
     apart = jax.tree.unflatten(jax.tree.structure(stack.apart(like)), leaves)
     joined = stack.together(apart, like)
     return joined["params"], joined["batch_stats"]
-
-
-def _stacked(*leaves: jax.Array) -> jax.Array:
-    return jnp.stack(leaves)
