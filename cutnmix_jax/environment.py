@@ -103,8 +103,8 @@ def program() -> dict[str, str]:
 
     A GPU's libraries are not among them: a machine without a GPU lacks them.
     """
-    packages = {package: importlib.metadata.version(package) for package in _NUMBERS}
-    return {"cutnmix_jax": __version__, **packages, "source of cutnmix_jax": _source(())["cutnmix_jax"]}
+    packages = {package: versions()[package] for package in _NUMBERS}
+    return {"cutnmix_jax": __version__, **packages, "source of cutnmix_jax": _source_of_ours()}
 
 
 def cores() -> int:
@@ -149,15 +149,21 @@ def _flags() -> list[str]:
 
 def _source(networks: Sequence[str]) -> dict[str, str]:
     """A SHA-256 of the source of this package, and of the file of each network of a user's own."""
-    here = Path(__file__).parent
-    ours = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        ours.update(f"{path.relative_to(here).as_posix()} ".encode() + path.read_bytes())
-    found = {"cutnmix_jax": ours.hexdigest()[:16]}
+    found = {"cutnmix_jax": _source_of_ours()}
     for module in sorted({name.partition(":")[0] for name in networks}):
         with contextlib.suppress(KeyError, AttributeError, TypeError, OSError):  # typed in, not read from a file
             found[module] = hashlib.sha256(Path(sys.modules[module].__file__ or "").read_bytes()).hexdigest()[:16]
     return found
+
+
+@functools.cache
+def _source_of_ours() -> str:
+    """Read once: a table on a cluster asks for each cell, and the files may lie on storage that many machines share."""
+    here = Path(__file__).parent
+    ours = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        ours.update(f"{path.relative_to(here).as_posix()} ".encode() + path.read_bytes())
+    return ours.hexdigest()[:16]
 
 
 def _git(*command: str) -> str:

@@ -92,9 +92,9 @@ def begin(order: Order) -> subprocess.Popen:
     Raises:
       UsageError: this is another program, or the folder is not seen here.
     """
-    host = platform.node()
+    host, here = platform.node(), environment.program()
     for name, asked in order.program.items():
-        if (held := environment.program().get(name)) != asked:
+        if (held := here.get(name)) != asked:
             raise UsageError(
                 f"{host} has {name} {held} and {order.host} has {asked}; all machines need the same program"
             )
