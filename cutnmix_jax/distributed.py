@@ -136,7 +136,7 @@ def _facts(engine: Engine) -> dict[str, Any]:
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], who: str) -> None:
     """Raises UserError where another process would train something else."""
-    changed = tree.differences({**ours}, {name: theirs[name] for name in ours})
+    changed = tree.differences(ours, {name: theirs[name] for name in ours})
     if not changed:
         return
     if changed[0].path == "images":

@@ -21,7 +21,7 @@ from jax._src import distributed  # the store has no other name
 from cutnmix_jax.errors import GONE, StoppedError, UsageError, UserError, described, one_line
 from cutnmix_jax.signals import Stop
 
-HOW = OFF, AUTO, ON = ("off", "auto", "on")
+AUTO, ON = "auto", "on"  # how processes find each other
 SILENT_SECONDS = 30  # after which a process that says nothing is taken for dead
 START_SECONDS = 300  # in which all have to have started
 PREPARE_SECONDS = 3600  # in which all have to have their data, and then the compiled step
