@@ -206,28 +206,40 @@ def test_what_is_wrong_with_one_ends_all(wrong, tmp_path):
     assert elsewhere.startswith(f"error: process {wrong} ") and elsewhere.endswith(said.removeprefix("error: "))
 
 
+def beside_one_process(folder, *more):
+    """The results of two processes, and of one, whose rows are the same within rounding."""
+    run = Processes(folder, 2, 1, *more, f"--workdir={folder / 'run'}")
+    assert run.ended() == [0, 0], run.said(0) + run.said(1)
+    command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, *more, f"--workdir={folder / 'one'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(rows_in(folder / "run"), rows_in(folder / "one"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5 if "train" in name else 1.5 / 16)
+    return [json.loads((folder / name / "results.json").read_text()) for name in ("run", "one")]
+
+
 def test_a_teacher_and_what_peers_begin_as(tmp_path):
-    """The first process alone reads their numbers; held-out images, averages and validation beside them."""
-    alone = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--config.epochs=1", "--config.optimizer.milestones=()"]
-    command = [*alone, f"--workdir={tmp_path / 'teacher'}"]
+    """The first process alone reads their numbers; averages and validation images beside them."""
+    command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--config.epochs=1", "--config.optimizer.milestones=()"]
+    command = [*command, f"--workdir={tmp_path / 'teacher'}"]
     command[3] = "--config=configs/quickstart.py:digits,baseline"
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
     more = [
         "--config=configs/quickstart.py:digits,kd", f"--config.teacher={tmp_path / 'teacher'}", "--config.epochs=1",
         f"--config.init_from={tmp_path / 'teacher'}", "--config.average=0.9", "--config.validation_examples=16",
     ]  # fmt: skip
-    run = Processes(tmp_path, 2, 1, *more, f"--workdir={tmp_path / 'run'}")
-    assert run.ended() == [0, 0], run.said(0) + run.said(1)
-    command = [*alone[:3], *RUN, *more, f"--workdir={tmp_path / 'one'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (ours,), (theirs,) = rows_in(tmp_path / "run"), rows_in(tmp_path / "one")
-    assert ours.keys() == theirs.keys()
-    for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5 if "train" in name else 1.5 / 16)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "one")]
+    results = beside_one_process(tmp_path, *more)
     assert results[0]["teacher_sha256"] == results[1]["teacher_sha256"]
     assert results[0]["init_sha256"] == results[1]["init_sha256"]
+
+
+def test_a_method_that_looks_at_held_out_images(tmp_path):
+    """After each epoch, in all processes; and peers that have devices of their own."""
+    row, held_out = "--config=configs/quickstart.py:digits,kdcl", "--config.held_out_examples=16"
+    more = ["--config.mapping=shard", "--config.devices=0", "--config.loss.target=general", "--config.epochs=2"]
+    beside_one_process(tmp_path, row, held_out, *more)
 
 
 def test_a_port_that_another_run_has_is_refused(tmp_path):
