@@ -81,8 +81,8 @@ class Objective:
           teachers: the name of a teacher -> for each view its J `Outputs`, where the method has any.
 
         Returns:
-          The loss, a scalar: each term times its weight, summed over peers (Eq. 8); and the terms, a name -> [J] or a
-          scalar, with the method's next state.
+          The loss, a scalar, each term times its weight and summed over peers (Eq. 8); and the terms, a name -> [J]
+          or a scalar, with the method's next state.
 
         Raises:
           ValueError: arrays of other shapes, or something that this method wants is missing.

@@ -10,7 +10,6 @@ Works on a copy of the files that git knows, with cosmic-ray; the clone is left 
 import argparse
 import json
 import random
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from pathlib import Path
 
 from cutnmix_jax.command import CommandLine, exit_code_of
 from cutnmix_jax.errors import UsageError, nearest
+from scripts import clone
 
-ROOT = Path(__file__).resolve().parent.parent
 # A file of the package, and the tests that should notice what is wrong with it.
 TESTS = {
     "losses": "losses",
@@ -56,7 +55,7 @@ def run(names: Sequence[str], most: int | None, seed: int) -> None:
     """Tries the changes of some files and prints what survives."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copied = Path(folder)
-        _copy(copied)
+        clone.copy(copied)
         killed, survived = 0, 0
         for name in names:
             results = _tried(copied, name, most, seed)
@@ -67,14 +66,6 @@ def run(names: Sequence[str], most: int | None, seed: int) -> None:
             killed, survived = killed + len(results) - alive, survived + alive
             print(f"{name}: {len(results) - alive} of {len(results)} changes noticed", flush=True)
         print(f"all: {killed} of {killed + survived} changes noticed, {100 * killed / (killed + survived):.1f} %")
-
-
-def _copy(target: Path) -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
 
 
 def _tried(copied: Path, name: str, most: int | None, seed: int) -> list[tuple[str, str | None]]:

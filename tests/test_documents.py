@@ -1,4 +1,4 @@
-"""What README.md and docs/methods.md say of rows and networks, against the configurations."""
+"""What README.md and the pages in docs/ say of rows and networks, against the configurations."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from tests.test_backbones import PINNED
 
 ROOT = Path(__file__).parent.parent
 BY_NAME = methods.rows_by_name()
-README, METHODS = ((ROOT / name).read_text() for name in ("README.md", "docs/methods.md"))
+README, TRAIN = ((ROOT / name).read_text() for name in ("README.md", "docs/train.md"))
 
 
 def table(text, head):
@@ -22,10 +22,10 @@ def table(text, head):
     return [(re.findall(r"`(\w+)`", first), others) for first, *others in cells]
 
 
-ROWS = [(name, cells) for names, cells in table(README, "methods") for name in names]
+ROWS = [(name, cells) for names, cells in table(TRAIN, "methods") for name in names]
 
 
-def test_every_row_stands_in_the_readme_once():
+def test_every_row_is_told_of_once():
     assert sorted(name for name, _ in ROWS) == sorted(BY_NAME)
 
 
@@ -44,7 +44,7 @@ def test_what_a_row_sees(name, cells):
 
 def test_backbones_have_the_sizes_that_are_told():
     told = {}
-    for names, (sizes, _) in table(README, "backbones"):
+    for names, (sizes, _) in table(TRAIN, "backbones"):
         told |= dict(zip(names, re.findall(r"[\d.]+", sizes), strict=True))
     assert set(told) == set(backbones.names()) - {"resnet8"}  # which stands below the table
     for name, size in told.items():
@@ -52,23 +52,34 @@ def test_backbones_have_the_sizes_that_are_told():
 
 
 def test_how_many_networks_there_can_be():
-    most = int(re.search(r"Up to (\d+) networks", README)[1])
+    most = int(re.search(r"Up to (\d+) networks", TRAIN)[1])
     assert most == MOST_PEERS
 
 
-COMPARED = [(name, " ".join(cells)) for names, cells in table(METHODS, "row") for name in names]
+def pages():
+    """The page of each row: its text."""
+    found = {}
+    for path in [*sorted((ROOT / "docs" / "methods").glob("*.md")), ROOT / "docs" / "method.md"]:
+        [names] = re.findall(r"```{rows} (.*)", text := path.read_text())
+        assert not set(found) & set(names.split()), path
+        found |= dict.fromkeys(names.split(), text)
+    return found
 
 
-def test_every_compared_method_is_described_once():
-    compared = {name for name, row in BY_NAME.items() if methods.name_of(row.method) not in ("supervised", "cutnmix")}
-    assert sorted(name for name, _ in COMPARED) == sorted(compared)
+def test_every_row_has_one_page_and_stands_in_the_readme():
+    assert sorted(pages()) == sorted(BY_NAME)
+    listed = README.partition("| methods | ")[2].partition(":")[0]
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(BY_NAME)
 
 
-@pytest.mark.parametrize(("name", "text"), COMPARED, ids=[name for name, _ in COMPARED])
-def test_options_are_those_that_are_told(name, text):
-    options = dataclasses.asdict(BY_NAME[name].method)
+COMPARED = [name for name, row in BY_NAME.items() if methods.name_of(row.method) not in ("supervised", "cutnmix")]
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_options_are_those_that_are_told(name):
+    options, text = dataclasses.asdict(BY_NAME[name].method), " ".join(pages()[name].split())
     if "temperature" in options:
-        assert re.search(rf"\b(tau|temperature) {options['temperature']:g}\b", text)
+        assert re.search(rf"\b(tau|temperature|temperature is) {options['temperature']:g}\b", text)
     if "last_share" in options:
         assert f"alpha {options['last_share']}" in text
     assert ("ramp-up" in text) == bool(BY_NAME[name].ramp_up)

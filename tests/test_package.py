@@ -1,8 +1,10 @@
 """The wheel and the sdist: all is in them, and they work without the clone, beside packages of other people."""
 
 import csv
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import cutnmix_jax
+from cutnmix_jax.errors import UsageError
+from scripts import release
 
 ROOT = Path(__file__).parent.parent
 NETWORK = """
@@ -29,19 +35,65 @@ SMALL = ["--config.train_examples=64", "--config.test_examples=30", "--config.ba
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A folder with the wheel and the sdist, made from what git would commit."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    made = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
-    done = subprocess.run(made, capture_output=True, text=True, timeout=300)
+def released(tmp_path_factory):
+    """A folder with the wheel and the sdist of the next version, made from what git would commit, and what was said."""
+    out = tmp_path_factory.mktemp("dist")
+    made = [sys.executable, "-m", "scripts.release", "--dry-run", f"--out={out}"]
+    done = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return out
+    return out, done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(released):
+    return released[0]
+
+
+def test_the_next_version_is_described(released):
+    out, said = released
+    major, minor, *_ = cutnmix_jax.__version__.split(".")
+    version = f"{major}.{int(minor) + 1}.0"
+    assert said.startswith(f"cutnmix-jax {version}: Online distillation")
+    assert {path.name for path in out.iterdir()} == {
+        f"cutnmix_jax-{version}-py3-none-any.whl", f"cutnmix_jax-{version}.tar.gz"}  # fmt: skip
+    for path in out.iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in said
+    first = (ROOT / "CHANGELOG.md").read_text().partition("## Unreleased\n\n")[2].splitlines()[0]
+    assert first in said and "Nothing was published" in said
+    with tarfile.open(next(out.glob("*.tar.gz"))) as sdist:
+        texts = {name: sdist.extractfile(f"cutnmix_jax-{version}/{name}").read().decode() for name in release.PLACES}
+        changelog = sdist.extractfile(f"cutnmix_jax-{version}/CHANGELOG.md").read().decode()
+    for name, before in release.PLACES.items():
+        assert before + version in texts[name]
+    assert re.search(rf"\n## {version} - \d{{4}}-\d\d-\d\d\n\n{re.escape(first)}", changelog)
+    assert f'__version__ = "{cutnmix_jax.__version__}"' in (ROOT / "cutnmix_jax" / "__init__.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "publishes nothing; give --dry-run"),
+        (["--dry-run", "--version=0.0.1"], "is older than"),
+        (["--dry-run", "--version=soon"], "must be a version"),
+    ],
+)
+def test_what_no_release_can_be(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/release", *arguments, f"--out={tmp_path}"])
+    with pytest.raises(UsageError, match=told):
+        release.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_that_disagree_and_nothing_new(tmp_path):
+    for name in (*release.PLACES, "CHANGELOG.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## Unreleased\n\n## 0.0.9 - 2020-01-01\n\n- Old.\n")
+    with pytest.raises(UsageError, match="nothing under 'Unreleased'"):
+        release.set_version(tmp_path, "9.0.0")
+    (tmp_path / "CITATION.cff").write_text("title: x\nversion: 0.0.3\n")
+    with pytest.raises(UsageError, match="CITATION.cff does not say version"):
+        release.set_version(tmp_path, "9.0.0")
 
 
 def test_all_of_the_package_is_in_both(built):

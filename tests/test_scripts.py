@@ -21,6 +21,7 @@ STARTERS = {
     "report": "cutnmix_jax/paper/report.py",
     "bench": "cutnmix_jax/benchmark/__main__.py",
     "mutate": "scripts/mutation.py",
+    "release": "scripts/release.py",
 }
 TELL = """
 import importlib.util, json, os, sys
