@@ -22,6 +22,11 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
 
     Raises:
       UsageError: with the field, what is wrong and the nearest valid name.
+
+    Example:
+      >>> settings = configure("resnet32:cifar10,dml", {"epochs": 2, "optimizer.milestones": (1,)})
+      >>> settings.dataset, settings.method, settings.num_peers, settings.optimizer.learning_rate
+      ('cifar10', 'dml', 2, 0.05)
     """
     flags = [f"--config.{path}={_written(path, value)}" for path, value in tree.flat(fields or {})]
     return command_line.from_flags(fspath(config), flags)

@@ -134,6 +134,14 @@ def make(
 
     Raises:
       ValueError: there is no such row, option or term.
+
+    Example:
+      >>> objective = make("dml", num_classes=3, feature_sizes=(4, 4), temperature=1.0, weights={"dml": 2.0})
+      >>> params, state = objective.init(jax.random.key(0))
+      >>> outputs = [Outputs(jnp.eye(3) * scale, jnp.zeros((3, 4))) for scale in (1.0, 2.0)]
+      >>> loss, (terms, _) = objective(params, state, outputs, jnp.eye(3))
+      >>> sorted(terms), terms["dml"].shape
+      (['ce', 'dml'], (2,))
     """
     try:
         found = methods.row(row)

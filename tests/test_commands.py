@@ -78,6 +78,13 @@ def test_every_block_says_what_becomes_of_it():
             )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_python_are_python(page):
+    """What is run of them: `test_public` has the library's, `test_commands_run` the network and the data set."""
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        compile(code, str(page), "exec")
+
+
 # Blocks that are run, page by page, in a folder with what a reader is assumed to have.
 
 

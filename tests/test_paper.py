@@ -246,10 +246,11 @@ def test_a_picture_of_a_single_seed_has_no_bars(tmp_path, monkeypatch):
     bars = [container[2][0].get_segments() for container in drawn[0].axes[0].containers]
     assert [[end[1] for end in segment] for segment in bars[0]] == [pytest.approx([70, 72])]
     assert not any(len(segment) and np.isfinite(segment).all() for segment in bars[1])
-    assert drawn[0].get_suptitle().endswith("mean over seeds, bars of one standard deviation; no bar: a single seed")
+    said = "mean over 1 to 3 seeds, bars of one standard deviation; no bar: a single seed"
+    assert drawn[0].get_suptitle().endswith(said)
     for several, said in (
         ((95,), "a single seed, no deviation"),
-        ((95, 96), "mean over seeds, one standard deviation shaded"),
+        ((95, 96), "mean over 2 seeds, one standard deviation shaded"),
     ):
         choice = Choice("fig1", mini=True, seeds=several, runs=tmp_path / str(len(several)))
         for cell in cells_of(choice):

@@ -1,5 +1,7 @@
 """The site: it builds without a warning, its notebooks run, and every public name is in the reference."""
 
+import doctest
+import importlib
 import inspect
 import os
 import re
@@ -82,6 +84,12 @@ def test_a_public_name_says_what_it_takes(name, thing):
         if len(taken) > 1 and not any(word in text for word in ("Args:", "Arguments as", "As `")):
             missing = taken
     assert not missing, f"{name}: {missing}"
+
+
+@pytest.mark.parametrize("name", ["losses", "mixing", "objective", "library", "backbones"])
+def test_examples_in_docstrings_run(name):
+    failed, tried = doctest.testmod(importlib.import_module(f"cutnmix_jax.{name}"))
+    assert tried and not failed
 
 
 def test_broken_links_are_errors(tmp_path):

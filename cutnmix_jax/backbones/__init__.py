@@ -67,6 +67,14 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
     Raises:
       UsageError: if there is no such backbone, its file is broken, the images are too small for it, or the user's
         network is not what a backbone should be.
+
+    Example:
+      >>> import jax
+      >>> backbone = load("resnet8", num_classes=10)
+      >>> variables = jax.eval_shape(backbone.init, jax.random.key(0))
+      >>> outputs, _ = jax.eval_shape(lambda v: backbone.apply(v, jnp.zeros((5, 32, 32, 3)), False), variables)
+      >>> outputs.logits.shape, outputs.features.shape
+      ((5, 10), (5, 64))
     """
     if foreign.is_foreign(name):
         return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)

@@ -89,6 +89,11 @@ def line(what: Mapping[str, Any]) -> str:
     return json.dumps(json.loads(json.dumps(what), parse_float=lambda text: float(f"{float(text):.5g}")))
 
 
+def _short(value: float) -> str:
+    """A number of ticks that may lie close: 20000 is 20k."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
 def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], title: str) -> None:
     """Draws step time and memory over each swept value, with the line that is proportional from the smallest on.
 
@@ -110,7 +115,7 @@ def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], titl
             proportional = [measured[0] * value / values[0] for value in values]
             axis.plot(values, proportional, "--", color=_COLORS[1], label="proportional")
             axis.set(xlabel=name, ylabel=label, xscale="log", yscale="log")
-            axis.set_xticks(values, [f"{value:,}" for value in values])
+            axis.set_xticks(values, [_short(value) for value in values], fontsize=8, rotation=45)
             axis.minorticks_off()
             axis.grid(alpha=0.3, which="both")
     axes[0][0].legend()

@@ -149,7 +149,9 @@ def over_seeds(counts: Collection[int], shown: str, what: str) -> str:
     """
     if set(counts) == {1}:
         return "a single seed, no deviation"
-    return f"mean over seeds, {shown}" + (f"; no {what}: a single seed" if 1 in counts else "")
+    least, most = min(counts, default=0), max(counts, default=0)
+    seeds = f"{most}" if least == most else f"{least} to {most}"
+    return f"mean over {seeds} seeds, {shown}" + (f"; no {what}: a single seed" if 1 in counts else "")
 
 
 def _curve(axes: Axes, curve: Curve, number: int, first: int = 1) -> float | None:
