@@ -4,6 +4,7 @@ Photographs: a temple and a flower by danielbuechele and vultilion (CC BY 2.0), 
 United States Navy (public domain), from Matplotlib. Colours are Okabe and Ito's, told apart by colour-blind readers.
 """
 
+import csv
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,10 @@ from sklearn.datasets import load_sample_images
 
 import cutnmix_jax
 from cutnmix_jax import augment, crops
+from cutnmix_jax.benchmark import report
+from cutnmix_jax.paper import figures
+from cutnmix_jax.paper.cells import TABLES, Choice, cells_of
+from cutnmix_jax.paper.grids import Found
 from cutnmix_jax.pictures import COLOURS, save
 
 HERE = Path(__file__).parent
@@ -221,12 +226,43 @@ def layers(path: Path) -> None:
     save(figure, path, dpi=130)
 
 
+def growth(path: Path) -> None:
+    """Step time and memory over peers, batch, images and classes: the table of `performance.md`."""
+    text = (HERE / "performance.md").read_text().partition("\n## Growth\n")[2].partition("\n![growth]")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    sweeps: dict[str, dict[float, dict[str, float]]] = {}
+    for name, *cells in rows:
+        if name in ("num_peers", "batch_size", "images", "classes"):
+            values = [float(cell) for cell in cells if cell]
+            sweeps[name] = found = {value: {} for value in values}
+        for key, label in (("step_ms", "ms per step (std)"), ("memory_mib", "memory, MiB")):
+            if name == label:
+                for value, cell in zip(values, cells, strict=False):
+                    found[value][key] = float(cell.partition(" ")[0])
+    report.growth_picture(path, sweeps, "ResNet-8, cutnmix, 2 CPU cores, n = 3 windows of 4 steps")
+
+
+def mini_table(path: Path, name: str) -> None:
+    """The picture of a table of the preset mini, from the means and deviations that its CSV file has."""
+    kept = list(csv.DictReader((HERE / "mini" / f"{name}_mini.csv").open()))
+    assert all(line["n"] == "3" for line in kept)
+    cells = {cell.variant: cell for cell in cells_of(Choice(name, mini=True))}
+    grid = {}
+    for line in kept:
+        cell, mean, std = cells[line["method"]], float(line["last_mean"]), float(line["last_std"])
+        last = (mean - std, mean, mean + std)  # three numbers that have this mean and this deviation
+        grid[cell.dataset, cell.backbone, cell.variant] = Found(cell, (95, 96, 97), last, last, None, ())
+    figures.accuracies(path, f"{TABLES[name].title} (mini: no reproduction)", grid)
+
+
 def main() -> None:
-    """Draws all of them into `docs/pictures`."""
+    """Draws all of them: into `docs/pictures`, `docs` and `docs/mini`."""
     for draw in (cutnmix, framework, boxes, layers):
-        path = HERE / "pictures" / f"{draw.__name__}.png"
-        draw(path)
-        print(path)
+        draw(HERE / "pictures" / f"{draw.__name__}.png")
+    growth(HERE / "growth.png")
+    mini_table(HERE / "mini" / "table1_mini.png", "table1")
+    mini_table(HERE / "mini" / "table2_mini.png", "table2")
+    mini_table(HERE / "mini" / "fig1_mini_accuracy.png", "fig1")
 
 
 if __name__ == "__main__":
