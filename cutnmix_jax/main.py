@@ -126,6 +126,7 @@ def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str]) -> str:
         "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
         "exact accuracies, calibration, what the peers agree on": f"evaluate {workdir}",
         "what its best network says of a picture": f"predict {workdir} PICTURE",
+        "its best network as a folder that is enough by itself": f"export {workdir} my-student",
         "networks, data sets, methods and fields": "train --list",
     }
     return "\n".join(["next", *(f"  {what}:\n    {_program()} {rest}" for what, rest in commands.items())])

@@ -278,7 +278,7 @@ def test_a_set_of_a_users_code_is_trained(code, tmp_path, capsys):
         ("own_1:text", "{}", 2, "its function returns a str, not a types.Dataset"),
         ("own_1:fails", "{}", 2, "its function fails (ValueError: two lines)"),
         ("own_1:gone", "{}", 3, "cannot be read (FileNotFoundError"),
-        ("own_1:lod", "{}", 2, "has no function 'lod'; did you mean 'load'?"),
+        ("own_1:lod", "{}", 2, "has no 'lod'; did you mean 'load'?"),
         ("own_none:load", "{}", 2, "cannot import 'own_none'"),
         (
             "own_2:load",

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from cutnmix_jax import own_code
 from cutnmix_jax.backbones import adapters, foreign
 from cutnmix_jax.backbones.layers import shapes_only as shapes_only
 from cutnmix_jax.errors import UsageError, blaming, nearest
@@ -77,7 +78,7 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
       ((5, 10), (5, 64))
     """
     if foreign.is_foreign(name):
-        return foreign.from_factory(name, foreign.import_attribute(name), num_classes, dtype, image_shape)
+        return foreign.from_factory(name, own_code.named("backbone", name), num_classes, dtype, image_shape)
     module, (height, width, _) = find(name)(num_classes, dtype), image_shape
     if min(height, width) < (least := getattr(module, "smallest", 1)):
         raise UsageError(

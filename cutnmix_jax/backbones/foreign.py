@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
-from cutnmix_jax.errors import UsageError, blaming, nearest
+from cutnmix_jax.errors import UsageError, blaming
 from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
 
 TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
@@ -22,31 +21,6 @@ TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 def is_foreign(name: str) -> bool:
     """Whether a backbone is a user's own, `my_pkg.nets:make`."""
     return ":" in name
-
-
-def is_well_named(name: str) -> bool:
-    """Whether a name can be that of a user's own backbone; a folder is called by it, too."""
-    module, _, attribute = name.partition(":")
-    return is_foreign(name) and all(map(str.isidentifier, (*module.split("."), attribute)))
-
-
-def import_attribute(name: str) -> Callable[..., Any]:
-    """What `module:attribute` names, a function or a class.
-
-    Raises:
-      UsageError: if the module cannot be imported, or has no such attribute, or it cannot be called.
-    """
-    module_name, _, attribute = name.partition(":")
-    mend = "mend that module, install what it needs, or begin where it is found"
-    with blaming(f"backbone {name!r}: cannot import {module_name!r}", mend):
-        module = importlib.import_module(module_name)
-        make = getattr(module, attribute, None)
-    if make is None:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"backbone {name!r}: {module_name!r} has no {attribute!r}: {nearest(attribute, public)}")
-    if not callable(make):
-        raise UsageError(f"backbone {name!r} is a {type(make).__name__}, not a function or a class")
-    return make
 
 
 def from_factory(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from cutnmix_jax import own_code
 from cutnmix_jax.data import _names
 from cutnmix_jax.data._names import canonical as canonical
 from cutnmix_jax.data._names import is_own as is_own
@@ -102,9 +103,8 @@ def resampling(name: str) -> str:
         return RESAMPLINGS[0]
     if not _names.is_own(name):
         return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
-    from cutnmix_jax.data import _own
-
-    if (how := getattr(_own.module_of(name), "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
+    module = own_code.module_of("data set", name)
+    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
         raise UsageError(f"data set {name!r}: RESAMPLING of its module is {how!r}; {nearest(str(how), RESAMPLINGS)}")
     return how
 

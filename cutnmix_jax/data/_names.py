@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax.errors import UsageError, nearest, one_line, printable
+from cutnmix_jax.own_code import is_well_named
 
 FOLDER, TFDS = "folder:", "tfds:"
 KINDS = "folder:PATH, tfds:NAME[/CONFIG] or my_pkg.data:load"
@@ -35,8 +36,7 @@ def problem(name: object, shipped: Sequence[str]) -> str:
     if name.startswith(TFDS):
         return "" if re.fullmatch(_OF_TFDS, rest) else "is no name of tensorflow-datasets; give tfds:NAME[/CONFIG]"
     if ":" in name:
-        is_code = all(map(str.isidentifier, (*name.partition(":")[0].split("."), rest)))
-        return "" if is_code else f"must be {KINDS}"
+        return "" if is_well_named(name) else f"must be {KINDS}"
     return "" if name in shipped else f"not known; {nearest(name, shipped)}; or {KINDS}"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cutnmix_jax import backbones as networks
-from cutnmix_jax import data, methods
+from cutnmix_jax import data, methods, own_code
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
@@ -131,7 +131,7 @@ def cells_of(choice: Choice) -> list[Cell]:
     known = (*ABLATIONS, *rows) if choice.table == "ablations" else rows
     variants = rows if set(choice.variants) == {"all"} else choice.variants or table.variants
     _check_names("datasets", datasets, data.names())
-    _check_names("backbones", [name for name in backbones if not foreign.is_well_named(name)], networks.names())
+    _check_names("backbones", [name for name in backbones if not own_code.is_well_named(name)], networks.names())
     _check_names("methods", variants, known)
     if any(map(is_taught, variants)) and "baseline" not in variants:
         variants = ("baseline", *variants)

@@ -4,8 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from cutnmix_jax import backbones, console, data, methods
-from cutnmix_jax.backbones import foreign
+from cutnmix_jax import backbones, console, data, methods, own_code
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
@@ -166,7 +165,7 @@ def _check_networks(settings: Settings) -> None:
     if settings.share_trunk and settings.mapping != UNROLL:
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
     for name in names:
-        if not foreign.is_well_named(name) and name not in backbones.names():
+        if not own_code.is_well_named(name) and name not in backbones.names():
             field = "peers" if settings.peers else "backbone.name"
             raise UsageError(
                 f"config.{field}: no backbone {name!r}; {nearest(name, backbones.names())}, or my_pkg.nets:make"
