@@ -1,7 +1,10 @@
 """How a command begins and ends: its arguments, its one line on stderr, its exit code."""
 
 import argparse
+import contextlib
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,17 @@ PROGRAM = "cutnmix"
 def called(name: str) -> str:
     """How this command was called: as `cutnmix COMMAND`, or by another name."""
     return sys.argv[0] if sys.argv[0].startswith(f"{PROGRAM} ") else name
+
+
+def program() -> str:
+    """How a person calls the program here: as it is installed, or out of the clone."""
+    if shutil.which(PROGRAM):
+        return PROGRAM
+    places = (Path(sys.executable).parent, Path(__file__).parents[1] / "scripts")
+    with contextlib.suppress(OSError):  # the folder where the person is was removed
+        if found := [os.path.relpath(place / PROGRAM) for place in places if (place / PROGRAM).is_file()]:
+            return shlex.quote(found[0])
+    return f"{shlex.quote(sys.executable)} -m cutnmix_jax"
 
 
 class CommandLine(argparse.ArgumentParser):

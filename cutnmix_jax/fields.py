@@ -116,7 +116,7 @@ def _increasing_epochs(value: Any) -> str:
     )
     if whole_numbers and list(value) == sorted(set(value)):
         return ""
-    return "must be increasing whole numbers of epochs, for instance (150, 180, 210)"
+    return "must be increasing whole numbers of epochs, for instance 150,180,210; '()' for none"
 
 
 def _names(value: Any) -> str:
@@ -135,7 +135,7 @@ def or_none(check: Check) -> Check:
     return Check(either, f"{check.range}, or none")
 
 
-increasing_epochs = Check(_increasing_epochs, "increasing epochs, as (150,180,210), or ()")
+increasing_epochs = Check(_increasing_epochs, "increasing epochs, as 150,180,210, or '()' for none")
 names = Check(_names, "names, as ('kd',), or ()")
 # Not empty; what uses it checks it further.
 text = Check(lambda value: "" if isinstance(value, str) and value else "must be text", "text")

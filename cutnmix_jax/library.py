@@ -24,7 +24,8 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
       UsageError: with the field, what is wrong and the nearest valid name.
 
     Example:
-      >>> settings = configure("resnet32:cifar10,dml", {"epochs": 2, "optimizer.milestones": (1,)})
+      >>> import cutnmix_jax
+      >>> settings = cutnmix_jax.configure("resnet32:cifar10,dml", {"epochs": 2, "optimizer.milestones": (1,)})
       >>> settings.dataset, settings.method, settings.num_peers, settings.optimizer.learning_rate
       ('cifar10', 'dml', 2, 0.05)
     """

@@ -29,6 +29,7 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     Example:
       Half of each of two classes, of a network that cannot tell four apart:
 
+      >>> from cutnmix_jax.losses import soft_cross_entropy
       >>> f"{soft_cross_entropy(jnp.zeros(4), jnp.array([0.5, 0.5, 0.0, 0.0])):.4f}"  # log 4
       '1.3863'
     """
@@ -59,6 +60,7 @@ def tempered_kl(student_logits: jax.Array, teacher_logits: jax.Array, temperatur
       ValueError: the shapes differ.
 
     Example:
+      >>> from cutnmix_jax.losses import tempered_kl
       >>> student, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[0.0, jnp.log(3.0)]])
       >>> f"{tempered_kl(student, teacher, 1.0)[0]:.4f}"  # of 1/4, 3/4 and 1/2, 1/2
       '0.1308'
@@ -118,6 +120,7 @@ def mmd(features: jax.Array, other_features: jax.Array) -> jax.Array:
       ValueError: they are not of two axes each, or D differs.
 
     Example:
+      >>> from cutnmix_jax.losses import mmd
       >>> float(mmd(jnp.array([[0.0, 0.0], [2.0, 4.0]]), jnp.array([[1.0, 0.0]])))  # of the means 1, 2 and 1, 0
       4.0
     """

@@ -1,9 +1,7 @@
 """Trains a run: `python -m cutnmix_jax.main --config=configs/resnet110.py[:dataset,method]`."""
 
 import argparse
-import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -116,29 +114,21 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
     return 0
 
 
-def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str]) -> str:
+def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str], own_backbones: Sequence[str]) -> str:
     """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
     data = "" if "," in dataset else dataset  # which is among the overrides then
+    own = [f"--backbone={name}" for name in own_backbones]  # whose code may be run
     commands = {
         "one network alone, to compare it with": shlex.join(
             ["train", f"--config=quickstart:{data},baseline", *overrides]
         ),
         "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
-        "exact accuracies, calibration, what the peers agree on": f"evaluate {workdir}",
+        "exact accuracies, calibration, what the peers agree on": shlex.join(["evaluate", str(workdir), *own]),
         "what its best network says of a picture": f"predict {workdir} PICTURE",
         "its best network as a folder that is enough by itself": f"export {workdir} my-student",
         "networks, data sets, methods and fields": "train --list",
     }
-    return "\n".join(["next", *(f"  {what}:\n    {_program()} {rest}" for what, rest in commands.items())])
-
-
-def _program() -> str:
-    """How a person calls the program here: as it is installed, or out of the clone."""
-    if shutil.which(command.PROGRAM):
-        return command.PROGRAM
-    places = (Path(sys.executable).parent, Path(__file__).parents[1] / "scripts")
-    found = [os.path.relpath(place / command.PROGRAM) for place in places if (place / command.PROGRAM).is_file()]
-    return found[0] if found else f"{sys.executable} -m cutnmix_jax"
+    return "\n".join(["next", *(f"  {what}:\n    {command.program()} {rest}" for what, rest in commands.items())])
 
 
 def _names() -> list[str]:
@@ -161,7 +151,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         training.train(settings, workdir, stop, known.force, start, extend=known.extend)
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
     if is_first and settings.method != "baseline":
-        print(_next_steps(settings.dataset, workdir, overrides))
+        print(_next_steps(settings.dataset, workdir, overrides, settings.own_backbones))
 
 
 def _run_distributed(

@@ -46,9 +46,10 @@ def cutnmix(
       ValueError: arrays of other shapes or types, or numbers out of range.
 
     Example:
+      >>> import cutnmix_jax
       >>> key = jax.random.key(0)
       >>> images = jax.random.uniform(key, (2, 4, 32, 32, 3))  # what each of 2 peers sees of 4 images
-      >>> mixed = cutnmix(key, images, jax.nn.one_hot(jnp.array([0, 1, 2, 0]), 3))
+      >>> mixed = cutnmix_jax.cutnmix(key, images, jax.nn.one_hot(jnp.array([0, 1, 2, 0]), 3))
       >>> mixed.images.shape, mixed.targets.shape, mixed.how.boxes.shape
       ((2, 4, 32, 32, 3), (2, 4, 3), (2, 4))
       >>> bool(mixed.how.amount[0] == mixed.how.amount[1])  # Eq. 7

@@ -36,7 +36,7 @@ def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Ar
 
 @dataclasses.dataclass(frozen=True, eq=False)  # so that it can be compiled: by what it is, not by its weights
 class Objective:
-    """The loss of a row of the tables for J networks, made by `make`.
+    """The loss of a row of the tables for J networks, made by `objective_of`.
 
     A method of one's own gets no images, and 0 for `Batch.labels`, `Clock.step` and `Clock.learning_rate`, at which
     none of ours looks; one that does is trained with `train`.
@@ -136,9 +136,10 @@ def make(
       ValueError: there is no such row, option or term.
 
     Example:
-      >>> objective = make("dml", num_classes=3, feature_sizes=(4, 4), temperature=1.0, weights={"dml": 2.0})
+      >>> import cutnmix_jax
+      >>> objective = cutnmix_jax.objective_of("dml", 3, (4, 4), temperature=1.0, weights={"dml": 2.0})
       >>> params, state = objective.init(jax.random.key(0))
-      >>> outputs = [Outputs(jnp.eye(3) * scale, jnp.zeros((3, 4))) for scale in (1.0, 2.0)]
+      >>> outputs = [cutnmix_jax.Outputs(jnp.eye(3) * scale, jnp.zeros((3, 4))) for scale in (1.0, 2.0)]
       >>> loss, (terms, _) = objective(params, state, outputs, jnp.eye(3))
       >>> sorted(terms), terms["dml"].shape
       (['ce', 'dml'], (2,))

@@ -9,7 +9,7 @@ from cutnmix_jax import console, stack
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.placement import OnHost, Stored
 from cutnmix_jax.precision import CHOICES
-from cutnmix_jax.settings import Settings, unused
+from cutnmix_jax.settings import Settings, recipe, unused
 from cutnmix_jax.types import Dataset, Tree
 
 
@@ -54,7 +54,7 @@ def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
     if optimizer.schedule == "stepwise" and optimizer.milestones and optimizer.milestones[0] >= settings.epochs:
         console.warn(
             "the learning rate never decays: config.optimizer.milestones lie beyond "
-            f"{_plural(settings.epochs, 'epoch')}"
+            f"{_plural(settings.epochs, 'epoch')}{_scaled(settings.epochs)}"
         )
     rising = [name for name in settings.ramp_up.terms if settings.weights[name]]
     if rising and settings.ramp_up.epochs >= settings.epochs:
@@ -124,3 +124,9 @@ def _plural(count: int, thing: str) -> str:
 
 def _count(params: Tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _scaled(epochs: int) -> str:
+    """Which milestones fewer epochs would have in proportion to the paper's; nothing where there are none."""
+    listed = ",".join(map(str, recipe.milestones(epochs)))
+    return f"; in proportion they would be --config.optimizer.milestones={listed}" if listed else ""

@@ -32,6 +32,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/test_notebooks.py runs them; they are kept with their output
 
+smartquotes = False  # `--list` is no dash
 default_role = "code"  # what docstrings put between backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -50,7 +51,8 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_download_button": False,
     "navbar_persistent": [],  # a second search field otherwise
-    "extra_footer": "",
+    # Pages that are wide tables have the whole width.
+    "secondary_sidebar_items": {"fields": [], "reliability": [], "**": ["page-toc"]},
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

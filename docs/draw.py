@@ -96,7 +96,7 @@ def framework(path: Path) -> None:
     """The method: two views, two boxes of one size, two networks, and what they learn from."""
     what = seen(SEED)
     how = what.mixed.how
-    figure = Figure(figsize=(12, 5.2))
+    figure = Figure(figsize=(10, 4.33))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 12.4), ylim=(0, 5.2))
     axes.axis("off")

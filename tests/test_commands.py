@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cutnmix_jax import distributed, look_after, main, seeds, training
+from cutnmix_jax import distributed, look_after, main, methods, seeds, training
 from cutnmix_jax.benchmark import __main__ as benchmark
 from cutnmix_jax.data import __main__ as data_command
 from cutnmix_jax.paper import cluster, here, launch, report, reproduce
@@ -197,3 +197,15 @@ def test_arguments_are_right(block, line, place, nothing_is_done, monkeypatch):
             data_command._run(rest)
         else:
             {"reproduce": reproduce, "bench": benchmark}[name].main()
+
+
+def test_the_method_of_the_page_passes_its_test(tmp_path, monkeypatch):
+    method, test = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_method.md").read_text(), re.DOTALL)
+    (tmp_path / "consensus.py").write_text(method)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    names = {}
+    exec(compile(test, "docs/own_method.md", "exec"), names)
+    names["test_consensus_by_hand"]()
+    assert methods.row("consensus").method.temperature == 3.0
+    methods._rows_of.cache_clear()
+    sys.modules.pop("cutnmix_jax.methods.consensus")

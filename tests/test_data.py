@@ -23,6 +23,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from cutnmix_jax import data
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _builder, _cache, _source, _tfds, cifar10, cifar100, digits
 from cutnmix_jax.data import prepare as prepare_module
 from cutnmix_jax.data.__main__ import main
@@ -453,7 +454,7 @@ def test_missing_data_set_says_how_to_get_it(call, tmp_path):
     with pytest.raises(DataError) as error:
         call("cifar100", str(tmp_path))
     assert one_line(error) == (
-        f"CIFAR-100 not found in {tmp_path.resolve()}; run `python -m cutnmix_jax.data prepare --dataset=cifar100 "
+        f"CIFAR-100 not found in {tmp_path.resolve()}; run `{program()} data prepare --dataset=cifar100 "
         f"--data_dir={tmp_path}` (with --archive=cifar-100-binary.tar.gz where there is no network); "
         "if it lies elsewhere, name the folder by data_dir or TFDS_DATA_DIR"
     )

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cutnmix_jax import data, decoding, digests, main
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _arrays, _moments, _pictures, _prepared, _writing
 from cutnmix_jax.data.__main__ import main as command
 from cutnmix_jax.errors import DataError, UsageError
@@ -348,7 +349,7 @@ def test_what_a_kill_leaves_is_not_taken_for_whole(cats, data_dir, capsys):
     (partial / "train").mkdir(parents=True)
     (partial / "train" / "images.npy").write_bytes(b"half of it")
     (partial / "about.json").write_text("{}")
-    with pytest.raises(DataError, match=r"is not prepared in .*; run `python -m cutnmix_jax.data prepare --dataset="):
+    with pytest.raises(DataError, match=rf"is not prepared in .*; run `{program()} data prepare --dataset="):
         data.load(f"folder:{cats}")
     handle = os.open(partial, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)  # as another process that is at work
@@ -481,6 +482,7 @@ def test_in_the_argument_of_a_configuration(cats, capsys):
             command_line.from_flags(f"resnet8:{argument}", [])
     capsys.readouterr()
     assert main.main([f"--config=resnet8:folder:{cats.parent}/d/../none"]) == 3
-    wanted = f"python -m cutnmix_jax.data prepare --dataset=folder:{cats.parent}/none --size=32"
-    assert f"run `{wanted}`" in one_error(capsys)
+    assert f"folder:{cats.parent}/none: there is no folder {cats.parent}/none, and no data set" in one_error(capsys)
+    assert main.main([f"--config=resnet8:folder:{cats.parent}/d/../{cats.name}", "--config.image_size=99"]) == 3
+    assert f"run `{program()} data prepare --dataset='folder:{cats}' --size=99`" in one_error(capsys)
     assert Settings.__dataclass_fields__["image_size"].metadata["change"].name == "NEVER"

@@ -70,8 +70,8 @@ def load(name: str, num_classes: int, dtype: Any = jnp.float32, image_shape: Ima
         network is not what a backbone should be.
 
     Example:
-      >>> import jax
-      >>> backbone = load("resnet8", num_classes=10)
+      >>> import cutnmix_jax, jax
+      >>> backbone = cutnmix_jax.backbones.load("resnet8", num_classes=10)
       >>> variables = jax.eval_shape(backbone.init, jax.random.key(0))
       >>> outputs, _ = jax.eval_shape(lambda v: backbone.apply(v, jnp.zeros((5, 32, 32, 3)), False), variables)
       >>> outputs.logits.shape, outputs.features.shape

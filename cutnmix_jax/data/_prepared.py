@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cutnmix_jax import console, decoding, files
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _about, _names, _source
 from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import SPLITS, State
@@ -61,10 +62,13 @@ def only_size(name: str, data_dir: str, size: int | None) -> int:
 def command(name: str, data_dir: str, size: int | None, what: str = "prepare") -> str:
     """The command that prepares, or verifies, a data set, for a person to copy."""
     where = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
-    return f"python -m cutnmix_jax.data {what} --dataset={shlex.quote(name)} --size={size or 32}{where}"
+    return f"{program()} data {what} --dataset={shlex.quote(name)} --size={size or 32}{where}"
 
 
 def _missing(name: str, data_dir: str, size: int | None) -> DataError:
+    path = Path(name.removeprefix(_names.FOLDER))
+    if name.startswith(_names.FOLDER) and not path.is_dir():
+        return DataError(f"{name}: there is no folder {path}, and no data set was prepared of it")
     others = [f"{one}x{one}" for one in sizes(name, data_dir)]
     there = f" (it is at {', '.join(others)})" if others else ""
     any_size = "" if size else ", or with another size"

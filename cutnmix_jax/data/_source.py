@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cutnmix_jax import files
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _library
 from cutnmix_jax.errors import DataError, UsageError, UserError, described, excused, installation
 
@@ -88,7 +89,7 @@ def require(source: Source, data_dir: str) -> Path:
     """Like `find`, but raises DataError with the command to run where there is none."""
     folder = find(source, data_dir)
     if folder is None:
-        command = f"python -m cutnmix_jax.data prepare --dataset={source.name}"
+        command = f"{program()} data prepare --dataset={source.name}"
         command += f" --data_dir={data_dir}" if data_dir else ""
         offline = f"with --archive={source.archive} where there is no network"
         where = "if it lies elsewhere, name the folder by data_dir or TFDS_DATA_DIR"
@@ -115,8 +116,8 @@ def damaged(source: Source, folder: Path, what: str) -> DataError:
     """The error for records that are not what they should be; `what` names the file or the thing."""
     again = f"{source.name} --data_dir={folder.parent.parent}"
     return DataError(
-        f"{source.title} is damaged: {what}; check with `python -m cutnmix_jax.data verify --dataset={again}`, "
-        f"or delete {folder} and run `python -m cutnmix_jax.data prepare --dataset={again}`"
+        f"{source.title} is damaged: {what}; check with `{program()} data verify --dataset={again}`, "
+        f"or delete {folder} and run `{program()} data prepare --dataset={again}`"
     )
 
 

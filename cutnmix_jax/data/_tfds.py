@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _cache, _library, _source
 from cutnmix_jax.data._source import Source, Split, damaged, unreadable
 from cutnmix_jax.errors import DataError
@@ -66,7 +67,7 @@ def open_builder(source: Source, folder: Path) -> Any:
     except Exception as error:  # tfds has no common base class for what unreadable metadata can cause
         raise unreadable(source, folder, f"the metadata in {folder} cannot be read", error) from error
     if file_format != "array_record":
-        wanted = f"run `python -m cutnmix_jax.data prepare --dataset={source.name}` with another --data_dir"
+        wanted = f"run `{program()} data prepare --dataset={source.name}` with another --data_dir"
         raise DataError(f"{folder} was prepared as {file_format}, not as array_record; {wanted}")
     for split, info in infos.items():
         if info.num_examples != source.counts[split]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cutnmix_jax import data
+from cutnmix_jax.command import program
 from cutnmix_jax.data import _library, _source, _tfds
 from cutnmix_jax.errors import DataError, UsageError, UserError, described, excused
 
@@ -115,7 +116,7 @@ def _check_network(source: _source.Source, url: str, expected: Any, data_dir: st
         where = f" --data_dir={data_dir}" if data_dir else ""
         raise DataError(
             f"{source.title} cannot be downloaded ({wrong}); copy {expected.filename} (sha256 {expected.checksum}) "
-            f"from {url} to this machine and run `python -m cutnmix_jax.data prepare --dataset={source.name}{where} "
+            f"from {url} to this machine and run `{program()} data prepare --dataset={source.name}{where} "
             f"--archive={expected.filename}`"
         )
 

@@ -9,7 +9,7 @@ from cutnmix_jax import data, methods, own_code
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
-from cutnmix_jax.settings import Optimizer, Settings, recipe
+from cutnmix_jax.settings import Settings, recipe
 
 SEEDS = (95, 96, 97)  # section 3.2 has seed 95 and three runs
 
@@ -171,7 +171,7 @@ def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) 
     epochs = choice.epochs or (MINI_EPOCHS if choice.mini else Settings.epochs)
     # Always given, because a backbone's file may have a shorter recipe of its own.
     fields["epochs"] = epochs
-    fields["optimizer.milestones"] = _milestones(epochs)
+    fields["optimizer.milestones"] = "(" + "".join(f"{milestone}," for milestone in recipe.milestones(epochs)) + ")"
     if methods.row(row).ramp_up:
         fields["ramp_up.epochs"] = recipe.ramp_up_epochs(epochs)
     arguments = (
@@ -187,12 +187,6 @@ def _config(choice: Choice, backbone: str) -> str:
     if choice.mini:
         return recipe.QUICKSTART  # few images want its smaller batches
     return "resnet32" if foreign.is_foreign(backbone) else backbone
-
-
-def _milestones(epochs: int) -> str:
-    """The recipe's milestones in proportion, as a tuple on the command line; none where they fall together."""
-    scaled = sorted({milestone * epochs // Settings.epochs for milestone in Optimizer.milestones} - {0})
-    return "(" + "".join(f"{milestone}," for milestone in scaled) + ")"
 
 
 def paper_number(choice: Choice, cell: Cell) -> tuple[float, float] | None:

@@ -46,7 +46,8 @@ def notes(groups: Sequence[Group], follow: Sequence[str], marks: str) -> Iterato
     results = [run.results for group in groups for run in group.finished if run.results]
     if results:
         chosen = " or ".join(sorted({metrics.chosen_by(run.rows) for group in groups for run in group.finished}))
-        yield f"The best epoch is chosen on the {chosen} set{', and so is too good' if 'test' in chosen else ''}."
+        good = {"test": ", and so is too good", "test or validation": ", and is too good where it is the test set"}
+        yield f"The best epoch is chosen on the {chosen} set{good.get(chosen, '')}."
     if follow:
         yield f"What follows from the methods differs, too: {', '.join(map(printable, follow))}."
     if results:

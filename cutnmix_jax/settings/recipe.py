@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import Backbone, Mix, RampUp, Settings, tree
+from cutnmix_jax.settings import Backbone, Mix, Optimizer, RampUp, Settings, tree
 
 QUICKSTART = "quickstart"
 IMAGENET = {"imagenet_resnet18": "resnet18_imagenet", "imagenet_resnet50": "resnet50_imagenet"}
@@ -61,6 +61,11 @@ def imagenet(backbone: str, argument: str | None) -> ConfigDict:
 def ramp_up_epochs(epochs: int) -> int:
     """In how many of so many epochs weights rise: the share that 80 are of the paper's 240."""
     return max(1, epochs * RampUp.epochs // Settings.epochs)
+
+
+def milestones(epochs: int) -> tuple[int, ...]:
+    """Those of the paper's 240 epochs, in proportion for so many; fewer where they fall together."""
+    return tuple(sorted({milestone * epochs // Settings.epochs for milestone in Optimizer.milestones} - {0}))
 
 
 def make(backbone: str, argument: str | None, dataset: str = "cifar100", method: str = "cutnmix") -> ConfigDict:
