@@ -51,8 +51,6 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_download_button": False,
     "navbar_persistent": [],  # a second search field otherwise
-    # Pages that are wide tables have the whole width.
-    "secondary_sidebar_items": {"fields": [], "reliability": [], "**": ["page-toc"]},
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
