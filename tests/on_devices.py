@@ -24,6 +24,7 @@ def trained(row, steps, *more):
     state, totals = saved.state, saved.totals
     for step in range(steps):
         state, totals = engine.train_steps(state, totals, feeds.at(step), 1)
+        jax.block_until_ready(totals)  # a thousand steps ahead, devices of a busy CPU wait for each other for good
     batch, mix = engine.first_batch()
     tested = engine.evaluate(state)
     state = engine.calibrate(state)

@@ -13,6 +13,7 @@ KINDS = (
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_BRANCHES = re.compile(r"branch_computations=\{(.*?)\}|(?:true|false)_computation=([%\w.\-]+)")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
 
 
@@ -55,7 +56,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def _step(hlo: str) -> list[str]:
-    """The lines of the instructions of a step."""
+    """The lines of the instructions of a step; of a conditional those of its longest branch, in its place."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
@@ -66,7 +67,15 @@ def _step(hlo: str) -> list[str]:
             lines.append(line)
     loops = [name for name in re.findall(r"body=%?([\w.\-]+)", hlo) if name in bodies]
     step = max(loops, key=lambda name: len(bodies[name])) if loops else entry
-    return bodies.get(step, [])
+    return _with_branches(bodies, step)
+
+
+def _with_branches(bodies: dict[str, list[str]], name: str) -> list[str]:
+    found = []
+    for line in bodies.get(name, []):
+        branches = re.findall(r"[\w.\-]+", " ".join(map(" ".join, _BRANCHES.findall(line))))
+        found += max((_with_branches(bodies, one) for one in branches), key=len) if branches else [line]
+    return found
 
 
 def _kind(line: str, name: str, operation: str) -> str:
