@@ -85,7 +85,8 @@ def _with_branches(bodies: dict[str, list[str]], name: str, size: Callable[[list
     for line in bodies.get(name, []):
         branches = re.findall(r"[\w.\-]+", " ".join(map(" ".join, _BRANCHES.findall(line))))
         each = [_with_branches(bodies, one, size) for one in branches] or [[line]]
-        found += max(each, key=size)
+        largest = max(each, key=size)
+        found += largest
     return found
 
 
