@@ -52,9 +52,8 @@ def make(
       sizes: D of each, where unlike ones have devices of their own.
     """
     split = backbones[0].split if share_trunk else None
-    one_architecture = len(set(backbones)) == 1
-    stacked = mapping != UNROLL and len(backbones) > 1 and not split and one_architecture
-    unlike = devices.by_peer and not one_architecture
+    unlike = mapping == SHARD and len(set(backbones)) > 1
+    stacked = mapping != UNROLL and len(backbones) > 1 and not split and not unlike
 
     def held(tree: Tree) -> Stack:
         return Stack(tree, len(backbones)) if mapping == SHARD else stack.of_arrays(tree, len(backbones))
@@ -63,7 +62,7 @@ def make(
         *each, _ = mappings.keys(key, len(backbones))
         # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
         # pass may not be to be mapped.
-        if one_architecture and not is_foreign(backbones[0].name):
+        if len(set(backbones)) == 1 and not is_foreign(backbones[0].name):
             drawn = jax.vmap(backbones[0].init)(jnp.stack(each))
             if stacked:
                 of = {name: held(tree) for name, tree in drawn.items()}
@@ -76,7 +75,7 @@ def make(
                 {name: mappings.tail_of(split, tree) for name, tree in own.items()} for own in variables[1:]
             ]
         params, batch_stats = tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
-        if unlike:
+        if unlike and devices.by_peer:
             return packed.of(params), packed.of(batch_stats)
         if not stacked:
             return params, batch_stats

@@ -68,29 +68,29 @@ def by_unlike_peer(backbones: Sequence[Backbone], devices: Devices, sizes: Seque
         def branch(kind: tuple[Backbone, ...]) -> _Passes:
             place = groups.index(kind) * each_has
             own = slice(place, place + each_has)
-            layouts = {"params": params.layouts[own], "batch_stats": batch_stats.layouts[own]}
+            layouts = params.layouts[own], batch_stats.layouts[own]
 
-            def pass_of(rows: dict[str, Tree], images: jax.Array, each: jax.Array) -> tuple[Outputs, Tree]:
+            def pass_of(rows: list[Tree], images: jax.Array, each: jax.Array) -> tuple[Outputs, Tree]:
                 outputs, stats = [], []
                 for j, backbone in enumerate(kind):
                     row = jax.tree.map(lambda leaf, j=j: leaf[j], rows)
-                    variables = {name: packed.tree_of(row[name], of[j]) for name, of in layouts.items()}
+                    trees = [packed.tree_of(numbers, of[j]) for numbers, of in zip(row, layouts, strict=True)]
+                    variables = dict(zip(("params", "batch_stats"), trees, strict=True))
                     out, after = backbone.apply(variables, images[0 if shared else j], train, each[j])
                     beyond = max(sizes) - out.features.shape[1]
                     outputs.append(out._replace(features=jnp.pad(out.features, ((0, 0), (0, beyond)))))
                     stats.append(after)
                 joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-                return joined, packed.rows(stats, layouts["batch_stats"], batch_stats.layouts)
+                return joined, packed.rows(stats, layouts[1], batch_stats.layouts)
 
             return pass_of
 
-        def own(rows: dict[str, Tree], images: jax.Array, each: jax.Array) -> tuple[Outputs, Tree]:
-            kind = rows.pop("kind")[0]
-            return jax.lax.switch(kind, [branch(kind) for kind in kinds], rows, images, each)
+        def own(variables: Tree, images: jax.Array, each: jax.Array) -> tuple[Outputs, Tree]:
+            *rows, which = variables
+            return jax.lax.switch(which[0], [branch(kind) for kind in kinds], rows, images, each)
 
-        which = jnp.asarray([kinds.index(group) for group in groups])
-        rows = {"params": params.rows, "batch_stats": batch_stats.rows, "kind": which}
-        outputs, stats = _on_devices(own, devices, shared, local_now)(rows, images, jnp.stack(each))
+        variables = params.rows, batch_stats.rows, jnp.asarray([kinds.index(group) for group in groups])
+        outputs, stats = _on_devices(own, devices, shared, local_now)(variables, images, jnp.stack(each))
         every = stack.apart(Stack(outputs, count))
         every = tuple(out._replace(features=out.features[:, :size]) for out, size in zip(every, sizes, strict=True))
         return every, Packed(stats, batch_stats.layouts)
