@@ -109,10 +109,11 @@ def test_unlike_peers_of_other_methods(row, optimizer, tmp_path):
     one, other = "tests.tiny:unbiased", "tests.tiny:wide_unbiased"
     more = [MMD] * (row == "cutnmix") + f"--config.optimizer.name={optimizer}".split(",") + ["--config.average=0.9"]
     cases = {}
-    for peers, counts in ((f"{one},{other}", (2, 4)), (f"{other},{one},{one},{other}", (2, 4, 8))):
+    of = {"two": (f"{one},{other}", (2, 4)), "four": (f"{other},{one},{one},{other}", (2, 4, 8))}
+    for name, (peers, counts) in of.items():
         fields = [f"--config.peers={peers}", *more]
-        cases[f"{peers} alone"] = [row, 20, *fields]
-        cases |= {f"{peers} {count}": [row, 20, *fields, UNLIKE[1], f"--config.devices={count}"] for count in counts}
+        cases[f"{name} alone"] = [row, 20, *fields]
+        cases |= {f"{name} {count}": [row, 20, *fields, UNLIKE[1], f"--config.devices={count}"] for count in counts}
     found = train(tmp_path, cases)
     for name in cases:
         assert_one_run(found[name], found[f"{name.split()[0]} alone"])
