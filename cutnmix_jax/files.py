@@ -137,6 +137,18 @@ def append(path: Path) -> IO[str]:
     return open(os.open(path, flags, 0o666), "a", encoding="utf-8")  # noqa: PTH123 - it was opened by number
 
 
+def look_anew(folder: Path) -> None:
+    """Has this machine see what another one has just written in a folder of a network's file system.
+
+    Such a file system may show what the folder held some seconds ago, until this machine changes something in it.
+    """
+    mark = folder / ".look.tmp"
+    if kind(folder) == "folder":
+        for change in (mark.mkdir, mark.rmdir):
+            with contextlib.suppress(OSError):  # left by a kill, or a folder in which nothing can be written
+                change()
+
+
 def put_aside(path: Path, target: Path) -> Path:
     """Renames a file or a folder to a name that is free: the time stands in it, and a number where it has to.
 

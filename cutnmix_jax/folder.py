@@ -80,7 +80,8 @@ def opened(workdir: Path, settings: Settings, allowed: Allowed) -> Iterator[Open
     except OSError as error:
         raise _cannot_write(workdir, error) from error
     _check_kinds(workdir)
-    with lock.held(workdir) as check:
+    with lock.held(workdir) as check:  # which writes in it, so that it is seen as it is
+        files.look_anew(workdir / CHECKPOINTS)
         is_new, changed = not files.kind(workdir / CONFIG), False
         if is_new:
             _check_new(workdir)

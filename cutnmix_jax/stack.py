@@ -1,4 +1,4 @@
-"""Variables of alike networks held together: one array for all of them, with an axis [J] in front.
+"""Variables of networks held together: of alike ones in one array for all of them, with an axis [J] in front.
 
 What is saved, and what a teacher or a person is given, is a tuple with a tree per network, whatever a run trains with.
 """
@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import packed
+from cutnmix_jax.packed import Packed
 from cutnmix_jax.types import Tree
 
 
@@ -69,29 +71,38 @@ def arrays(stacked: Stack) -> Tree:
 
 
 def apart(tree: Tree) -> Tree:
-    """A tree with each `Stack` in it replaced by a tuple of its J trees."""
+    """A tree with each `Stack` or `Packed` in it replaced by a tuple of its J trees."""
 
     def tuple_of(node: Any) -> Any:
-        if not _is_stack(node):
+        if isinstance(node, Packed):
+            return packed.trees(node)
+        if not isinstance(node, Stack):
             return node
         each = range(node.count)
         return tuple(jax.tree.map(lambda leaf, j=j: leaf[j], node.tree, is_leaf=_is_apart) for j in each)
 
-    return jax.tree.map(tuple_of, tree, is_leaf=_is_stack)
+    return jax.tree.map(tuple_of, tree, is_leaf=is_held)
 
 
 def together(tree: Tree, like: Tree) -> Tree:
-    """The opposite of `apart`, where `like` has its stacks."""
+    """The opposite of `apart`, where `like` has what holds them."""
 
     def joined(model: Any, *leaves: jax.Array) -> Any:
         return Apart(leaves) if _is_apart(model) else jnp.stack(leaves)
 
     def as_there(node: Any, part: Any) -> Any:
-        if not _is_stack(node):
+        if isinstance(node, Packed):
+            return packed.like(part, node)
+        if not isinstance(node, Stack):
             return part
         return Stack(jax.tree.map(joined, node.tree, *part, is_leaf=_is_apart), node.count)
 
-    return jax.tree.map(as_there, like, tree, is_leaf=_is_stack)
+    return jax.tree.map(as_there, like, tree, is_leaf=is_held)
+
+
+def is_held(node: Any) -> bool:
+    """Whether a part of a tree is that of all networks."""
+    return isinstance(node, Stack | Packed)
 
 
 def is_kernel(leaf: Any) -> bool:
@@ -101,7 +112,3 @@ def is_kernel(leaf: Any) -> bool:
 
 def _is_apart(node: Any) -> bool:
     return isinstance(node, Apart)
-
-
-def _is_stack(node: Any) -> bool:
-    return isinstance(node, Stack)

@@ -155,7 +155,8 @@ class Clock(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that training changes; a step changes no array's type.
 
-    What is said to be a tuple with a tree for each peer is a `Stack` where the peers are mapped, see `engine.peers`.
+    What is said to be a tuple with a tree for each peer is a `Stack` or a `Packed` where the peers are mapped, see
+    `engine.peers`.
 
     Attributes:
       step: int32 scalar, optimizer steps done.

@@ -4,34 +4,68 @@ JAX is told how many devices there are before it begins, so no test can ask for 
 """
 
 import json
+import re
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from cutnmix_jax import backbones, stack
+from cutnmix_jax.checkpoint import Checkpoints
+from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import devices, peers
 from tests.runs import Made
 
 
-def trained(row, steps, *more):
-    """What a run has after some steps: its arrays by their names, its first batch, its accuracies."""
-    made = Made(row, "--config.precision=float32", "--config.epochs=20", *more)
-    engine = made.engine
-    saved, feeds = engine.begin(), engine.feeds()
+def trained(row, steps, *more, folder=None):
+    """What a run has after some steps: its arrays by their names, its first batch, its accuracies.
+
+    With a folder it begins with what is saved there, and saves where it ends.
+    """
+    engine = Made(row, "--config.precision=float32", "--config.epochs=20", *more).engine
+    restored = Reader(folder).restore(engine.shapes()) if folder else None
+    saved, feeds = engine.placed(restored.state) if restored else engine.begin(), engine.feeds()
     state, totals = saved.state, saved.totals
-    for step in range(steps):
+    for step in range(int(state.step), steps):
         state, totals = engine.train_steps(state, totals, feeds.at(step), 1)
+        jax.block_until_ready(totals)  # a thousand steps ahead, devices of a busy CPU wait for each other for good
     batch, mix = engine.first_batch()
     tested = engine.evaluate(state)
     state = engine.calibrate(state)
-    kept = stack.apart(engine.collected(saved._replace(state=state, totals=totals)))
+    collected = engine.collected(saved._replace(state=state, totals=totals))
+    if folder:
+        checkpoints = Checkpoints(folder, 1)
+        checkpoints.finish(steps, collected, [])
+        checkpoints.close()
+    kept = stack.apart(collected)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(kept))
     tree = {"state": kept.state, "totals": kept.totals, "batch": batch, "mix": mix, "tested": tested}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def handed_on(row, steps, *more):
+    """The same, begun as it is asked for, continued on one device and brought to an end as it was begun."""
+    alone = [field for field in more if "devices" not in field and "mapping" not in field]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, fields in enumerate((more, alone, more)):
+            arrays = trained(row, steps * (number + 1) // 3, *fields, folder=Path(folder))
+    return arrays
+
+
+def within_branches(row, steps, *more):
+    """The groups of devices whose numbers meet within a branch of the program that not all devices take."""
+    engine = Made(row, "--config.precision=float32", "--config.epochs=20", *more).engine
+    shapes = engine.shapes()
+    program = engine.train_steps.lower(shapes.state, shapes.totals, engine.feed_shapes(), steps).compile().as_text()
+    branches = re.findall(r"[\w.\-]+", " ".join(re.findall(r"branch_computations=\{(.*?)\}", program)))
+    bodies = dict(re.findall(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
+    meet = [line for name in branches for line in bodies[name].splitlines() if "channel_id" in line]
+    return {"groups": np.asarray([re.search(r"(replica_groups|source_target_pairs)=(\S+),", line)[2] for line in meet])}
 
 
 def local_gradients(mapping, groups):
@@ -62,11 +96,14 @@ def local_gradients(mapping, groups):
     return {f"{name}.{number}": leaf for name, leaves in of.items() for number, leaf in enumerate(leaves)}
 
 
+HOW = {"local gradients": local_gradients, "handed on": handed_on, "within branches": within_branches}
+
+
 def main(out, count, cases):
     jax.config.update("jax_num_cpu_devices", int(count))
     found = {}
     for name, (row, steps, *more) in json.loads(cases).items():
-        arrays = local_gradients(steps, *more) if row == "local gradients" else trained(row, steps, *more)
+        arrays = HOW[row](steps, *more) if row in HOW else trained(row, steps, *more)
         found |= {f"{name}:{path}": leaf for path, leaf in arrays.items()}
     np.savez(out, **found)
 

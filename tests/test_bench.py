@@ -107,6 +107,31 @@ ENTRY %main (p: f32[4]) -> f32[4] {
     assert kernels.collectives(hlo.replace("%", "")) == kernels.collectives(hlo)  # as other versions of XLA write it
 
 
+@pytest.mark.parametrize(
+    "which", ["branch_computations={%short.1, %long.1}", "true_computation=%short.1, false_computation=%long.1"]
+)
+def test_of_branches_the_largest_is_counted(which):
+    """Of which a device takes one, and there are others within it; of what travels it is where most does."""
+    hlo = """
+%inner.1 (p: f32[4]) -> f32[4] {
+  ROOT %a.1 = f32[7]{0} all-reduce(%p), channel_id=1
+}
+%short.1 (p: f32[4]) -> f32[4] {
+  ROOT %b.1 = f32[100]{0} all-reduce(%p), channel_id=2
+}
+%long.1 (p: f32[4]) -> f32[4] {
+  %c.1 = f32[5]{0} all-reduce(%p), channel_id=3
+  ROOT %d.1 = f32[4]{0} conditional(%i, %p, %p), branch_computations={%inner.1, %inner.1}
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  ROOT %e.1 = f32[4]{0} conditional(%i, %p, %p), WHICH, metadata={op_name="a"}
+}""".replace("WHICH", which)
+    assert kernels.collectives(hlo) == {"all-reduce": {"times": 1, "bytes": 100 * 4}}
+    within = hlo.replace("f32[100]", "f32[11]")
+    assert kernels.collectives(within) == {"all-reduce": {"times": 2, "bytes": (5 + 7) * 4}}
+    assert kernels.counts(hlo)["batch, keys, rest"] == 2
+
+
 def test_what_there_is_no_description_of_is_refused(tmp_path):
     (tmp_path / "no card").write_text("what is this")
     for name, says in (("h10", "give one of h100"), (str(tmp_path / "none"), "give one of h100")):

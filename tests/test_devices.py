@@ -26,6 +26,8 @@ MESH = {
     "disk": ["--config.devices=4", "--config.images_in=memory"],
 }
 ALWAYS = ("four", "both")  # the rest with --all: each is a program to compile
+UNLIKE = ["--config.peers=tests.tiny:wide,tests.tiny:TinyNNX", "--config.mapping=shard"]
+MMD = "--config.weights.mmd=0"  # where features differ in size
 BRANCHED = ("one", "pcl")  # whose peers share a trunk
 METHODS = ("cutnmix", "dml", "one", "ps_kd", "pcl")
 
@@ -83,9 +85,44 @@ def test_the_same_run_of_other_methods(row, tmp_path):
         assert_one_run(found[name], found["alone"])
 
 
+def test_unlike_peers_on_devices_of_their_own(tmp_path):
+    """One has more features than the other; the other has dropout, whose keys are among its statistics."""
+    cases = {
+        "two": ["cutnmix", 20, *UNLIKE, MMD, "--config.devices=2"],
+        "handed on": ["handed on", "cutnmix", 20, *UNLIKE, MMD, "--config.devices=4"],
+        "alone": ["cutnmix", 20, UNLIKE[0], MMD],
+        "within": ["within branches", "cutnmix", 20, *UNLIKE, MMD, "--config.devices=4"],
+    }
+    found = train(tmp_path, cases, 4)
+    # Devices of one peer, which all take the branch: others would wait for each other for good.
+    assert set(found.pop("within")["groups"]) == {"[2,2]<=[4]"}
+    for name in found:
+        assert_one_run(found[name], found["alone"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "optimizer"), [("cutnmix", "sgd"), ("dml", "lars"), ("kdcl", "adamw,--config.optimizer.learning_rate=1e-3")]
+)
+def test_unlike_peers_of_other_methods(row, optimizer, tmp_path):
+    """No array of theirs has a gradient that is nothing but rounding, of which AdamW would make whole steps."""
+    one, other = "tests.tiny:unbiased", "tests.tiny:wide_unbiased"
+    more = [MMD] * (row == "cutnmix") + f"--config.optimizer.name={optimizer}".split(",") + ["--config.average=0.9"]
+    cases = {}
+    of = {"two": (f"{one},{other}", (2, 4)), "four": (f"{other},{one},{one},{other}", (2, 4, 8))}
+    for name, (peers, counts) in of.items():
+        fields = [f"--config.peers={peers}", *more]
+        cases[f"{name} alone"] = [row, 20, *fields]
+        cases |= {f"{name} {count}": [row, 20, *fields, UNLIKE[1], f"--config.devices={count}"] for count in counts}
+    found = train(tmp_path, cases)
+    for name in cases:
+        assert_one_run(found[name], found[f"{name.split()[0]} alone"])
+
+
 @pytest.mark.slow
 def test_twice_the_same_bits(tmp_path):
     cases = {name: ["cutnmix", 20, *fields] for name, fields in MESH.items()}
+    cases |= {f"unlike {count}": ["cutnmix", 20, *UNLIKE, MMD, f"--config.devices={count}"] for count in (2, 4)}
     (tmp_path / "again").mkdir()
     first, again = train(tmp_path, cases), train(tmp_path / "again", cases)
     for name in cases:
@@ -145,7 +182,7 @@ def test_what_does_not_divide_is_refused(fields, said, monkeypatch):
     [
         ({"mapping": "shard"}, "mapping='shard' takes several devices"),
         ({"bn": "local"}, "bn='local' is of several devices"),
-        ({"mapping": "shard", "devices": 2, "peers": "resnet8,tests.tiny:Tiny"}, "takes peers of one architecture"),
+        ({"mapping": "vmap", "peers": "resnet8,tests.tiny:Tiny"}, "mapping='vmap' takes peers of one architecture"),
         ({"mapping": "shard", "devices": 2, "share_trunk": True}, "needs config.mapping='unroll'"),
     ],
 )

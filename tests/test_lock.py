@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from cutnmix_jax import folder as folders
 from cutnmix_jax import lock
+from cutnmix_jax.continued import Allowed
 from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.settings import command_line
 from tests.runs import TEN_EPOCHS
 from tests.test_run import ROOT, wait_for
 
@@ -91,3 +95,23 @@ def test_a_folder_that_is_not_there_any_more_is_told(tmp_path):
         moved.rename(folder)
         check()
     assert not (folder / ".owner.json").exists()
+
+
+def test_what_another_machine_has_just_saved_is_seen(tmp_path, monkeypatch):
+    """In a network's file system, which shows what a folder held before until this machine changes something in it."""
+    saved, looked, changed = tmp_path / "checkpoints", Path.iterdir, []
+    (saved / "4").mkdir(parents=True)
+    mkdir, config = Path.mkdir, "configs/quickstart.py:digits,cutnmix"
+
+    def made(path, *more, **others):
+        mkdir(path, *more, **others)
+        changed.append(path.parent)
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: looked(path) if path != saved or path in changed else iter([]))
+    monkeypatch.setattr(Path, "mkdir", made)
+    settings = command_line.from_flags(config, TEN_EPOCHS)
+    # Four steps without a word of the fields that they were trained with; and not a new run, as an empty folder is.
+    gone = pytest.raises(CheckpointError, match="which says how the run was begun")
+    with gone, folders.opened(tmp_path, settings, Allowed.NONE):
+        pass
+    assert [path.name for path in looked(saved)] == ["4"]

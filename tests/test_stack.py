@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cutnmix_jax import stack
+from cutnmix_jax import packed, stack
 from cutnmix_jax.backbones.convolution import convolution, of_pixels
 from cutnmix_jax.stack import Stack
 
@@ -101,3 +101,21 @@ def test_apart_and_together():
     chex.assert_trees_all_equal(apart, {"peers": trees, "method": {"w": np.ones(2)}, "empty": ({}, {})})
     chex.assert_trees_all_equal(stack.together(apart, held), held)
     assert stack.together(apart, held)["empty"] == Stack({}, 2)
+
+
+def test_unlike_trees_are_rows_of_one_length():
+    """Of several types, of which one tree lacks some; exactly back again, and so is what is derived from them."""
+    one = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones((), jnp.bfloat16), "c": jnp.arange(3, dtype=jnp.uint32)}
+    other = [jnp.full((2, 2, 2), 7.0), jnp.zeros(0)]
+    held = packed.of((one, other))
+    assert {kind: rows.shape for kind, rows in held.rows.items()} == {
+        "float32": (2, 8), "bfloat16": (2, 1), "uint32": (2, 3),
+    }  # fmt: skip
+    np.testing.assert_array_equal(held.rows["float32"][0], [0, 1, 2, 3, 4, 5, 0, 0])
+    apart = jax.jit(stack.apart)({"of": held})["of"]
+    chex.assert_trees_all_equal(apart, (one, other))
+    chex.assert_trees_all_equal_dtypes(apart, (one, other))
+    moments = jax.tree.map(lambda rows: rows.astype(jnp.float32), held)
+    derived = stack.apart(moments)
+    chex.assert_trees_all_equal(derived[0]["b"], jnp.ones(()))
+    chex.assert_trees_all_equal(stack.together(derived, held), moments)

@@ -38,6 +38,11 @@ def unbiased(num_classes):
     return Tiny(num_classes, use_bias=False)
 
 
+def wide_unbiased(num_classes):
+    """Both."""
+    return Tiny(num_classes, width=9, use_bias=False)
+
+
 def half(num_classes):
     """The same with bfloat16 parameters."""
     return Tiny(num_classes, param_dtype=jnp.bfloat16)

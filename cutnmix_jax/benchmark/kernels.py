@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from collections.abc import Callable
 
 LAUNCH_US = 2.5  # microseconds to start a kernel on a stream, assumed; CUDA graphs need less
 KINDS = (
@@ -13,6 +14,7 @@ KINDS = (
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_BRANCHES = re.compile(r"branch_computations=\{(.*?)\}|(?:true|false)_computation=([%\w.\-]+)")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
 
 
@@ -33,20 +35,29 @@ def counts(hlo: str) -> dict[str, int]:
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """What travels between devices in a step: a kind -> how many `times`, and the `bytes` of what comes out of them.
 
-    Of an all-reduce that is what goes in; of an all-gather what a device has in the end.
+    Of an all-reduce that is what goes in; of an all-gather what a device has in the end. Where devices take different
+    branches it is what those send that send most.
     """
     found: dict[str, dict[str, int]] = {}
-    for line in _step(hlo):
-        if (is_one := _INSTRUCTION.match(line)) and (kind := is_one[3].removesuffix("-start")) in _COLLECTIVES:
-            results = re.findall(r"(\w+)\[([\d,]*)\]", is_one[2])
-            operands = line[is_one.end() :].partition(")")[0]
-            given = operands.count("%") or operands.count(",") + 1
-            if len(results) >= 2 * given:  # one that is only begun has what goes in, too, and first
-                results = results[given : 2 * given]
-            one = found.setdefault(kind, {"times": 0, "bytes": 0})
+    for line in _step(hlo, lambda lines: sum(sent[1] for sent in map(_sent, lines) if sent)):
+        if sent := _sent(line):
+            one = found.setdefault(sent[0], {"times": 0, "bytes": 0})
             one["times"] += 1
-            one["bytes"] += sum(_bytes(dtype, shape) for dtype, shape in results)
+            one["bytes"] += sent[1]
     return found
+
+
+def _sent(line: str) -> tuple[str, int] | None:
+    """The kind of what travels by an instruction, and its bytes."""
+    is_one = _INSTRUCTION.match(line)
+    if not is_one or (kind := is_one[3].removesuffix("-start")) not in _COLLECTIVES:
+        return None
+    results = re.findall(r"(\w+)\[([\d,]*)\]", is_one[2])
+    operands = line[is_one.end() :].partition(")")[0]
+    given = operands.count("%") or operands.count(",") + 1
+    if len(results) >= 2 * given:  # one that is only begun has what goes in, too, and first
+        results = results[given : 2 * given]
+    return kind, sum(_bytes(dtype, shape) for dtype, shape in results)
 
 
 def _bytes(dtype: str, shape: str) -> int:
@@ -54,8 +65,8 @@ def _bytes(dtype: str, shape: str) -> int:
     return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
 
 
-def _step(hlo: str) -> list[str]:
-    """The lines of the instructions of a step."""
+def _step(hlo: str, size: Callable[[list[str]], int] = len) -> list[str]:
+    """The lines of the instructions of a step; of a conditional those of its largest branch, in its place."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in hlo.splitlines():
@@ -66,7 +77,17 @@ def _step(hlo: str) -> list[str]:
             lines.append(line)
     loops = [name for name in re.findall(r"body=%?([\w.\-]+)", hlo) if name in bodies]
     step = max(loops, key=lambda name: len(bodies[name])) if loops else entry
-    return bodies.get(step, [])
+    return _with_branches(bodies, step, size)
+
+
+def _with_branches(bodies: dict[str, list[str]], name: str, size: Callable[[list[str]], int]) -> list[str]:
+    found = []
+    for line in bodies.get(name, []):
+        branches = re.findall(r"[\w.\-]+", " ".join(map(" ".join, _BRANCHES.findall(line))))
+        each = [_with_branches(bodies, one, size) for one in branches] or [[line]]
+        largest = max(each, key=size)
+        found += largest
+    return found
 
 
 def _kind(line: str, name: str, operation: str) -> str:

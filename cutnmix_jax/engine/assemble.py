@@ -111,7 +111,7 @@ def engine(
     train, held_out, validation = _split(len(dataset.train_labels), settings)
     classes, where = dataset.num_classes, placement.choose(dataset, settings.images_in)
     lies = devices.choose(settings)
-    joined = peers.make(found.backbones, settings.mapping, settings.share_trunk, lies)
+    joined = peers.make(found.backbones, settings.mapping, settings.share_trunk, lies, found.sizes)
     of_class = any(view.same_class for view in settings.loss.views)
     steps = 1 if jax.default_backend() == "cpu" else settings.steps_per_call or GPU_STEPS_PER_CALL
     if where != DEVICE:

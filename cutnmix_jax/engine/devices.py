@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cutnmix_jax import stack
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import SHARD, Settings
-from cutnmix_jax.stack import Stack
 from cutnmix_jax.types import Tree
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ class Devices:
         return self.split(tree, *(None,) * axis, DATA)
 
     def of_state(self, tree: Tree) -> Tree:
-        """How each array of a state lies: whole, but for stacked peers that have devices of their own."""
+        """How each array of a state lies: whole, but for peers that have devices of their own."""
 
         def of(node: Any) -> Any:
-            where = self.sharding(PEERS) if self.by_peer and isinstance(node, Stack) else self.sharding()
+            where = self.sharding(PEERS) if self.by_peer and stack.is_held(node) else self.sharding()
             return jax.tree.map(lambda _: where, node)
 
-        return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, Stack))
+        return jax.tree.map(of, tree, is_leaf=stack.is_held)
 
     def of_feed(self, feed: "Feed") -> "Feed":
         """How what the steps are made of lies: whole, but for images of a call, of which each device has its part."""

@@ -95,7 +95,7 @@ class Engine:
 
     @functools.cached_property
     def _optimizer(self) -> tuple[optax.GradientTransformation, optim.Schedule]:
-        return optim.make(self.settings.optimizer, self.steps_per_epoch, self.total_steps)
+        return optim.make(self.settings.optimizer, self.steps_per_epoch, self.total_steps, self.devices)
 
     def learning_rate(self, epoch: int) -> float:
         """The one at the start of an epoch, 0-based."""

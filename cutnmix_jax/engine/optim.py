@@ -8,13 +8,16 @@ import numpy as np
 import optax
 
 from cutnmix_jax import stack
+from cutnmix_jax.engine.devices import ONE, Devices
 from cutnmix_jax.settings import Optimizer
 from cutnmix_jax.types import Tree
 
 Schedule = Callable[[np.ndarray], np.ndarray]  # from steps to the learning rate of each, float32; on the host
 
 
-def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+def make(
+    settings: Optimizer, steps_per_epoch: int, total_steps: int, devices: Devices = ONE
+) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer and the learning rate of each step.
 
     `sgd` is PyTorch's, as section 3.1 has it, with L2 regularisation that goes through the momentum:
@@ -32,6 +35,7 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
       settings: of the run.
       steps_per_epoch: steps in an epoch.
       total_steps: of the run.
+      devices: of the run; `lars` has all gradients and weights sent to all of them.
 
     Returns:
       A transformation of gradients to updates, on every parameter, and the schedule. The learning rate is applied by
@@ -48,7 +52,7 @@ def make(settings: Optimizer, steps_per_epoch: int, total_steps: int) -> tuple[o
     }[settings.name]
 
     def seen(tree: Tree) -> Tree:
-        return as_float32(stack.apart(tree) if of_arrays else tree)
+        return as_float32(stack.apart(devices.split(tree)) if of_arrays else tree)
 
     def init(params: Tree) -> Tree:
         return transformation.init(seen(params))

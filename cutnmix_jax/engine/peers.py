@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import digests, stack
+from cutnmix_jax import digests, packed, stack
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.engine import mappings, spread
 from cutnmix_jax.engine.devices import ONE, Devices
@@ -22,8 +22,8 @@ class Peers(NamedTuple):
 
     Attributes:
       init: `init(key) -> (params, batch_stats)`, each network from a key of its own: a `Stack` of alike networks that
-        are mapped, else a tuple with one tree per peer. With a shared trunk the tree of peer 0 is a whole network and
-        those of the others are tails alone.
+        are mapped, a `Packed` of unlike ones that have devices of their own, else a tuple with one tree per peer. With
+        a shared trunk the tree of peer 0 is a whole network and those of the others are tails alone.
       forward: `forward(params, batch_stats, images, train, key) -> (outputs, batch_stats)`, a tuple of `Outputs` and
         what `init` gives; images [J, n, H, W, C], or [1, n, H, W, C] where all peers see the same, and nothing else,
         see `mappings.are_shared`.
@@ -33,19 +33,27 @@ class Peers(NamedTuple):
     forward: Forward
 
 
-def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False, devices: Devices = ONE) -> Peers:
+def make(
+    backbones: Sequence[Backbone],
+    mapping: str,
+    share_trunk: bool = False,
+    devices: Devices = ONE,
+    sizes: Sequence[int] = (),
+) -> Peers:
     """Joins networks.
 
     Args:
       backbones: one per peer; their architectures may differ unless something is shared or stacked.
       mapping: `unroll` runs one after the other in the same program; `vmap` stacks them, so that all but their
         convolutions is one operation for all of them, see `backbones.convolution`; `shard` holds them so, too, with
-        every array [J, ...], for peers on devices of their own.
+        every array [J, ...], for peers on devices of their own; on one device it is `unroll` for unlike ones.
       share_trunk: whether all use the trunk of peer 0, and each a tail of its own.
       devices: of the run.
+      sizes: D of each, where unlike ones have devices of their own.
     """
     split = backbones[0].split if share_trunk else None
-    stacked = mapping != UNROLL and len(backbones) > 1 and not split
+    unlike = mapping == SHARD and len(set(backbones)) > 1
+    stacked = mapping != UNROLL and len(backbones) > 1 and not split and not unlike
 
     def held(tree: Tree) -> Stack:
         return Stack(tree, len(backbones)) if mapping == SHARD else stack.of_arrays(tree, len(backbones))
@@ -54,8 +62,7 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False,
         *each, _ = mappings.keys(key, len(backbones))
         # Mapped, a network is compiled once, however many there are; but what somebody's own network calls in its first
         # pass may not be to be mapped.
-        alike = len(set(backbones)) == 1 and not is_foreign(backbones[0].name)
-        if alike:
+        if len(set(backbones)) == 1 and not is_foreign(backbones[0].name):
             drawn = jax.vmap(backbones[0].init)(jnp.stack(each))
             if stacked:
                 of = {name: held(tree) for name, tree in drawn.items()}
@@ -68,6 +75,8 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False,
                 {name: mappings.tail_of(split, tree) for name, tree in own.items()} for own in variables[1:]
             ]
         params, batch_stats = tuple(v["params"] for v in variables), tuple(v["batch_stats"] for v in variables)
+        if unlike and devices.by_peer:
+            return packed.of(params), packed.of(batch_stats)
         if not stacked:
             return params, batch_stats
         return held(stack.arrays(stack.of(params))), held(stack.arrays(stack.of(batch_stats)))
@@ -75,7 +84,8 @@ def make(backbones: Sequence[Backbone], mapping: str, share_trunk: bool = False,
     if split:
         forward = mappings.branched(split, len(backbones))
     elif devices.by_peer:
-        return Peers(init, spread.by_peer(backbones, devices))
+        by_peer = spread.by_unlike_peer(backbones, devices, sizes) if unlike else spread.by_peer(backbones, devices)
+        return Peers(init, by_peer)
     else:
         forward = mappings.vmapped(backbones) if stacked else mappings.unrolled(backbones)
     return Peers(init, spread.by_part(forward, devices) if devices.local_norm else forward)

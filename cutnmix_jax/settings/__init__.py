@@ -145,7 +145,7 @@ class Settings:
         "unroll",
         one_of(MAPPINGS),
         "unroll: one peer after the other; vmap: alike peers stacked, some 13 % slower on a CPU, for a GPU; shard: "
-        "alike peers on devices of their own",
+        "peers on devices of their own, alike or not",
     )
     devices: int = field(
         1, whole(0), "how many train the run, each a part of the batch, or peers, see mapping; 0: all", Change.FREE

@@ -9,7 +9,7 @@ from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.fields import LARGEST
 from cutnmix_jax.method import TEACHERS, Setup
 from cutnmix_jax.names import check_any_weight
-from cutnmix_jax.settings import MOST_PEERS, SHARD, UNROLL, Settings, tree
+from cutnmix_jax.settings import MOST_PEERS, SHARD, UNROLL, VMAP, Settings, tree
 
 _TERMS_TAKEN = "loss|accuracy"
 _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
@@ -154,8 +154,10 @@ def _check_networks(settings: Settings) -> None:
     alike = len(set(names)) == 1
     if len(names) > MOST_PEERS:
         raise UsageError(f"config.peers names {len(names)} networks; at most {MOST_PEERS} are trained together")
-    if settings.mapping != UNROLL and not alike:
-        raise UsageError(f"config.mapping={settings.mapping!r} takes peers of one architecture; use unroll")
+    if settings.mapping == VMAP and not alike:
+        raise UsageError(
+            "config.mapping='vmap' takes peers of one architecture; use unroll, or shard on several devices"
+        )
     if settings.share_trunk and not alike:
         raise UsageError("config.share_trunk=True takes networks of one architecture; choose config.peers alike")
     if settings.mapping == SHARD and settings.devices == 1:
