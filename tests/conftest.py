@@ -1,5 +1,6 @@
 """Settings for all tests: a CPU, a compilation cache of their own, nothing read from or left in a home folder."""
 
+import collections
 import dataclasses
 import functools
 import gc
@@ -142,7 +143,17 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("number", range(many if metafunc.config.getoption("--all") else few))
 
 
+# What takes longest comes first: a file that began near the end would leave the other processes without work.
+LONGEST = (
+    "test_distributed", "test_run", "test_devices", "test_signals", "test_hostile", "test_types", "test_seeds",
+    "test_config", "test_own_data", "test_environment",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+    tests = collections.Counter(item.path.stem for item in items)
+    place = {stem: number for number, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), -tests[item.path.stem], item.path.stem))
     if not config.getoption("--all"):
         for item in items:
             if "slow" in item.keywords:
