@@ -1,5 +1,6 @@
 """Settings for all tests: a CPU, a compilation cache of their own, nothing read from or left in a home folder."""
 
+import collections
 import dataclasses
 import functools
 import gc
@@ -59,6 +60,7 @@ def pictures_are_not_drawn():
 
 
 PROGRAMS: dict = {}  # what was traced for the engines of runs, by all that it depends on
+LOOKED_AT: dict = {}  # networks that were found right, likewise
 ANEW: list = []  # not empty while a test wants none of them
 
 
@@ -68,24 +70,47 @@ def programs_kept():
 
     For tests that change nothing of what is traced; not for those that count what is compiled, and are `traced_anew`.
     Seeds, rates and images are arguments of a program, and the number of epochs is none of it for most methods.
+    Networks that were looked at, and are right, are not looked at again, which is half of what is left.
     """
     from cutnmix_jax.engine import assemble
     from cutnmix_jax.engine.engine import Engine
+    from cutnmix_jax.settings.check import facts
 
-    make, traced = assemble.engine, Engine.train_steps
+    make, traced, networks, check = assemble.engine, Engine.train_steps, assemble.networks, assemble.check
+
+    def alike(settings):
+        optimizer = dataclasses.replace(settings.optimizer, learning_rate=1.0, milestones=())
+        found = dataclasses.replace(settings, seed=0, optimizer=optimizer, teacher=None, init_from=None)
+        return found if settings.loss.counts_epochs else dataclasses.replace(found, epochs=1)
+
+    def taught_by(teacher):
+        return teacher and (teacher.backbone.name, teacher.backbone.image_shape)
+
+    def once(key, look):
+        """What `look` returns, which is not kept where it raises."""
+        if ANEW:
+            return look()
+        if (key := repr(key)) not in LOOKED_AT:
+            LOOKED_AT[key] = look()
+        return LOOKED_AT[key]
+
+    def networks_once(settings, num_classes, teacher=None, known=None):
+        known = known or facts(settings)
+        found = once((alike(settings), num_classes, known), lambda: networks(settings, num_classes, None, known))
+        return found._replace(teacher=teacher)
+
+    def check_once(settings, found, dataset):
+        seen = dataset.train_images.shape[1:], dataset.num_classes
+        once((alike(settings), taught_by(found.teacher), seen), lambda: check(settings, found, dataset))
 
     def engine(settings, dataset, found, load_start=None):
         made = make(settings, dataset, found, load_start)
         if ANEW:
             return made
-        optimizer = dataclasses.replace(settings.optimizer, learning_rate=1.0, milestones=())
-        alike = dataclasses.replace(settings, seed=0, optimizer=optimizer, teacher=None, init_from=None)
-        if not settings.loss.counts_epochs:
-            alike = dataclasses.replace(alike, epochs=1)
-        teacher = found.teacher and (found.teacher.backbone.name, found.teacher.backbone.image_shape)
         arrays = [(array.shape, str(array.dtype)) for array in dataset if hasattr(array, "shape")]
         pixels = dataset.mean.tobytes(), dataset.std.tobytes(), dataset.flip, dataset.class_names
-        key = repr((alike, found.sizes, found.trunk_size, teacher, arrays, pixels, made.steps_per_call))
+        of = alike(settings), found.sizes, found.trunk_size, taught_by(found.teacher)
+        key = repr((*of, arrays, pixels, made.steps_per_call))
         if key not in PROGRAMS:
             own = {name: getattr(made, name) for name in ("_fresh", "_evaluator")}
             PROGRAMS[key] = own | {"steps_kept": traced.func(made)}, made._epochs._draw
@@ -98,6 +123,8 @@ def programs_kept():
     steps.__set_name__(Engine, "train_steps")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "engine", engine)
+        patch.setattr(assemble, "networks", networks_once)
+        patch.setattr(assemble, "check", check_once)
         patch.setattr(Engine, "train_steps", steps)
         yield
 
@@ -116,7 +143,17 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("number", range(many if metafunc.config.getoption("--all") else few))
 
 
+# What takes longest comes first: a file that began near the end would leave the other processes without work.
+LONGEST = (
+    "test_distributed", "test_run", "test_devices", "test_signals", "test_hostile", "test_types", "test_seeds",
+    "test_config", "test_own_data", "test_environment",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+    tests = collections.Counter(item.path.stem for item in items)
+    place = {stem: number for number, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(place)), -tests[item.path.stem], item.path.stem))
     if not config.getoption("--all"):
         for item in items:
             if "slow" in item.keywords:

@@ -23,6 +23,8 @@ from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
 from tests.hostile import OTHER, snapshot
 from tests.runs import TEN_EPOCHS, assert_same, made, rows_in, steps_in, stopped_after, whole
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):

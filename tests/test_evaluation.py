@@ -16,6 +16,8 @@ from tests.hostile import snapshot
 from tests.runs import few
 from tests.test_student import CHOSEN, DIGITS, numpy_says, own, peer_says, saved_in, trained_in
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 LABELS = data.load("digits").test_labels
 CONSENT = "--backbone=tests.tiny:Tiny"
 

@@ -26,6 +26,8 @@ from tests.test_evaluation import data_set
 from tests.test_exports import drawn
 from tests.test_student import CHOSEN, DIGITS, SMALL, own, peer_says, saved_in, trained_in
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 TINY = "--config.backbone.name=tests.tiny:Tiny"
 
 

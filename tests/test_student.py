@@ -18,6 +18,8 @@ from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.student import evaluated, exported, load, of_run
 from tests.runs import few
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 DIGITS = data.load("digits").test_images
 SMALL = [
     "--config.train_examples=64", "--config.test_examples=30", "--config.eval_batch_size=30", "--config.batch_size=16",
