@@ -187,7 +187,7 @@ def choose(settings: Settings) -> Devices:
     if settings.batch_size % parts:
         raise UsageError(
             f"config.batch_size={settings.batch_size} does not divide over {parts} devices; choose a multiple of "
-            f"{parts}, or other config.devices"
+            f"{parts} (--config.batch_size), or other --config.devices"
         )
     if settings.bn == "local" and parts == 1:
         raise UsageError(f"config.bn='local': no batch is split over {count} devices with {groups} groups of peers")
