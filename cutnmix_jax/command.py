@@ -23,12 +23,14 @@ def called(name: str) -> str:
 
 def program() -> str:
     """How a person calls the program here: as it is installed, or out of the clone."""
-    if shutil.which(PROGRAM):
-        return PROGRAM
-    places = (Path(sys.executable).parent, Path(__file__).parents[1] / "scripts")
+    on_path = shutil.which(PROGRAM)
     with contextlib.suppress(OSError):  # the folder where the person is was removed
-        if found := [os.path.relpath(place / PROGRAM) for place in places if (place / PROGRAM).is_file()]:
-            return shlex.quote(found[0])
+        for place in (Path(sys.executable).parent, Path(__file__).parents[1] / "scripts"):
+            if (own := place / PROGRAM).is_file():
+                if on_path and own.samefile(on_path):
+                    return PROGRAM
+                shown = os.path.relpath(own)
+                return shlex.quote(shown if os.sep in shown else f"./{shown}")
     return f"{shlex.quote(sys.executable)} -m cutnmix_jax"
 
 

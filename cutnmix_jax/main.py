@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
 def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str], own_backbones: Sequence[str]) -> str:
     """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
     data = "" if "," in dataset else dataset  # which is among the overrides then
-    own = [f"--backbone={name}" for name in own_backbones]  # whose code may be run
+    own = [f"--backbone={name}" for name in dict.fromkeys(own_backbones)]  # whose code may be run
     commands = {
         "one network alone, to compare it with": shlex.join(
             ["train", f"--config=quickstart:{data},baseline", *overrides]
@@ -128,6 +128,8 @@ def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str], own_backb
         "its best network as a folder that is enough by itself": f"export {workdir} my-student",
         "networks, data sets, methods and fields": "train --list",
     }
+    if len(own) > 1:  # `evaluate` runs the code of one
+        commands.pop("exact accuracies, calibration, what the peers agree on")
     return "\n".join(["next", *(f"  {what}:\n    {command.program()} {rest}" for what, rest in commands.items())])
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the site, drawn anew by `scripts/pictures`.
+"""The pictures of the site, drawn anew by `scripts/docs --pictures`.
 
 Photographs: a temple and a flower by danielbuechele and vultilion (CC BY 2.0), from scikit-learn; Grace Hopper, by the
 United States Navy (public domain), from Matplotlib. Colours are Okabe and Ito's, told apart by colour-blind readers.

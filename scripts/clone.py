@@ -1,4 +1,4 @@
-"""A copy of the clone to work on: what git knows or would be asked to."""
+"""A copy of the clone to work on: the files that git knows."""
 
 import shutil
 import subprocess
@@ -8,11 +8,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def copy(target: Path) -> None:
-    """Copies the files that git knows, and new ones that it does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    """Copies the files that git knows, as they are now."""
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

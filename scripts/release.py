@@ -1,6 +1,6 @@
 """Builds the next version, checks what was built and describes it; publishes nothing.
 
-  scripts/release --dry-run                    the next minor version, into dist/
+  scripts/release --dry-run                    the next minor version, or that which CHANGELOG.md begins with, in dist/
   scripts/release --dry-run --version=0.1.1    another one
 
 Works on a copy of the files that git knows; the clone is left as it is. CONTRIBUTING.md has what is done by hand.
@@ -11,6 +11,7 @@ import datetime
 import email
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,11 +20,10 @@ import zipfile
 from pathlib import Path
 
 from packaging.metadata import Metadata
-from packaging.version import InvalidVersion, Version
 
 from cutnmix_jax import __version__
 from cutnmix_jax.command import CommandLine, exit_code_of
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import UsageError, described
 from scripts import clone
 
 # Where a version stands besides the heading in CHANGELOG.md: a file, and what is before it there.
@@ -81,7 +81,7 @@ def check(source: Path, wheel: Path, archive: Path, version: str) -> Metadata:
         description = email.message_from_bytes(inside.read(found)).get_payload()
     for what, held in names.items():
         if missing := sorted(modules - held):
-            raise UsageError(f"the {what} lacks {missing[0]} and {len(missing) - 1} more; see MANIFEST.in")
+            raise UsageError(f"the {what} lacks {', '.join(missing[:3])}; see MANIFEST.in")
     if str(metadata.version) != version or not description:
         raise UsageError(f"{wheel.name} says version {metadata.version}, or nothing of itself; it should be {version}")
     told = subprocess.run(
@@ -111,10 +111,16 @@ def describe(metadata: Metadata, files: list[Path], new: str) -> None:
     print(f"\nWhat is new:\n\n{new}\n\nNothing was published; CONTRIBUTING.md has what is left to do by hand.")
 
 
-def following(version: str) -> str:
-    """The next minor version."""
-    major, minor, *_ = Version(version).release
+def following(changelog: str) -> str:
+    """The version to build: the program's own where it is new in the changelog, else the next minor one."""
+    if re.search(rf"\n## {re.escape(__version__)} - ", changelog) and not notes(changelog, "Unreleased"):
+        return __version__
+    major, minor, *_ = map(int, __version__.split("."))
     return f"{major}.{minor + 1}.0"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def main() -> None:
@@ -123,27 +129,36 @@ def main() -> None:
     parser.prog = "scripts/release"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dry-run", action="store_true", help="the only way there is: nothing is ever published")
-    parser.add_argument("--version", default=following(__version__), help="(the next minor one)")
+    parser.add_argument("--version", metavar="X.Y.Z", help="(the next one)")
     parser.add_argument("--out", type=Path, default=clone.ROOT / "dist", metavar="DIR", help="for the files (dist)")
     known = parser.parse_args()
     if not known.dry_run:
         raise UsageError("this publishes nothing; give --dry-run, and see CONTRIBUTING.md for what is done by hand")
+    version = known.version or following((clone.ROOT / "CHANGELOG.md").read_text())
+    if not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", version):
+        raise UsageError(f"--version={version}: must be three numbers, as 0.2.0")
+    if _number(version) < _number(__version__):
+        raise UsageError(f"--version={version}: is older than {__version__}, which the program has")
     try:
-        version = str(Version(known.version))
-    except InvalidVersion as error:
-        raise UsageError(f"--version={known.version}: must be a version, as 0.2.0") from error
-    if Version(version) < Version(__version__):
-        raise UsageError(f"--version={known.version}: is older than {__version__}, which the program has")
-    known.out.mkdir(parents=True, exist_ok=True)
-    if there := [path for path in known.out.iterdir() if path.suffix in (".whl", ".gz")]:
-        raise UsageError(f"{there[0]} is there already; remove the files of {known.out}, or give another --out")
+        made(version, known.out)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError(
+            f"no release could be built ({described(error)}); it takes a clone, git and an --out"
+        ) from error
+
+
+def made(version: str, out: Path) -> None:
+    """Builds a version and describes it; what does not pass the checks is not left behind."""
+    if there := [path for path in (out.iterdir() if out.exists() else ()) if path.suffix in (".whl", ".gz")]:
+        raise UsageError(f"{there[0]} is there already; remove the files of {out}, or give another --out")
     with tempfile.TemporaryDirectory(prefix="release-") as folder:
-        copied = Path(folder)
+        copied, built = Path(folder, "source"), Path(folder, "built")
         clone.copy(copied)
         new = set_version(copied, version)
-        files = build(copied, known.out)
-        archive, wheel = sorted(files, key=lambda path: path.suffix == ".whl")
-        describe(check(copied, wheel, archive, version), files, new)
+        archive, wheel = sorted(build(copied, built), key=lambda path: path.suffix == ".whl")
+        metadata = check(copied, wheel, archive, version)
+        out.mkdir(parents=True, exist_ok=True)
+        describe(metadata, [Path(shutil.move(path, out / path.name)) for path in (archive, wheel)], new)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ from tests.test_own_pictures import picture
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TINY = "tests.tiny:Tiny"
 KINDS = ("run with", "checked", "not run")
 # What a script starts: the command of `cutnmix`, and arguments before those that are given.
@@ -45,7 +48,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(page, text):
-    found = re.finditer(r"(?:<!-- ([\w ]+): ([^>]*?) -->\n)?```sh\n(.*?)```", text, re.DOTALL)
+    found = re.finditer(r"(?:<!-- ([\w ]+): ([^\n]*?) -->\n)?```sh\n(.*?)```", text, re.DOTALL)
     for number, (kind, told, code) in enumerate((match.groups() for match in found), start=1):
         lines = (shlex.join(shlex.split(line, comments=True)) for line in code.replace("\\\n", " ").splitlines())
         yield Block(page, number, kind or "", told or "", tuple(filter(None, lines)))
@@ -65,11 +68,13 @@ def test_a_broken_block_is_noticed():
     """A comment that says no reason, and another program, are seen."""
     [bare] = blocks_of(ROOT / "README.md", "```sh\nscripts/quickstart \\\n  --x=1  # why\n\n```")
     assert (bare.kind, bare.lines) == ("", ("scripts/quickstart --x=1",))
-    [told] = blocks_of(ROOT / "README.md", "<!-- not run: a reason -->\n```sh\nWORKDIR=a sbatch b\n```")
-    assert (told.kind, told.told) == ("not run", "a reason") and arguments_of(told.lines[0]) is None
+    [told] = blocks_of(ROOT / "README.md", "<!-- not run: a -> reason -->\n```sh\nWORKDIR=a sbatch b\n```")
+    assert (told.kind, told.told) == ("not run", "a -> reason") and arguments_of(told.lines[0]) is None
 
 
 def test_every_block_says_what_becomes_of_it():
+    for page in PAGES:
+        assert not re.search(r"```(bash|shell|console|zsh|shell-session)", page.read_text()), f"{page}: write ```sh"
     for block in BLOCKS:
         assert block.kind in ("", *KINDS) and bool(block.kind) == bool(block.told), block
         if block.kind != "not run":

@@ -482,7 +482,10 @@ def test_in_the_argument_of_a_configuration(cats, capsys):
             command_line.from_flags(f"resnet8:{argument}", [])
     capsys.readouterr()
     assert main.main([f"--config=resnet8:folder:{cats.parent}/d/../none"]) == 3
-    assert f"folder:{cats.parent}/none: there is no folder {cats.parent}/none, and no data set" in one_error(capsys)
+    assert (
+        f"folder:{cats.parent}/none: there is no folder {cats.parent}/none, and nothing was prepared of it in"
+        in one_error(capsys)
+    )
     assert main.main([f"--config=resnet8:folder:{cats.parent}/d/../{cats.name}", "--config.image_size=99"]) == 3
     assert f"run `{program()} data prepare --dataset='folder:{cats}' --size=99`" in one_error(capsys)
     assert Settings.__dataclass_fields__["image_size"].metadata["change"].name == "NEVER"

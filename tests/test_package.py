@@ -74,14 +74,37 @@ def test_the_next_version_is_described(released):
     [
         ([], "publishes nothing; give --dry-run"),
         (["--dry-run", "--version=0.0.1"], "is older than"),
-        (["--dry-run", "--version=soon"], "must be a version"),
+        (["--dry-run", "--version=soon"], "must be three numbers"),
+        (["--dry-run", "--version=1!0.2+local"], "must be three numbers"),
     ],
 )
 def test_what_no_release_can_be(arguments, told, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["scripts/release", *arguments, f"--out={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["scripts/release", *arguments, f"--out={tmp_path / 'new'}"])
     with pytest.raises(UsageError, match=told):
         release.main()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_release_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/release", "--dry-run", f"--out={tmp_path / 'new'}"])
+    monkeypatch.setattr(release.clone, "ROOT", tmp_path)  # where there is no clone
+    (tmp_path / "CHANGELOG.md").write_text("")
+    with pytest.raises(UsageError, match="no release could be built"):
+        release.main()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["scripts/release", "--dry-run", f"--out={ROOT / 'README.md'}"])
+    with pytest.raises(UsageError, match="no release could be built"):
+        release.main()
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_version_that_is_built():
+    version, (major, minor, *_) = cutnmix_jax.__version__, cutnmix_jax.__version__.split(".")
+    following = f"{major}.{int(minor) + 1}.0"
+    assert release.following(f"# C\n\n## Unreleased\n\n- New.\n\n## {version} - 2020-01-01\n\n- Old.\n") == following
+    assert release.following("# C\n\n## Unreleased\n\n- New.\n") == following
+    # Once the heading is written by hand, the same command builds that version.
+    assert release.following(f"# C\n\n## {version} - 2020-01-01\n\n- New.\n") == version
 
 
 def test_versions_that_disagree_and_nothing_new(tmp_path):

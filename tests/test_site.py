@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -39,12 +40,29 @@ def site(tmp_path_factory):
     return out
 
 
+class Loaded(HTMLParser):
+    """What a page has a browser load by itself."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.names = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "link" and set(found.get("rel", "").split()) & {"stylesheet", "preload", "icon"}:
+            self.names.append(found["href"])
+        elif tag in ("script", "img", "iframe") and "src" in found:
+            self.names.append(found["src"])
+
+
 def test_the_site_needs_no_network(site):
     """What a page loads by itself lies beside it."""
-    loads = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*?(?:src|href)="([^"]+)"')
     for page in site.rglob("*.html"):
-        loaded = loads.findall(page.read_text())
+        loaded = Loaded(page.read_text()).names
         assert loaded and not [name for name in loaded if name.startswith(("http", "//"))], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
 
 
 def test_every_public_name_is_in_the_reference(site):

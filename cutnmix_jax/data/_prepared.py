@@ -66,10 +66,13 @@ def command(name: str, data_dir: str, size: int | None, what: str = "prepare") -
 
 
 def _missing(name: str, data_dir: str, size: int | None) -> DataError:
-    path = Path(name.removeprefix(_names.FOLDER))
-    if name.startswith(_names.FOLDER) and not path.is_dir():
-        return DataError(f"{name}: there is no folder {path}, and no data set was prepared of it")
     others = [f"{one}x{one}" for one in sizes(name, data_dir)]
+    path = Path(name.removeprefix(_names.FOLDER))
+    if name.startswith(_names.FOLDER) and not others and not path.is_dir():
+        return DataError(
+            f"{name}: there is no folder {path}, and nothing was prepared of it in {_source.root(data_dir)}; give the "
+            "path of your pictures, or the data folder"
+        )
     there = f" (it is at {', '.join(others)})" if others else ""
     any_size = "" if size else ", or with another size"
     at = f" at {size}x{size}" if size else ""

@@ -131,4 +131,6 @@ def verify(name: str, data_dir: str, size: int | None) -> str:
     source = _prepared.change(about) or (
         f"{about.path} is as it was then" if _prepared.is_there(about) else f"{about.path} is not there"
     )
-    return f"{name} in {folder}: {_counts(about)}; sha256 {about.sha256} (as it must be)\n{source}"
+    return (
+        f"{name} in {folder}: {_counts(about)}; sha256 of images and classes {about.sha256} (as it must be)\n{source}"
+    )

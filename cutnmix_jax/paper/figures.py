@@ -149,7 +149,9 @@ def over_seeds(counts: Collection[int], shown: str, what: str) -> str:
     """
     if set(counts) == {1}:
         return "a single seed, no deviation"
-    least, most = min(counts, default=0), max(counts, default=0)
+    if not counts:
+        return f"mean over seeds, {shown}"
+    least, most = min(counts), max(counts)
     seeds = f"{most}" if least == most else f"{least} to {most}"
     return f"mean over {seeds} seeds, {shown}" + (f"; no {what}: a single seed" if 1 in counts else "")
 

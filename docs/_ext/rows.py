@@ -1,5 +1,6 @@
 """The directive `{rows} NAME ...`: what rows of the tables are, from the program itself."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from docutils import nodes
@@ -19,7 +20,7 @@ class Rows(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         rows = {name: methods.row(name) for name in self.arguments[0].split()}
-        text = [*_of_rows(rows), "", *_of_options(next(iter(rows.values())))]
+        text = [*_of_rows(rows), "", *_of_options(rows)]
         return self.parse_text_to_nodes("\n".join(text))
 
 
@@ -30,20 +31,26 @@ def _of_rows(rows: dict[str, Row]) -> Iterable[str]:
         weights = ", ".join(f"`{term}` {weight:g}" for term, weight in row.weights.items())
         rising = f"; rising: {', '.join(f'`{term}`' for term in row.ramp_up)}" if row.ramp_up else ""
         networks = f"{row.num_peers}, one trunk" if row.share_trunk else f"{row.num_peers}"
-        images = "own view" if row.views == "per_peer" else "the same"
+        images = "own view" if row.views == "per_peer" else "the same for all" if row.num_peers > 1 else "its own"
         if len(row.method.views) > 1:
-            images = f"{len(row.method.views)} views"
+            images = "and another of its class" if row.method.views[1].same_class else "two views of each"
         yield f"| `{name}` | {networks} | {images} | {row.mix} | {weights}{rising} | `test/{row.headline}` |"
 
 
-def _of_options(row: Row) -> Iterable[str]:
+def _of_options(rows: dict[str, Row]) -> Iterable[str]:
+    method = next(iter(rows.values())).method
+    options = listing.of_methods().get(methods.name_of(method), [])
+    values = {name: dataclasses.asdict(row.method) for name, row in rows.items()}
     yield "| term or option | default | what it is |"
     yield "|---|---|---|"
-    for term, meaning in row.method.meanings.items():
+    for term, meaning in method.meanings.items():
         yield f"| `train/{term}` | | {meaning} |"
-    options = listing.of_methods().get(methods.name_of(row.method), [])
     for option in options:
-        yield f"| `--config.{option.path}` | `{option.default}` | {option.reason} |"
+        own = {name: str(of[option.path.removeprefix("loss.")]).lower() for name, of in values.items()}
+        default = f"`{next(iter(own.values()))}`"
+        if len(set(own.values())) > 1:
+            default = ", ".join(f"`{value}` (`{name}`)" for name, value in own.items())
+        yield f"| `--config.{option.path}` | {default} | {option.reason} |"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
