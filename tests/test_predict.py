@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutnmix_jax import data, main, predict, stack, training
-from cutnmix_jax.backbones import foreign
+from cutnmix_jax import data, main, own_code, predict, stack, training
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import command_line
@@ -167,8 +166,8 @@ def test_an_export_teaches_as_its_run_does(run, taken, tmp_path, monkeypatch, ca
     for name in ("weights_sha256", "teacher_sha256", "last"):
         assert results[0][name] == results[1][name]
     exported.write(own(run, ensemble=True), tmp_path / "both")
-    asked, load = [], foreign.import_attribute
-    monkeypatch.setattr(foreign, "import_attribute", lambda name: (asked.append(name), load(name))[1])
+    asked, load = [], own_code.named
+    monkeypatch.setattr(own_code, "named", lambda what, name: (asked.append(name), load(what, name))[1])
     of_its_kind = "--config.backbone.name=resnet8"
     for teacher, flags, says in (
         (tmp_path / "both", [TINY], "ensemble of 2"),

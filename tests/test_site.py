@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 # What a notebook runs with here, in place of what its cell with the tag `parameters` says.
 SMALL = {
     "cutnmix_in_pictures": 'draws, network = 50, "tests.tiny:Tiny"\ntrain_examples, epochs, milestones = 64, 1, (1,)',
-    "your_own": "train_examples, epochs, milestones, seeds = 64, 1, (1,), (95,)",
+    "your_own": 'train_examples, epochs, milestones, seeds, compared = 64, 1, (1,), (95,), ("consensus",)',
 }
 
 

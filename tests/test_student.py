@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutnmix_jax import backbones, data, evaluate, export, load_student, main, predict
-from cutnmix_jax.backbones import foreign
+from cutnmix_jax import backbones, data, evaluate, export, load_student, main, own_code, predict
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.student import evaluated, exported, load, of_run
@@ -214,7 +213,7 @@ def test_somebody_s_own_network(name, tiny, tmp_path, monkeypatch, capsys):
     name = f"tests.tiny{name}"
     with monkeypatch.context() as patched:
         asked = []
-        patched.setattr(foreign, "import_attribute", asked.append)
+        patched.setattr(own_code, "named", lambda what, name: asked.append(name))
         patched.delitem(sys.modules, "tests.tiny")
         target, picture = tmp_path / "taken", tmp_path / "0.png"
         Image.fromarray(DIGITS[0]).save(picture)
