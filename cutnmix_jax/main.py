@@ -118,18 +118,17 @@ def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str], own_backb
     """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
     data = "" if "," in dataset else dataset  # which is among the overrides then
     own = [f"--backbone={name}" for name in dict.fromkeys(own_backbones)]  # whose code may be run
+    measured = {"exact accuracies, calibration, what the peers agree on": shlex.join(["evaluate", str(workdir), *own])}
     commands = {
         "one network alone, to compare it with": shlex.join(
             ["train", f"--config=quickstart:{data},baseline", *overrides]
         ),
         "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
-        "exact accuracies, calibration, what the peers agree on": shlex.join(["evaluate", str(workdir), *own]),
+        **(measured if len(own) < 2 else {}),  # it runs the code of one
         "what its best network says of a picture": f"predict {workdir} PICTURE",
         "its best network as a folder that is enough by itself": f"export {workdir} my-student",
         "networks, data sets, methods and fields": "train --list",
     }
-    if len(own) > 1:  # `evaluate` runs the code of one
-        commands.pop("exact accuracies, calibration, what the peers agree on")
     return "\n".join(["next", *(f"  {what}:\n    {command.program()} {rest}" for what, rest in commands.items())])
 
 

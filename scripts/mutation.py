@@ -7,7 +7,6 @@
 Works on a copy of the files that git knows, with cosmic-ray; the clone is left as it is. A file takes minutes to hours.
 """
 
-import argparse
 import json
 import random
 import sqlite3
@@ -116,7 +115,6 @@ def main() -> None:
     """Reads the command line."""
     parser = CommandLine("scripts.mutation", "Says which small changes no test notices.", __doc__ or "")
     parser.prog = "scripts/mutate"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="*", metavar="FILE", help="of the package, as losses or engine/optim; all")
     parser.add_argument("--most", type=int, metavar="N", help="places in each file; all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")

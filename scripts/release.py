@@ -6,9 +6,7 @@
 Works on a copy of the files that git knows; the clone is left as it is. CONTRIBUTING.md has what is done by hand.
 """
 
-import argparse
 import datetime
-import email
 import hashlib
 import re
 import shutil
@@ -58,13 +56,13 @@ def set_version(copied: Path, version: str) -> str:
     return new
 
 
-def build(source: Path, out: Path) -> list[Path]:
+def build(source: Path, out: Path) -> tuple[Path, Path]:
     """Builds the wheel and the source archive."""
     command = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UsageError(f"the build failed: {done.stderr.strip().splitlines()[-1]}; {' '.join(command)} shows all")
-    return sorted(path for path in out.iterdir() if path.suffix in (".whl", ".gz"))
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
 def check(source: Path, wheel: Path, archive: Path, version: str) -> Metadata:
@@ -78,11 +76,10 @@ def check(source: Path, wheel: Path, archive: Path, version: str) -> Metadata:
         names = {"wheel": set(inside.namelist()), "archive": {one.partition("/")[2] for one in packed.getnames()}}
         found = next(name for name in names["wheel"] if name.endswith(".dist-info/METADATA"))
         metadata = Metadata.from_email(inside.read(found), validate=True)
-        description = email.message_from_bytes(inside.read(found)).get_payload()
     for what, held in names.items():
         if missing := sorted(modules - held):
             raise UsageError(f"the {what} lacks {', '.join(missing[:3])}; see MANIFEST.in")
-    if str(metadata.version) != version or not description:
+    if str(metadata.version) != version or not metadata.description:
         raise UsageError(f"{wheel.name} says version {metadata.version}, or nothing of itself; it should be {version}")
     told = subprocess.run(
         [sys.executable, "-c", "from cutnmix_jax.__main__ import main; main()", "--version"],
@@ -127,7 +124,6 @@ def main() -> None:
     """Reads the command line."""
     parser = CommandLine("scripts.release", "Builds, checks and describes the next version.", __doc__ or "")
     parser.prog = "scripts/release"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--dry-run", action="store_true", help="the only way there is: nothing is ever published")
     parser.add_argument("--version", metavar="X.Y.Z", help="(the next one)")
     parser.add_argument("--out", type=Path, default=clone.ROOT / "dist", metavar="DIR", help="for the files (dist)")
@@ -155,7 +151,7 @@ def made(version: str, out: Path) -> None:
         copied, built = Path(folder, "source"), Path(folder, "built")
         clone.copy(copied)
         new = set_version(copied, version)
-        archive, wheel = sorted(build(copied, built), key=lambda path: path.suffix == ".whl")
+        wheel, archive = build(copied, built)
         metadata = check(copied, wheel, archive, version)
         out.mkdir(parents=True, exist_ok=True)
         describe(metadata, [Path(shutil.move(path, out / path.name)) for path in (archive, wheel)], new)

@@ -98,6 +98,16 @@ def test_a_release_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_module_that_is_left_out_and_another_version_are_seen(built, tmp_path):
+    wheel, archive = next(built.glob("*.whl")), next(built.glob("*.tar.gz"))
+    (tmp_path / "cutnmix_jax").mkdir()
+    with pytest.raises(UsageError, match=r"whl says version .* should be 9.0.0"):
+        release.check(tmp_path, wheel, archive, "9.0.0")
+    (tmp_path / "cutnmix_jax" / "left_out.py").touch()
+    with pytest.raises(UsageError, match="the wheel lacks cutnmix_jax/left_out.py; see MANIFEST.in"):
+        release.check(tmp_path, wheel, archive, "9.0.0")
+
+
 def test_the_version_that_is_built():
     version, (major, minor, *_) = cutnmix_jax.__version__, cutnmix_jax.__version__.split(".")
     following = f"{major}.{int(minor) + 1}.0"

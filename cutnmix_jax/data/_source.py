@@ -114,10 +114,10 @@ def problem(source: Source, arrays: Mapping[str, np.ndarray]) -> str:
 
 def damaged(source: Source, folder: Path, what: str) -> DataError:
     """The error for records that are not what they should be; `what` names the file or the thing."""
-    again = f"{source.name} --data_dir={folder.parent.parent}"
+    again, run = f"{source.name} --data_dir={folder.parent.parent}", program()
     return DataError(
-        f"{source.title} is damaged: {what}; check with `{program()} data verify --dataset={again}`, "
-        f"or delete {folder} and run `{program()} data prepare --dataset={again}`"
+        f"{source.title} is damaged: {what}; check with `{run} data verify --dataset={again}`, "
+        f"or delete {folder} and run `{run} data prepare --dataset={again}`"
     )
 
 

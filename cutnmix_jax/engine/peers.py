@@ -55,8 +55,8 @@ def make(
     unlike = mapping == SHARD and len(set(backbones)) > 1
     stacked = mapping != UNROLL and len(backbones) > 1 and not split and not unlike
 
-    def held(tree: Tree) -> Stack:
-        return Stack(tree, len(backbones)) if mapping == SHARD else stack.of_arrays(tree, len(backbones))
+    def held(joined: Stack) -> Stack:
+        return Stack(stack.arrays(joined), joined.count) if mapping == SHARD else joined
 
     def init(key: jax.Array) -> tuple[Tree, Tree]:
         *each, _ = mappings.keys(key, len(backbones))
@@ -65,7 +65,7 @@ def make(
         if len(set(backbones)) == 1 and not is_foreign(backbones[0].name):
             drawn = jax.vmap(backbones[0].init)(jnp.stack(each))
             if stacked:
-                of = {name: held(tree) for name, tree in drawn.items()}
+                of = {name: held(stack.of_arrays(tree, len(backbones))) for name, tree in drawn.items()}
                 return of["params"], of["batch_stats"]
             variables = list(stack.apart(Stack(drawn, len(backbones))))
         else:
@@ -79,7 +79,7 @@ def make(
             return packed.of(params), packed.of(batch_stats)
         if not stacked:
             return params, batch_stats
-        return held(stack.arrays(stack.of(params))), held(stack.arrays(stack.of(batch_stats)))
+        return held(stack.of(params)), held(stack.of(batch_stats))
 
     if split:
         forward = mappings.branched(split, len(backbones))
