@@ -6,14 +6,19 @@ import functools
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 os.environ["JAX_PLATFORMS"] = os.environ.get("CUTNMIX_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the command does, for what is run in a process of a test's own
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup no run that a test starts would hear it
+
+if "--all" not in sys.argv:
+    # Programs of a few steps take longer to compile than to run.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # What JAX traces makes objects by the million, and to look through all of them again and again is a tenth of the time.
 gc.set_threshold(20_000, 20, 20)

@@ -13,6 +13,7 @@ import pytest
 from cutnmix_jax import data, environment, main
 from tests.test_run import ROOT, TINY, copy_of, files_in, start
 
+LEAST = jax.config.values["jax_disable_most_optimizations"]  # how the tests compile
 TOLD = "from step 12 on the bits need not be those of a run that nobody disturbed"
 # Forks for each case a process that has JAX and no device yet, binds it or not, and counts what it has then.
 THREADS = """
@@ -129,7 +130,8 @@ def test_what_changes_no_bit_is_not_told(finished, tmp_path):
 @pytest.mark.parametrize(
     ("variable", "told"),
     [
-        ("JAX_DISABLE_MOST_OPTIMIZATIONS=1", "environment.settings.jax_disable_most_optimizations: False -> True"),
+        (f"JAX_DISABLE_MOST_OPTIMIZATIONS={int(not LEAST)}",
+         f"environment.settings.jax_disable_most_optimizations: {LEAST} -> {not LEAST}"),
         ("XLA_FLAGS=--xla_cpu_enable_fast_math=true", "environment.flags: [] -> ['--xla_cpu_enable_fast_math=true']"),
     ],
 )
@@ -165,7 +167,7 @@ def test_a_run_goes_on_with_its_own_random_numbers_only(variable, finished, tmp_
         ("jax_threefry_partitionable", False),
         ("jax_random_seed_offset", 7),
         ("jax_disable_jit", True),
-        ("jax_disable_most_optimizations", True),
+        ("jax_disable_most_optimizations", not LEAST),
         ("jax_numpy_dtype_promotion", "strict"),
         ("jax_default_matmul_precision", "bfloat16"),
         ("jax_enable_x64", True),
