@@ -38,7 +38,7 @@ def _written(path: str, value: Any) -> str:
     if not isinstance(value, list | tuple):
         return str(value)
     one_by_one = [getattr(one, "item", lambda one=one: one)() for one in value]
-    return ",".join(one_by_one) if path == "peers" else str(tuple(one_by_one))
+    return ",".join(map(str, one_by_one)) if path == "peers" else str(tuple(one_by_one))
 
 
 def results(folder: str | PathLike[str]) -> dict[str, Any]:

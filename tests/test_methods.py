@@ -243,8 +243,14 @@ def test_epochs_alone_make_a_run_another_one(monkeypatch):
     assert continued._why_none(changed, longer) == ""
     monkeypatch.setattr(CutnMix, "counts_epochs", True)
     assert "with cutnmix the earlier epochs depend on how many there are" in continued._why_none(changed, longer)
-    with pytest.raises(ValueError, match="epoch or epochs are missing: the terms of this method depend on them"):
-        objective.make("cutnmix", K, (4, 4))({}, {}, outputs_of(2), np.ones((N, K), np.float32) / K)
+    loss = objective.make("cutnmix", K, (4, 4))
+    for given, says in (
+        ({}, "epoch or epochs are missing: the terms of this method depend on them"),
+        ({"epoch": 4, "epochs": 4}, "epoch=4 of epochs=4: the first one is 0"),  # PS-KD would have a loss below 0
+        ({"epoch": -1, "epochs": 4}, "epoch=-1 of epochs=4"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            loss({}, {}, outputs_of(2), np.ones((N, K), np.float32) / K, **given)
 
 
 def test_a_headline_that_is_not_measured_is_told_before_the_training(monkeypatch):
