@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import fields
-from cutnmix_jax.types import Mix
+from cutnmix_jax.types import Mix, Size
 
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
-Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
 # What `mix` may be asked for, of a run and of a training loop of one's own.
 PROB = fields.number(0, 1)

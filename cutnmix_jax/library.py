@@ -9,7 +9,7 @@ from typing import Any
 from cutnmix_jax import finished, layout, metrics
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.settings import Settings, command_line, tree
-from cutnmix_jax.types import Row
+from cutnmix_jax.types import EpochRow
 
 
 def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = None) -> Settings:
@@ -53,7 +53,7 @@ def results(folder: str | PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def history(folder: str | PathLike[str]) -> list[Row]:
+def history(folder: str | PathLike[str]) -> list[EpochRow]:
     """The rows of a run so far, one for each epoch, finished or not: its `metrics.jsonl`.
 
     Raises:

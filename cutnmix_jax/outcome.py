@@ -10,14 +10,14 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import described, one_line
 from cutnmix_jax.student import exported, of_run
-from cutnmix_jax.types import Dataset, Row, TrainState
+from cutnmix_jax.types import Dataset, EpochRow, TrainState
 
 
 def results(
     engine: Engine,
     dataset: Dataset,
     state: TrainState,
-    rows: Sequence[Row],
+    rows: Sequence[EpochRow],
     seconds: float,
     workdir: Path,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def results(
     return found
 
 
-def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path, saved: Saved) -> None:
+def write(results: dict[str, Any], rows: Sequence[EpochRow], workdir: Path, saved: Saved) -> None:
     """Writes the results; and beside them the student and the curves, which a run can do without.
 
     Args:
