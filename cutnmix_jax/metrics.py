@@ -1,4 +1,4 @@
-"""The rows of a run, in `metrics.jsonl` and for TensorBoard; the README describes the folder."""
+"""The rows of a run, in `metrics.jsonl` and for TensorBoard; `docs/runs.md` describes the folder."""
 
 import contextlib
 import json

@@ -38,7 +38,6 @@ from cutnmix_jax.settings.check import checked, facts, setup
 from cutnmix_jax.signals import Stop, StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
-from cutnmix_jax.types import Dataset
 
 
 @handlers_kept()
@@ -65,7 +64,7 @@ def train(
       extend: go on with a run that has fewer epochs, finished or not, to end as if it had had these from the start.
 
     Returns:
-      What `results.json` says, see the README.
+      What `results.json` says, see `docs/runs.md`.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
@@ -119,7 +118,7 @@ def run(
         dataset = dataset or made.load(settings, networks)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):
             engine = made.assemble(settings, dataset, networks)
-            return go_on(engine, workdir, dataset, stop, opened, start, why_not, on_epoch)
+            return go_on(engine, workdir, stop, opened, start, why_not, on_epoch)
 
 
 def plan(settings: Settings) -> assemble.Networks:
@@ -139,7 +138,6 @@ def plan(settings: Settings) -> assemble.Networks:
 def go_on(
     engine: Engine,
     workdir: Path,
-    dataset: Dataset,
     stop: Stop,
     opened: folder.Opened,
     start: float,
@@ -148,9 +146,9 @@ def go_on(
 ) -> dict[str, Any]:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     settings = engine.settings
-    summary.show(engine, dataset, workdir)
+    summary.show(engine, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
-    made_with = environment.of_run(dataset, settings.own_backbones)
+    made_with = environment.of_run(engine.dataset, settings.own_backbones)
     if engine.steps_per_call > 1:  # which depends on where the images lie
         made_with["steps_per_call"] = engine.steps_per_call
     if engine.runs_in_program > 1:
@@ -179,7 +177,7 @@ def go_on(
             with outcome.expendable(layout.SAMPLES, Exception):
                 from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-                pictures.samples(workdir / layout.SAMPLES, *first_batch, dataset)
+                pictures.samples(workdir / layout.SAMPLES, *first_batch, engine.dataset)
 
         # The epochs.
         rows = restored.rows if restored else []
@@ -188,7 +186,7 @@ def go_on(
             ended = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch)
 
     seconds = float(saved.wall_seconds) + time.monotonic() - start  # of all starts together
-    results = outcome.results(engine, dataset, ended.state, written.rows, seconds, workdir)
+    results = outcome.results(engine, ended.state, written.rows, seconds, workdir)
     opened.check()
     outcome.write(results, written.rows, workdir, ended)
     console.table(results)

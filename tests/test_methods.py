@@ -240,9 +240,9 @@ def test_epochs_alone_make_a_run_another_one(monkeypatch):
     settings = command_line.from_flags("configs/quickstart.py", [])
     longer = dataclasses.replace(settings, epochs=settings.epochs + 1)
     changed = tree.changes(tree.of_settings(settings), tree.of_settings(longer))
-    assert continued._why_none(changed, longer) == ""
+    assert continued._why_not_extended(changed, longer) == ""
     monkeypatch.setattr(CutnMix, "counts_epochs", True)
-    assert "with cutnmix the earlier epochs depend on how many there are" in continued._why_none(changed, longer)
+    assert "with cutnmix the earlier epochs depend on how many" in continued._why_not_extended(changed, longer)
     loss = objective.make("cutnmix", K, (4, 4))
     for given, says in (
         ({}, "epoch or epochs are missing: the terms of this method depend on them"),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming
-from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
+from cutnmix_jax.types import Backbone, ImageShape, Tree
 
 TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 
@@ -24,7 +24,7 @@ def is_foreign(name: str) -> bool:
 
 
 def from_factory(
-    name: str, make: Callable[..., Any], num_classes: int, dtype: Any = jnp.float32, image_shape: ImageShape = CIFAR
+    name: str, make: Callable[..., Any], num_classes: int, dtype: Any, image_shape: ImageShape
 ) -> Backbone:
     """Makes a backbone of a user's function or class and checks it before the network is compiled.
 

@@ -40,8 +40,8 @@ def imagenet(backbone: str, argument: str | None) -> ConfigDict:
 
     90 epochs of 256 images a step, the rate 0.1 and a tenth of it from epochs 30, 60 and 80 on each, weight decay 1e-4
     (Goyal et al. 2017, arXiv 1706.02677, section 5.1, who leave batch norm out of the decay, and take random parts of
-    the whole picture, not of its middle, which is what is prepared). Labels, mixing and loss
-    follow from the row, crops from the size of the images.
+    the whole picture, not of its middle, which is what is prepared). Labels, mixing and loss follow from the row, crops
+    from the size of the images.
 
     Raises:
       UsageError: no data set is named; and as `make` does.

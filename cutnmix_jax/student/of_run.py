@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """What the folder of a finished run says.
 
     Attributes:
-      folder: it.
+      folder: of the run.
       settings: of the run.
       results: its `results.json`.
       rows: of its epochs.
