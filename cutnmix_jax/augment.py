@@ -153,7 +153,7 @@ def draw_mix(
       partner [n], amount [B] and boxes [B, 4].
 
     Raises:
-      ValueError: there is no such kind or box.
+      ValueError: there is no such kind, or for `cutnmix` no such box.
     """
     if kind not in MIX_KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(MIX_KINDS)}")
@@ -192,7 +192,7 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
       The mixed images, and how they were mixed.
 
     Raises:
-      ValueError: the images have other axes, or there is no such kind or box.
+      ValueError: the images have other axes; or as `draw_mix` does.
     """
     if images.ndim != 5:
         raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")

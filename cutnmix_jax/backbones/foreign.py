@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import digests
 from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming
@@ -94,12 +95,15 @@ def check(backbone: Backbone, num_classes: int) -> None:
     """Traces a backbone in both modes, without compiling, and compares the shapes with the contract.
 
     Raises:
-      UsageError: if logits are not [n, K], features not [n, D], or training changes what the batch statistics are.
+      UsageError: if logits are not [n, K], features not [n, D], training changes what the batch statistics are, or two
+        arrays would have one name in a checkpoint.
     """
     n = 3 if num_classes == 2 else 2  # so that [K, n] is seen to be wrong
     images = jax.ShapeDtypeStruct((n, *backbone.image_shape), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)
     variables = jax.eval_shape(backbone.init, key)
+    if len(digests.flat(variables)) < len(jax.tree.leaves(variables)):
+        raise UsageError(f"backbone {backbone.name!r}: two of its arrays have one name once dots join its parts")
     for train in (True, False):
         outputs, batch_stats = jax.eval_shape(
             functools.partial(backbone.apply, train=train), variables, images, key=key
