@@ -270,11 +270,15 @@ def test_a_method_says_what_its_terms_are(row):
     assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
 
 
-def test_unknown_methods_and_options_are_told():
+def test_unknown_methods_and_options_are_told(monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.find("cutmix")
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.row("cutnmi")
+    with monkeypatch.context() as patched:
+        patched.setitem(cutnmix.ROWS, "dml", ROWS["cutnmix"])  # whose module comes first
+        with pytest.raises(UsageError, match="method 'dml' is a row of cutnmix and of dml; rename one of them"):
+            methods.row("dml")
     with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
         tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
 

@@ -36,21 +36,23 @@ def row(name: str) -> Row:
     A broken module stops those alone who ask for one of its rows.
 
     Raises:
-      UsageError: no method has such a row, or a module is broken and it may be one of its rows.
+      UsageError: no method has such a row, or two have, or a module is broken and it may be one of its rows.
     """
     broken: UsageError | None = None
-    # The module of the same name first: it mostly has the row, and then the others need not be imported.
-    for module in sorted(names(), key=lambda module: module != name):
+    found: dict[str, Row] = {}
+    for module in names():
         try:
             rows = _rows_of(module)
         except UsageError as error:
             broken = broken or error
             continue
         if name in rows:
-            return rows[name]
-    if broken:
-        raise broken
-    raise UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
+            found[module] = rows[name]
+    if len(found) > 1:  # which of them is trained must not follow from the names of files
+        raise UsageError(f"method {name!r} is a row of {' and of '.join(found)}; rename one of them in its ROWS")
+    if found:
+        return next(iter(found.values()))
+    raise broken or UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
 
 
 def has_row(name: str) -> bool:
