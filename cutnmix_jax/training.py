@@ -29,7 +29,6 @@ from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
 from cutnmix_jax.parts import Parts
 from cutnmix_jax.precision import CHOICES
@@ -166,7 +165,9 @@ def go_on(
         before = continued.read_if_any(workdir / layout.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
             made_with["init_sha256"] = begun_as
-        saved, compiling = (engine.placed(restored.state), 0.0) if restored else _new(engine)
+        asked = time.monotonic()
+        saved = engine.placed(restored.state) if restored else engine.begin()
+        compiling = 0.0 if restored else time.monotonic() - asked
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
         with outcome.expendable(layout.ENVIRONMENT, OSError):
@@ -203,12 +204,6 @@ def _check_saved(workdir: Path, engine: Engine, restored: Restored, opened: fold
     if opened.allowed is not Allowed.NONE and changed and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
     return changed
-
-
-def _new(engine: Engine) -> tuple[Saved, float]:
-    """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
-    asked = time.monotonic()
-    return engine.begin(), time.monotonic() - asked
 
 
 @contextlib.contextmanager

@@ -270,7 +270,7 @@ def test_a_method_says_what_its_terms_are(row):
     assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
 
 
-def test_unknown_methods_and_options_are_told(monkeypatch):
+def test_unknown_methods_and_options_are_told(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.find("cutmix")
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
@@ -279,6 +279,14 @@ def test_unknown_methods_and_options_are_told(monkeypatch):
         patched.setitem(cutnmix.ROWS, "dml", ROWS["cutnmix"])  # whose module comes first
         with pytest.raises(UsageError, match="method 'dml' is a row of cutnmix and of dml; rename one of them"):
             methods.row("dml")
+    (tmp_path / "plain.py").write_text(
+        "import dataclasses\nfrom cutnmix_jax.method import Method, Row\n@dataclasses.dataclass(frozen=True)\n"
+        "class Plain(Method):\n    temperature: float = 3.0\nROWS = {'plain': Row(Plain(), {'ce': 1.0})}\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+        with pytest.raises(UsageError, match="option temperature in .*plain.py has no range; make it with `fields.fie"):
+            methods.row("plain")
     with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
         tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
 

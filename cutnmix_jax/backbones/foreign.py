@@ -51,7 +51,7 @@ def from_factory(
     if "rngs" in accepted:
         find_devices()  # NNX is built for real; without a device that would look like a fault of the network
     what = f"backbone {name!r} fails on images of {'x'.join(map(str, image_shape))}"
-    with blaming(what, "mend it; CONTRIBUTING.md says what is asked of a network"):
+    with blaming(what, "mend it; docs/own_network.md says what is asked of a network"):
         with types_as_asked_for(name):
             if "rngs" in accepted:
                 backbone = nnx_adapter.nnx_backbone(name, functools.partial(make, **kwargs), image_shape)

@@ -180,7 +180,6 @@ def _trunk_size(network: Backbone) -> int:
         raise UsageError(
             f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
         )
-
     return _traced(network, network.split.trunk).shape[-1]
 
 

@@ -1,5 +1,6 @@
 """Training methods: one module each, with its options, its rows of the tables and its weights."""
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -80,7 +81,9 @@ def _rows_of(name: str) -> dict[str, Row]:
         module: ModuleType = importlib.import_module(f"{__name__}.{name}")
     rows = getattr(module, "ROWS", None)
     if not rows:
-        raise UsageError(f"method {name!r}: {file} has no ROWS; see CONTRIBUTING.md")
+        raise UsageError(f"method {name!r}: {file} has no ROWS; see docs/own_method.md")
+    if plain := [it.name for it in dataclasses.fields(next(iter(rows.values())).method) if "check" not in it.metadata]:
+        raise UsageError(f"method {name!r}: its option {plain[0]} in {file} has no range; make it with `fields.field`")
     # A run is read back by the name of the module, which therefore has to tell the class.
     if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:
         raise UsageError(f"method {name!r}: the ROWS of {file} are of {' and '.join(kinds)}; give each class a file")
