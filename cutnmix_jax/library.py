@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 from cutnmix_jax import finished, layout, metrics
+from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.settings import Settings, command_line, tree
 from cutnmix_jax.types import EpochRow
@@ -46,9 +46,10 @@ def results(folder: str | PathLike[str]) -> dict[str, Any]:
     Raises:
       CheckpointError: there are none, or they are not those of this run.
     """
-    found, why_not = finished.look(Path(folder))
+    path = folder_of(fspath(folder), "folder")
+    found, why_not = finished.look(path)
     if not found:
-        raise CheckpointError(f"no results of a finished run in {folder}{f' ({why_not})' if why_not else ''}")
+        raise CheckpointError(f"no results of a finished run in {path}{f' ({why_not})' if why_not else ''}")
     return found
 
 
@@ -59,6 +60,6 @@ def history(folder: str | PathLike[str]) -> list[EpochRow]:
       OSError: there is no such file, or it cannot be read.
       CheckpointError: what has its name is no file.
     """
-    path = Path(folder) / layout.ROWS
+    path = folder_of(fspath(folder), "folder") / layout.ROWS
     path.stat()  # a file that is not there would be one without rows
     return metrics.read_rows(path)

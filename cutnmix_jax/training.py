@@ -25,6 +25,7 @@ from cutnmix_jax import (
 )
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.checkpoint_reader import Restored
+from cutnmix_jax.command import folder_of
 from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
@@ -53,7 +54,7 @@ def train(
 
     Args:
       settings: from `library.configure`, or changed by `dataclasses.replace`; checked here.
-      workdir: the run's folder; made if it is not there.
+      workdir: the run's folder; made if it is not there; `~` is the home.
       stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
         and raises StoppedError; no other signal is listened to.
       force: go on with a run although its fields have changed; not together with `extend`.
@@ -75,11 +76,14 @@ def train(
         raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
     if force and extend:
         raise UsageError("force and extend: leave one of them out")
+    if not os.fspath(workdir):  # the folder where the program runs
+        raise UsageError("workdir is empty; name a folder")
+    workdir = folder_of(os.fspath(workdir), "workdir")
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
             allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
-            results = run(checked(settings), Path(workdir), asked, allowed, start, on_epoch or loop.nothing)
+            results = run(checked(settings), workdir, asked, allowed, start, on_epoch or loop.nothing)
         if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
             raise StoppedError("stopped after the last epoch: the run has ended, the same call returns its results")
         return results

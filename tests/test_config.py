@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import backbones, continued, data, digests, fields, library, main, methods, training
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import check, command_line, listing, recipe, tree, unused
+from cutnmix_jax.student.load import load_student
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -531,6 +532,19 @@ def test_malformed_fields(row_name, monkeypatch):
 def test_peers_of_a_program_that_are_no_names():
     with pytest.raises(UsageError, match="config.peers: no backbone '8'"):
         library.configure("quickstart", {"peers": ["resnet8", 8]})
+
+
+def test_folders_of_a_program_are_those_of_the_command_line(tmp_path, monkeypatch):
+    """A folder called `~` was made where the program ran, and a run without a name was written there itself."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(training, "run", lambda settings, workdir, *_: {"folder": workdir})
+    settings = library.configure("quickstart")
+    assert training.train(settings, "~/run") == {"folder": tmp_path / "run"}
+    with pytest.raises(UsageError, match="workdir is empty; name a folder"):
+        training.train(settings, "")
+    for read, error in ((library.results, CheckpointError), (library.history, OSError), (load_student, UsageError)):
+        with pytest.raises(error, match=str(tmp_path / "none")):
+            read("~/none")
 
 
 def test_at_most_64_networks(tmp_path, capsys):
