@@ -480,9 +480,7 @@ def test_help_is_not_an_error(capsys):
 
 
 SHIPPED = [
-    f"{path}:digits" if path.stem in recipe.IMAGENET else str(path)
-    for path in sorted(Path("configs").glob("*.py"))
-    if path.stem != "__init__"
+    f"{path}:digits" if path.stem in recipe.IMAGENET else str(path) for path in sorted(Path("configs").glob("*.py"))
 ]
 WRONG_VALUES = {
     int: ("", "abc", "1.5", "nan", "-1", "1e3", "99999999999999", "0x", "(1,)"),

@@ -27,11 +27,7 @@ def names() -> list[str]:
 
 
 def _files() -> dict[str, str]:
-    """Every backbone of this folder -> the file that makes it, as the file's `__all__` says.
-
-    Raises:
-      UsageError: two files have a backbone of one name.
-    """
+    """Every backbone of this folder -> the file that has it in its `__all__`; UsageError where two files have it."""
     found: dict[str, str] = {}
     for path in (path for folder in __path__ for path in Path(folder).glob("*.py")):
         text = path.read_text(errors="replace")

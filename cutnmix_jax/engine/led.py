@@ -124,10 +124,9 @@ def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> tuple[i
             engine.evaluate(state, engine.validation_data if arguments[0] else None)
         elif name == "collected":
             engine.collected(saved._replace(state=state, totals=totals))
-        elif name == "first_batch":
-            engine.first_batch()
         else:
-            raise AssertionError(f"no command {name!r}")
+            assert name == "first_batch", name
+            engine.first_batch()
     raise AssertionError("the commands end with the run")
 
 
