@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import Backbone, Mix, Optimizer, RampUp, Settings, tree
+from cutnmix_jax.settings import Architecture, Mixing, Optimizer, RampUp, Settings, tree
 
 QUICKSTART = "quickstart"
 IMAGENET = {"imagenet_resnet18": "resnet18_imagenet", "imagenet_resnet50": "resnet50_imagenet"}
@@ -109,12 +109,12 @@ def of_row(backbone: str, dataset: str, method: str) -> Settings:
     return Settings(
         dataset=dataset,
         method=method,
-        backbone=Backbone(backbone),
+        backbone=Architecture(backbone),
         num_peers=row.num_peers,
         share_trunk=row.share_trunk,
         loss=row.method,
         weights=row.weights,
         ramp_up=RampUp(row.ramp_up),
         views=row.views,
-        mix=Mix(row.mix),
+        mix=Mixing(row.mix),
     )
