@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import fields
-from cutnmix_jax.types import Mix
+from cutnmix_jax.types import Mix, Size
 
 BOX_READINGS = ("cutmix", "uniform", "inside", "wrap", "raw", "own")
-Size = tuple[int, int]  # (H, W)
 MIX_KINDS = ("none", "mixup", "cutmix", "cutnmix")
 # What `mix` may be asked for, of a run and of a training loop of one's own.
 PROB = fields.number(0, 1)
@@ -154,7 +153,7 @@ def draw_mix(
       partner [n], amount [B] and boxes [B, 4].
 
     Raises:
-      ValueError: there is no such kind or box.
+      ValueError: there is no such kind, or for `cutnmix` no such box.
     """
     if kind not in MIX_KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(MIX_KINDS)}")
@@ -193,7 +192,7 @@ def mix(key: jax.Array, images: jax.Array, *, kind: str, prob: float, alpha: flo
       The mixed images, and how they were mixed.
 
     Raises:
-      ValueError: the images have other axes, or there is no such kind or box.
+      ValueError: the images have other axes; or as `draw_mix` does.
     """
     if images.ndim != 5:
         raise ValueError(f"images have the axes [B, n, H, W, C], not {list(images.shape)}")

@@ -21,7 +21,7 @@ from cutnmix_jax import console, digests, storage
 from cutnmix_jax.checkpoint_reader import Reader, ocp
 from cutnmix_jax.errors import CheckpointError, DivergedError
 from cutnmix_jax.metrics import PATIENCE, ranked
-from cutnmix_jax.types import Row, Tree
+from cutnmix_jax.types import EpochRow, Tree
 
 # Orbax numbers the saves of a process, and while one begins it waits for what has the newest number: of two that begin
 # at once, one would wait for ever.
@@ -49,7 +49,7 @@ class Checkpoints(Reader):
         self._check, self._config, self._warned = check, config, ""
         super().__init__(folder, storage.NewestAndBest(keep))
 
-    def save(self, step: int, state: Tree, rows: Sequence[Row] = ()) -> None:
+    def save(self, step: int, state: Tree, rows: Sequence[EpochRow] = ()) -> None:
         """Begins to save a state under its step number; returns once it is copied to the host.
 
         The first one of a run is on disk when this returns. Where a later one fails, a warning tells of it and training
@@ -89,7 +89,7 @@ class Checkpoints(Reader):
             console.warn(f"cannot save in {self._folder} {warning}")
         self._warned = warning
 
-    def finish(self, step: int, state: Tree, rows: Sequence[Row] = ()) -> None:
+    def finish(self, step: int, state: Tree, rows: Sequence[EpochRow] = ()) -> None:
         """Like `save`, but tries more than once and returns when the state is on disk.
 
         Raises:
@@ -118,7 +118,7 @@ class Checkpoints(Reader):
             "make room or let it be written, and give the same command again"
         )
 
-    def _begin(self, step: int, state: Tree, rows: Sequence[Row]) -> None:
+    def _begin(self, step: int, state: Tree, rows: Sequence[EpochRow]) -> None:
         flat = digests.flat(state)
         record = digests.of(step, flat, rows, self._config)
         free = shutil.disk_usage(self._folder).free

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cutnmix_jax import console, digests, files, stack, storage
 from cutnmix_jax.errors import CheckpointError, UsageError, excused
 from cutnmix_jax.streams import handlers_kept
-from cutnmix_jax.types import Row, Tree
+from cutnmix_jax.types import EpochRow, Tree
 
 with handlers_kept():  # it logs while it is imported; here alone, for `checkpoint.py` too
     import orbax.checkpoint as ocp
@@ -21,7 +21,7 @@ class Restored(NamedTuple):
     """A state, the rows of the epochs up to it, and the fields of the configuration that it was trained with."""
 
     state: Tree
-    rows: list[Row]
+    rows: list[EpochRow]
     config: dict[str, Any]
 
 

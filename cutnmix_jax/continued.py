@@ -83,11 +83,11 @@ def check_saved(workdir: Path, saved: Mapping[str, Any], settings: Settings, all
     _check_fixed(changed, what)
     before = [change for name in (FORCED, EXTENDED) for change in recorded(workdir, name)]
     known = any(_tells_of(change, changed) for change in before)
-    fits = allowed is Allowed.ANY or (allowed is Allowed.EPOCHS and not _why_none(changed, settings))
+    fits = allowed is Allowed.ANY or (allowed is Allowed.EPOCHS and not _why_not_extended(changed, settings))
     if changed and not fits and not known:
         raise CheckpointError(
             f"{what}; restore config.json, choose another --workdir, or "
-            f"{'--force' if _why_none(changed, settings) else '--extend'} to go on with the new values"
+            f"{'--force' if _why_not_extended(changed, settings) else '--extend'} to go on with the new values"
         )
     return changed
 
@@ -98,7 +98,7 @@ def claim(
     step: int,
     changed: Sequence[tree.Difference],
     allowed: Allowed,
-    why_not: str = "",
+    why_not: str,
 ) -> None:
     """Writes `config.json`, before all else, to tell whose folder it is, once it is sure that the run can go on.
 
@@ -125,9 +125,9 @@ def claim(
     if read_if_any(path) != new:
         files.write_json(path, new)
     if changed:
-        told = [name for name in (FORCED, EXTENDED) if _ends_with(recorded(workdir, name), step, changed)]
-        name = EXTENDED if allowed is Allowed.EPOCHS or EXTENDED in told else FORCED
-        if name not in told:
+        noted = [name for name in (FORCED, EXTENDED) if _ends_with(recorded(workdir, name), step, changed)]
+        name = EXTENDED if allowed is Allowed.EPOCHS or EXTENDED in noted else FORCED
+        if name not in noted:
             change = {"step": step, "changed": [_plain(one) for one in changed]}
             files.write_json(workdir / name, {"changes": [*recorded(workdir, name), change]})
 
@@ -143,10 +143,10 @@ def _ends_with(records: Sequence[Mapping[str, Any]], step: int, changed: Sequenc
 
 def _tells_of(record: Mapping[str, Any], changed: Sequence[tree.Difference]) -> bool:
     """Whether a record is of these changes; earlier versions wrote each as a person reads it."""
-    told = record.get("changed")
-    if not isinstance(told, list) or len(told) != len(changed):
+    noted = record.get("changed")
+    if not isinstance(noted, list) or len(noted) != len(changed):
         return False
-    return all(one in (_plain(change), str(change)) for one, change in zip(told, changed, strict=True))
+    return all(one in (_plain(change), str(change)) for one, change in zip(noted, changed, strict=True))
 
 
 def recorded(workdir: Path, name: str) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def _check_fixed(changed: Sequence[tree.Difference], what: str) -> None:
         raise UsageError(f"{what}, and config.{fixed[0]} cannot change within a run; choose another --workdir")
 
 
-def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
+def _why_not_extended(changed: Sequence[tree.Difference], settings: Settings) -> str:
     """Why changed fields are more than the number of epochs, or change the steps before; empty where they do not."""
     if [one.change for one in changed] != [Change.EXTENDED]:
         return "it changes config.epochs alone"
@@ -211,7 +211,7 @@ def _why_none(changed: Sequence[tree.Difference], settings: Settings) -> str:
 
 
 def _check_allowed(changed: Sequence[tree.Difference], settings: Settings, allowed: Allowed, what: str) -> None:
-    why = _why_none(changed, settings)
+    why = _why_not_extended(changed, settings)
     if allowed is Allowed.EPOCHS and why:
         raise UsageError(f"{what}; --extend is refused: {why}; choose another --workdir")
     if allowed is Allowed.NONE:

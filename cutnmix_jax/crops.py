@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cutnmix_jax import fields
+from cutnmix_jax.types import Size
 
 KINDS = ("auto", "pad", "resized")
 KIND = fields.one_of(KINDS)
@@ -20,7 +21,6 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, of Pillow's mode L
 # At 100 nearly every pixel is black or white; beyond, nothing changes.
 STRENGTH = fields.number(0, 100)
 _COLOURS = 1000  # folded into a key; more than what `engine.batches` folds into the same one
-Size = tuple[int, int]  # (H, W)
 
 
 class Colours(NamedTuple):

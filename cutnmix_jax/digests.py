@@ -14,7 +14,7 @@ import numpy as np
 from cutnmix_jax import files, stack
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.errors import CheckpointError, DivergedError, UsageError
-from cutnmix_jax.types import Dataset, Row, Tree
+from cutnmix_jax.types import Dataset, EpochRow, Tree
 
 _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a program can change while it runs
 
@@ -31,7 +31,7 @@ DIVERGED = "lower config.optimizer.learning_rate and start in another --workdir;
 
 
 def of(
-    step: int, arrays: Mapping[str, jax.Array], rows: Sequence[Row] = (), config: Mapping[str, Any] | None = None
+    step: int, arrays: Mapping[str, jax.Array], rows: Sequence[EpochRow] = (), config: Mapping[str, Any] | None = None
 ) -> Digests:
     """Computes the digests of a state, on the host.
 

@@ -11,7 +11,7 @@ from cutnmix_jax.errors import UsageError
 from cutnmix_jax.student import choice
 
 if TYPE_CHECKING:
-    from cutnmix_jax.student.evaluated import Answers
+    from cutnmix_jax.student.evaluated import Evaluated
     from cutnmix_jax.student.measures import Measured
 
 _DESCRIPTION = "Measures each peer of a finished run, their ensemble and every other head, or an exported student."
@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str]) -> None:
         _write(out, answers, measured, pairs)
 
 
-def _pairs(answers: "Answers") -> list[dict[str, Any]]:
+def _pairs(answers: "Evaluated") -> list[dict[str, Any]]:
     """Of each two peers how alike they are."""
     import numpy as np
 
@@ -90,7 +90,7 @@ def _pairs(answers: "Answers") -> list[dict[str, Any]]:
     ]
 
 
-def _show(answers: "Answers", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]) -> None:
+def _show(answers: "Evaluated", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -111,7 +111,7 @@ def _show(answers: "Answers", measured: Mapping[str, "Measured"], pairs: Sequenc
 
 
 def _write(
-    out: Path, answers: "Answers", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]
+    out: Path, answers: "Evaluated", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]
 ) -> None:
     from cutnmix_jax.student import charts
 
@@ -130,7 +130,7 @@ def _write(
 
 
 def _fields(
-    answers: "Answers", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]
+    answers: "Evaluated", measured: Mapping[str, "Measured"], pairs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What `evaluation.json` says; what is not defined is null."""
 

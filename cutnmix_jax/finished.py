@@ -12,7 +12,7 @@ from cutnmix_jax import data, digests, environment, files, metrics
 from cutnmix_jax.errors import CheckpointError, one_line
 from cutnmix_jax.layout import CHECKPOINTS, CONFIG, RESULTS, ROWS
 from cutnmix_jax.settings import Settings, tree
-from cutnmix_jax.types import Dataset, Row
+from cutnmix_jax.types import Dataset, EpochRow
 
 _TESTED = ("test/", "validation/")
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -59,7 +59,7 @@ def look(folder: Path) -> Looked:
     return Looked(None, why_not) if why_not else Looked(results)
 
 
-def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence[Row]) -> dict[str, Any]:
+def results(settings: Settings, dataset: Dataset, num_train: int, rows: Sequence[EpochRow]) -> dict[str, Any]:
     """What `results.json` says of what was trained, on which images, and of the last epoch and the best one.
 
     The best is that with the highest mean accuracy of the peers, on the images that `best_by` names.
@@ -132,12 +132,12 @@ def _other(results: dict[str, Any], folder: Path) -> str:
     return ""
 
 
-def are_whole(rows: Sequence[Row]) -> bool:
+def are_whole(rows: Sequence[EpochRow]) -> bool:
     """Whether rows are sound and end as those of a finished run do, with an epoch that was evaluated."""
     return are_sound(rows) and "test/accuracy" in rows[-1]
 
 
-def are_sound(rows: Sequence[Row]) -> bool:
+def are_sound(rows: Sequence[EpochRow]) -> bool:
     """Whether rows are of epochs 1, 2, ... and finite numbers, the accuracies fractions of the same networks in all."""
     if [row.get("epoch") for row in rows] != list(range(1, len(rows) + 1)):
         return False

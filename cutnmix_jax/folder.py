@@ -198,7 +198,7 @@ def _begun(workdir: Path) -> bool:
     return _saved(workdir) or bool(_rows(workdir))
 
 
-def _rows(workdir: Path) -> list[metrics.Row]:
+def _rows(workdir: Path) -> list[metrics.EpochRow]:
     path = workdir / ROWS
     with reading(path):
         return metrics.read_rows(path)

@@ -25,7 +25,7 @@ def find(names: Sequence[str]) -> list[Path]:
     """The files that a user names: files as they are, of folders all that have the suffix of a picture; [N] paths.
 
     What is hidden in a folder is left out; folders that links lead to are walked once, those around it not at all.
-    What stands there under a picture's name without being a file is kept, so that `read` says so.
+    What stands there under a picture's name without being a file is kept, so that `decoding.read` says so.
 
     Raises:
       UsageError: a name leads to nothing, or to neither a file nor a folder, or a folder holds no picture.
@@ -36,23 +36,14 @@ def find(names: Sequence[str]) -> list[Path]:
         try:
             mode = os.stat(name).st_mode  # noqa: PTH116 - an empty name is no folder, and `Path("")` is one
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{printable(name)}: {decoding.why_not(error)}; name files of pictures, or folders of them"
-            ) from error
+            raise UsageError(f"{printable(name)}: {decoding.why_not(error)}; {_WANTED}") from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             raise UsageError(f"{printable(name)}: {decoding.kind_of(mode)}; {_WANTED}")
-        inside = _walk(name) if stat.S_ISDIR(mode) else [Path(name)]
-        if not inside:
+        held = itertools.chain.from_iterable(walked(name, around(name))) if stat.S_ISDIR(mode) else [name]
+        if not (inside := sorted(map(Path, held))):
             raise UsageError(f"{printable(name)}: a folder without pictures ({', '.join(sorted(SUFFIXES))})")
         found += inside
     return found
-
-
-def _walk(top: str) -> list[Path]:
-    found: list[str] = []
-    for folder in walked(top, around(top)):
-        found += folder
-    return sorted(map(Path, found))
 
 
 def around(top: str) -> set[Identity]:

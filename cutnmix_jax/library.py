@@ -1,15 +1,14 @@
 """Runs from Python: their settings, and what came of them."""
 
 from collections.abc import Mapping
-from errno import ENOENT
-from os import PathLike, fspath, strerror
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any
 
 from cutnmix_jax import finished, layout, metrics
+from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import CheckpointError
 from cutnmix_jax.settings import Settings, command_line, tree
-from cutnmix_jax.types import Row
+from cutnmix_jax.types import EpochRow
 
 
 def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = None) -> Settings:
@@ -38,7 +37,7 @@ def _written(path: str, value: Any) -> str:
     if not isinstance(value, list | tuple):
         return str(value)
     one_by_one = [getattr(one, "item", lambda one=one: one)() for one in value]
-    return ",".join(one_by_one) if path == "peers" else str(tuple(one_by_one))
+    return ",".join(map(str, one_by_one)) if path == "peers" else str(tuple(one_by_one))
 
 
 def results(folder: str | PathLike[str]) -> dict[str, Any]:
@@ -47,19 +46,20 @@ def results(folder: str | PathLike[str]) -> dict[str, Any]:
     Raises:
       CheckpointError: there are none, or they are not those of this run.
     """
-    found, why_not = finished.look(Path(folder))
+    path = folder_of(fspath(folder), "folder")
+    found, why_not = finished.look(path)
     if not found:
-        raise CheckpointError(f"no results of a finished run in {folder}{f' ({why_not})' if why_not else ''}")
+        raise CheckpointError(f"no results of a finished run in {path}{f' ({why_not})' if why_not else ''}")
     return found
 
 
-def history(folder: str | PathLike[str]) -> list[Row]:
+def history(folder: str | PathLike[str]) -> list[EpochRow]:
     """The rows of a run so far, one for each epoch, finished or not: its `metrics.jsonl`.
 
     Raises:
       OSError: there is no such file, or it cannot be read.
       CheckpointError: what has its name is no file.
     """
-    if not (Path(folder) / layout.ROWS).exists():
-        raise FileNotFoundError(ENOENT, strerror(ENOENT), str(Path(folder) / layout.ROWS))
-    return metrics.read_rows(Path(folder) / layout.ROWS)
+    path = folder_of(fspath(folder), "folder") / layout.ROWS
+    path.stat()  # a file that is not there would be one without rows
+    return metrics.read_rows(path)

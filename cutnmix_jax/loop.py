@@ -18,19 +18,19 @@ from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import DivergedError, StoppedError
 from cutnmix_jax.rows import Speed
 from cutnmix_jax.signals import Stop
-from cutnmix_jax.types import NEVER, Row, Totals
+from cutnmix_jax.types import NEVER, EpochRow, Totals
 
 STEPS_IN_FLIGHT = 40  # how far the host may run ahead of the device, and so see late that something diverged
 
 
-OnEpoch = Callable[[Row], object]
+OnEpoch = Callable[[EpochRow], object]
 
 
 class CallerError(Exception):
     """What the caller's `on_epoch` raised is its `__cause__`, so that nothing of it is taken for an error of ours."""
 
 
-def nothing(row: Row) -> None:
+def nothing(row: EpochRow) -> None:
     """What is called after an epoch where nobody asks for more."""
 
 

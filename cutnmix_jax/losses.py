@@ -78,8 +78,9 @@ def _tempered_kl_jvp(
     """The gradients tau (p - q) and tau q (E_q[d] - d), since autodiff would lose the digits of p - q."""
     kl, q, d, p_minus_q = _divergence(*logits, temperature)
     student, teacher = tangents
+    # From 0 at the likeliest class: there the mean is nearly d itself, and their difference would lose its digits, too.
     d -= jnp.max(jnp.where(q == jnp.max(q, axis=-1, keepdims=True), d, -jnp.inf), axis=-1, keepdims=True)
-    below_mean = q * (jnp.sum(q * d, axis=-1, keepdims=True) - d)  # from 0 at the likeliest class, for the same reason
+    below_mean = q * (jnp.sum(q * d, axis=-1, keepdims=True) - d)
     return temperature**2 * kl, temperature * jnp.sum(p_minus_q * student + below_mean * teacher, axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""The rows of a run, in `metrics.jsonl` and for TensorBoard; the README describes the folder."""
+"""The rows of a run, in `metrics.jsonl` and for TensorBoard; `docs/runs.md` describes the folder."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from cutnmix_jax import console, files
 from cutnmix_jax.errors import CheckpointError, described
 from cutnmix_jax.layout import EVENTS, ROWS
-from cutnmix_jax.types import Row
+from cutnmix_jax.types import EpochRow
 
 PATIENCE = (0.0, 1.0, 2.0, 4.0)  # seconds before each try of a write that must not fail; a scheduler gives 30
 
@@ -26,12 +26,12 @@ def named(mean: float, peers: Sequence[float], ensemble: float, heads: Mapping[s
     }
 
 
-def chosen_by(rows: Sequence[Row]) -> str:
+def chosen_by(rows: Sequence[EpochRow]) -> str:
     """On which images the best epoch is chosen: `validation` where there are such, else `test`."""
     return "validation" if "validation/accuracy" in rows[-1] else "test"
 
 
-def ranked(rows: Sequence[Row], accuracy: str = "accuracy") -> list[Row]:
+def ranked(rows: Sequence[EpochRow], accuracy: str = "accuracy") -> list[EpochRow]:
     """The rows of epochs that were evaluated, the best first, the first of equals first.
 
     Args:
@@ -47,7 +47,7 @@ def ranked(rows: Sequence[Row], accuracy: str = "accuracy") -> list[Row]:
 class Metrics:
     """`metrics.jsonl` and the TensorBoard events of a run, one row per epoch."""
 
-    def __init__(self, folder: Path, rows: Sequence[Row], check: Callable[[], None] = lambda: None):
+    def __init__(self, folder: Path, rows: Sequence[EpochRow], check: Callable[[], None] = lambda: None):
         """Goes on after the epochs of `rows`.
 
         Later ones in the file are dropped, because they are made again; a file with other ones is put aside.
@@ -75,7 +75,7 @@ class Metrics:
         self.written()
         self._events = _Events(folder / EVENTS, len(rows) + 1)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: EpochRow) -> None:
         """Adds the row of an epoch; one that cannot be written waits, with a warning."""
         self.rows.append(row)
         self._left = None
@@ -137,7 +137,7 @@ class _Events:
         except Exception as error:
             self._fail(error)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EpochRow) -> None:
         """Adds the row of an epoch."""
         if not self._file:
             return
@@ -174,11 +174,11 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _lines(rows: Sequence[Row]) -> str:
+def _lines(rows: Sequence[EpochRow]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[EpochRow]:
     """The rows of a metrics file, none where there is no file; what follows a line that is none is left out.
 
     Raises:
@@ -197,7 +197,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def summary(row: Row) -> dict[str, Any]:
+def summary(row: EpochRow) -> dict[str, Any]:
     """What results say of an epoch: its number and step, the accuracy of peers, of their mean and other heads."""
     tested = {name.removeprefix("test/"): value for name, value in row.items() if name.startswith("test/")}
     peers = [name for name in tested if name.removeprefix("accuracy_peer_").isdigit()]

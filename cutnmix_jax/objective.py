@@ -34,7 +34,7 @@ def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Ar
     return loss
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # so that it can be compiled: by what it is, not by its weights
+@dataclasses.dataclass(frozen=True, eq=False)  # JAX hashes what it compiles, and a mapping of weights has no hash
 class Objective:
     """The loss of a row of the tables for J networks, made by `objective_of`.
 
@@ -85,7 +85,7 @@ class Objective:
           or a scalar, with the method's next state.
 
         Raises:
-          ValueError: arrays of other shapes, or something that this method wants is missing.
+          ValueError: arrays of other shapes; or something that this method wants is missing, or out of range.
         """
         views = _views(self.method, outputs)
         n = _check_outputs(views, self.spec)
@@ -95,8 +95,8 @@ class Objective:
             _check_teacher(name, of_teacher, views)
         if self.method.remembers and indices is None:
             raise ValueError("indices are missing: this method remembers what it saw of an image")
-        if self.method.counts_epochs and (epoch is None or epochs is None):
-            raise ValueError("epoch or epochs are missing: the terms of this method depend on them")
+        if self.method.counts_epochs:
+            _check_epoch(epoch, epochs)
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
         if indices is not None and self.method.remembers:
@@ -168,14 +168,13 @@ def make(
         raise ValueError(f"{row} is of branches that share a trunk; train it with `train`")
     if found.ramp_up:
         raise ValueError(f"the weights of {row} rise over the epochs; train it with `train`")
-    if method.remembers and not num_train:
+    if method.remembers and num_train < 1:
         raise ValueError(f"num_train is missing: {row} remembers what it saw of each image")
     if method.calibrates:
         raise ValueError(
             f"{row} weighs its peers by held-out images after each epoch, with these options; train it with `train`"
         )
-    spec = Spec(num_classes, tuple(feature_sizes), num_train)
-    made = Objective(method, {**found.weights, **weights}, spec)
+    made = Objective(method, {**found.weights, **weights}, Spec(num_classes, tuple(feature_sizes), num_train))
     try:
         _check(row, found, made)
     except UsageError as error:
@@ -185,12 +184,11 @@ def make(
 
 def _check(name: str, row: Row, made: Objective) -> None:
     """Raises UsageError where the method is not defined for so many networks, or a weight is of no term."""
-    method, spec = made.method, made.spec
-    names = ("a network",) * len(spec.feature_sizes)
+    spec, names = made.spec, ("a network",) * len(made.spec.feature_sizes)
     same = same_images(row.views, row.mix)
-    method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
+    made.method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
     check_any_weight(made.weights)
-    check_weights(name, made.weights, row.weights, term_names(method, spec), spec)
+    check_weights(name, made.weights, row.weights, term_names(made.method, spec), spec)
 
 
 def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:
@@ -206,10 +204,17 @@ def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:
 
 def _check_rows(indices: jax.Array, num_train: int) -> None:
     """Raises ValueError for rows that the training set does not have; within a compiled function nobody knows them."""
-    if isinstance(indices, jax.core.Tracer) or not indices.size:
-        return
-    if indices.min() < 0 or indices.max() >= num_train:
+    known = not isinstance(indices, jax.core.Tracer) and indices.size
+    if known and (indices.min() < 0 or indices.max() >= num_train):
         raise ValueError(f"indices are {indices.min()} to {indices.max()}, not rows 0 to {num_train - 1} of num_train")
+
+
+def _check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None) -> None:
+    """Raises ValueError for an epoch that the training does not have; within a compiled function nobody knows it."""
+    if epoch is None or epochs is None:
+        raise ValueError("epoch or epochs are missing: the terms of this method depend on them")
+    if not isinstance(epoch, jax.core.Tracer) and not isinstance(epochs, jax.core.Tracer) and not 0 <= epoch < epochs:
+        raise ValueError(f"epoch={epoch} of epochs={epochs}: the first one is 0, and the last one epochs - 1")
 
 
 def _views(method: Method, outputs: Sequence[Any]) -> Views:

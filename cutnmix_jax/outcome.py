@@ -10,28 +10,22 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import described, one_line
 from cutnmix_jax.student import exported, of_run
-from cutnmix_jax.types import Dataset, Row, TrainState
+from cutnmix_jax.types import EpochRow, TrainState
 
 
 def results(
-    engine: Engine,
-    dataset: Dataset,
-    state: TrainState,
-    rows: Sequence[Row],
-    seconds: float,
-    workdir: Path,
+    engine: Engine, state: TrainState, rows: Sequence[EpochRow], seconds: float, workdir: Path
 ) -> dict[str, Any]:
-    """What `results.json` says, see the README.
+    """What `results.json` says, see `docs/runs.md`.
 
     Args:
       engine: of the run.
-      dataset: all of its images.
       state: at the end.
       rows: of all epochs.
       seconds: that all starts took together.
       workdir: the run's folder.
     """
-    found = finished.results(engine.settings, dataset, engine.spec.num_train, rows)
+    found = finished.results(engine.settings, engine.dataset, engine.spec.num_train, rows)
     found["wall_seconds"] = round(seconds, 1)
     found["weights_sha256"] = teacher.digest(
         stack.apart({"params": state.params["peers"], "batch_stats": state.batch_stats})
@@ -46,7 +40,7 @@ def results(
     return found
 
 
-def write(results: dict[str, Any], rows: Sequence[Row], workdir: Path, saved: Saved) -> None:
+def write(results: dict[str, Any], rows: Sequence[EpochRow], workdir: Path, saved: Saved) -> None:
     """Writes the results; and beside them the student and the curves, which a run can do without.
 
     Args:

@@ -13,7 +13,7 @@ from cutnmix_jax.types import Dataset
 
 
 class Parts(NamedTuple):
-    """How a run comes by them.
+    """How a run gets its data set and its engine.
 
     Attributes:
       load: reads the data set.

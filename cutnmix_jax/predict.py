@@ -32,7 +32,7 @@ JSON for each picture, --csv a header and a line. What cannot be read is a line 
 Exit codes: 0 done, 2 usage, 3 a picture that cannot be read, 4 a run or an export that cannot be read."""
 
 
-class Answer(NamedTuple):
+class Classified(NamedTuple):
     """What is said of a picture: its most probable classes, and the picture as the network saw it, [H, W, 3] uint8."""
 
     path: "Path"
@@ -93,7 +93,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise DataError(f"{failed} of {total} pictures cannot be read")
 
 
-def answers(student: "Student", paths: Sequence["Path"], top: int) -> Iterator[Answer | DataError]:
+def answers(student: "Student", paths: Sequence["Path"], top: int) -> Iterator[Classified | DataError]:
     """What a student says of each picture, in their order; the next ones are read while it computes."""
     import numpy as np
 
@@ -109,7 +109,7 @@ def answers(student: "Student", paths: Sequence["Path"], top: int) -> Iterator[A
             if isinstance(picture, DataError):
                 yield picture
             else:
-                yield Answer(path, _best(student.class_names, next(said), top), picture)
+                yield Classified(path, _best(student.class_names, next(said), top), picture)
 
 
 def _best(names: Sequence[str], probabilities: "np.ndarray", top: int) -> list[tuple[str, float]]:
@@ -117,12 +117,12 @@ def _best(names: Sequence[str], probabilities: "np.ndarray", top: int) -> list[t
     return [(names[i], float(probabilities[i])) for i in order]
 
 
-def _say_text(answer: Answer) -> None:
+def _say_text(answer: Classified) -> None:
     classes = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answer.classes)
     print(printable(f"{_encodable(answer.path)}: {classes}"))
 
 
-def _say_json(answer: Answer) -> None:
+def _say_json(answer: Classified) -> None:
     (best, _), *_ = answer.classes
     print(json.dumps({"file": _encodable(answer.path), "class": best, "probabilities": dict(answer.classes)}))
 

@@ -8,7 +8,7 @@ import jax
 from cutnmix_jax import metrics
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Saved
-from cutnmix_jax.types import Row, Totals, TrainState
+from cutnmix_jax.types import EpochRow, Totals, TrainState
 
 
 class Speed(NamedTuple):
@@ -18,7 +18,7 @@ class Speed(NamedTuple):
     seconds: float = 0.0
 
 
-def of_epoch(engine: Engine, saved: Saved, speed: Speed) -> Row:
+def of_epoch(engine: Engine, saved: Saved, speed: Speed) -> EpochRow:
     """The row of the epoch that was just finished."""
     begun, step = time.monotonic(), int(saved.state.step)
     epoch = step // engine.steps_per_epoch - 1
@@ -42,7 +42,7 @@ def means(engine: Engine, totals: Totals, steps: int) -> dict[str, float]:
     return {name: float(found[name]) / max(steps, 1) for name in engine.metrics}
 
 
-def _tested(engine: Engine, state: TrainState) -> Row:
+def _tested(engine: Engine, state: TrainState) -> EpochRow:
     """The accuracies on the test set and, where there is one, on the validation set."""
     found = {"test": engine.evaluate(state)}
     if engine.validation_data:

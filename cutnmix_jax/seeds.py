@@ -84,7 +84,7 @@ def end(codes: Mapping[int, int], stopped: bool, workdirs: Mapping[int, Path]) -
         if code != 0 and code not in by_signal:
             raise of_exit_code(code)(f"seed {seed} ended with exit code {code}; see its lines above")
     if any(codes.values()) or len(codes) < len(workdirs):
-        left = ", ".join(str(seed) for seed, code in codes.items() if code)
+        left = ", ".join(str(seed) for seed, code in (dict.fromkeys(workdirs, 1) | dict(codes)).items() if code)
         raise StoppedError(f"stopped; what was trained of seeds {left} is saved, the same command continues")
     _show(workdirs)
 

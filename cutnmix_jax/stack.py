@@ -53,7 +53,7 @@ def of(trees: tuple[Tree, ...]) -> Stack:
 
 
 def of_arrays(tree: Tree, count: int) -> Stack:
-    """The same of a tree whose leaves are [J, ...] already, as from `jax.vmap`."""
+    """Makes a `Stack` of a tree whose leaves are [J, ...] already, as from `jax.vmap`."""
 
     def held(leaf: jax.Array) -> Any:
         return Apart(tuple(leaf)) if is_kernel(leaf[0]) else leaf

@@ -10,18 +10,17 @@ from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.placement import OnHost, Stored
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, recipe, unused
-from cutnmix_jax.types import Dataset, Tree
+from cutnmix_jax.types import Tree
 
 
-def show(engine: Engine, dataset: Dataset, workdir: Path) -> None:
+def show(engine: Engine, workdir: Path) -> None:
     """Prints the summary, and warns of what a person may not have meant.
 
     Args:
       engine: that trains it.
-      dataset: whole.
       workdir: where the run is kept.
     """
-    settings = engine.settings
+    settings, dataset = engine.settings, engine.dataset
     weights = " + ".join(f"{weight:g} {name}" for name, weight in settings.weights.items() if weight)
     steps = (
         f"{_plural(settings.epochs, 'epoch')} of {_plural(engine.steps_per_epoch, 'step')}, batch {settings.batch_size}"

@@ -25,11 +25,11 @@ from cutnmix_jax import (
 )
 from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.checkpoint_reader import Restored
+from cutnmix_jax.command import folder_of
 from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
-from cutnmix_jax.engine.state import Saved
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
 from cutnmix_jax.parts import Parts
 from cutnmix_jax.precision import CHOICES
@@ -38,7 +38,6 @@ from cutnmix_jax.settings.check import checked, facts, setup
 from cutnmix_jax.signals import Stop, StopRequest
 from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import start as start_from
-from cutnmix_jax.types import Dataset
 
 
 @handlers_kept()
@@ -55,7 +54,7 @@ def train(
 
     Args:
       settings: from `library.configure`, or changed by `dataclasses.replace`; checked here.
-      workdir: the run's folder; made if it is not there.
+      workdir: the run's folder; made if it is not there; `~` is the home.
       stop: says when to stop. Where there is none, Ctrl-C, or a notebook's interrupt, ends the call in progress, saves
         and raises StoppedError; no other signal is listened to.
       force: go on with a run although its fields have changed; not together with `extend`.
@@ -65,7 +64,7 @@ def train(
       extend: go on with a run that has fewer epochs, finished or not, to end as if it had had these from the start.
 
     Returns:
-      What `results.json` says, see the README.
+      What `results.json` says, see `docs/runs.md`.
 
     Raises:
       UserError: of the kind that fits; what was saved before stays.
@@ -77,11 +76,14 @@ def train(
         raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
     if force and extend:
         raise UsageError("force and extend: leave one of them out")
+    if not os.fspath(workdir):  # the folder where the program runs
+        raise UsageError("workdir is empty; name a folder")
+    workdir = folder_of(os.fspath(workdir), "workdir")
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
             allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
-            results = run(checked(settings), Path(workdir), asked, allowed, start, on_epoch or loop.nothing)
+            results = run(checked(settings), workdir, asked, allowed, start, on_epoch or loop.nothing)
         if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
             raise StoppedError("stopped after the last epoch: the run has ended, the same call returns its results")
         return results
@@ -119,7 +121,7 @@ def run(
         dataset = dataset or made.load(settings, networks)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):
             engine = made.assemble(settings, dataset, networks)
-            return go_on(engine, workdir, dataset, stop, opened, start, why_not, on_epoch)
+            return go_on(engine, workdir, stop, opened, start, why_not, on_epoch)
 
 
 def plan(settings: Settings) -> assemble.Networks:
@@ -139,7 +141,6 @@ def plan(settings: Settings) -> assemble.Networks:
 def go_on(
     engine: Engine,
     workdir: Path,
-    dataset: Dataset,
     stop: Stop,
     opened: folder.Opened,
     start: float,
@@ -148,9 +149,9 @@ def go_on(
 ) -> dict[str, Any]:
     """Trains what is left of a run in a folder that nobody else can start in, and writes its results."""
     settings = engine.settings
-    summary.show(engine, dataset, workdir)
+    summary.show(engine, workdir)
     print("compiling" + ("; what is compiled is kept for the next start" if programs_are_kept() else ""), flush=True)
-    made_with = environment.of_run(dataset, settings.own_backbones)
+    made_with = environment.of_run(engine.dataset, settings.own_backbones)
     if engine.steps_per_call > 1:  # which depends on where the images lie
         made_with["steps_per_call"] = engine.steps_per_call
     if engine.runs_in_program > 1:
@@ -168,7 +169,9 @@ def go_on(
         before = continued.read_if_any(workdir / layout.ENVIRONMENT)
         if begun_as := start_from.begun_as(settings, before, is_new=restored is None):
             made_with["init_sha256"] = begun_as
-        saved, compiling = (engine.placed(restored.state), 0.0) if restored else _new(engine)
+        asked = time.monotonic()
+        saved = engine.placed(restored.state) if restored else engine.begin()
+        compiling = 0.0 if restored else time.monotonic() - asked
         begun = int(saved.state.step)
         continued.claim(workdir, settings, begun, changed, opened.allowed, why_not)
         with outcome.expendable(layout.ENVIRONMENT, OSError):
@@ -179,7 +182,7 @@ def go_on(
             with outcome.expendable(layout.SAMPLES, Exception):
                 from cutnmix_jax import pictures  # not above: no error on the command line need wait half a second
 
-                pictures.samples(workdir / layout.SAMPLES, *first_batch, dataset)
+                pictures.samples(workdir / layout.SAMPLES, *first_batch, engine.dataset)
 
         # The epochs.
         rows = restored.rows if restored else []
@@ -188,7 +191,7 @@ def go_on(
             ended = loop.train(engine, saved, checkpoints, written, stop, began, on_epoch)
 
     seconds = float(saved.wall_seconds) + time.monotonic() - start  # of all starts together
-    results = outcome.results(engine, dataset, ended.state, written.rows, seconds, workdir)
+    results = outcome.results(engine, ended.state, written.rows, seconds, workdir)
     opened.check()
     outcome.write(results, written.rows, workdir, ended)
     console.table(results)
@@ -205,12 +208,6 @@ def _check_saved(workdir: Path, engine: Engine, restored: Restored, opened: fold
     if opened.allowed is not Allowed.NONE and changed and begun >= total:
         raise UsageError(f"nothing is left to train in {workdir}: step {begun} of {total} is saved; give more epochs")
     return changed
-
-
-def _new(engine: Engine) -> tuple[Saved, float]:
-    """The state of step 0, with the step compiled meanwhile; and the seconds that both took."""
-    asked = time.monotonic()
-    return engine.begin(), time.monotonic() - asked
 
 
 @contextlib.contextmanager

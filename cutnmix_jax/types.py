@@ -12,7 +12,8 @@ import numpy as np
 Tree = Any  # a pytree of arrays
 ImageShape = tuple[int, int, int]  # (H, W, C)
 CIFAR: ImageShape = (32, 32, 3)
-Row = dict[str, Any]  # a line of metrics.jsonl: what was measured in an epoch
+Size = tuple[int, int]  # (H, W)
+EpochRow = dict[str, Any]  # a line of metrics.jsonl: what was measured in an epoch
 
 
 class Dataset(NamedTuple):

@@ -121,34 +121,30 @@ def test_every_peer_s_box_follows_cutmix_s_law(num_peers):
             assert np.abs(share - below).max() < 0.0052, f"peer {j}: {name}"
 
 
-def coverage_of(reading):
-    """How often a peer's box covers the middle, covers a corner and touches a border."""
-    boxes, _ = boxes_of(reading, keys=KEYS)
+def covered(boxes):
+    """Which boxes cover the middle, which cover a corner and which touch a border."""
     top, left, height, width = np.moveaxis(boxes, -1, 0)
     middle = (top <= 16) & (top + height > 16) & (left <= 16) & (left + width > 16)
     corner = (top == 0) & (left == 0) & (height > 0) & (width > 0)
     border = (top == 0) | (left == 0) | (top + height == 32) | (left + width == 32)
-    return middle.mean(), corner.mean(), border.mean()
+    return middle, corner, border
 
 
 def test_what_boxes_cover():
     """A law that the middle, the corners and the borders tell apart from boxes placed uniformly inside."""
     law, chances = cutmix_law()
-    top, left, height, width = law.T
-    middle = (top <= 16) & (top + height > 16) & (left <= 16) & (left + width > 16)
-    corner = (top == 0) & (left == 0) & (height > 0) & (width > 0)
-    border = (top == 0) | (left == 0) | (top + height == 32) | (left + width == 32)
-    expected = [chances[where].sum() for where in (middle, corner, border)]
+    expected = [chances[where].sum() for where in covered(law)]
     reaches = [(2 * s + 1, s // 2) for s in range(32)]  # 2 r of 32 rows have a centre whose box covers the middle one
     np.testing.assert_allclose(expected[0], sum(chance * (2 * r / 32) ** 2 for chance, r in reaches) / 1024)
     np.testing.assert_allclose(expected[1:], [0.135, 0.833], atol=1e-3)
-    np.testing.assert_allclose(coverage_of("cutmix"), expected, atol=0.01)
-    np.testing.assert_allclose(coverage_of("uniform"), [0.682, 0.007, 0.278], atol=0.01)
+    for reading, wanted in (("cutmix", expected), ("uniform", [0.682, 0.007, 0.278])):
+        boxes, _ = boxes_of(reading)
+        np.testing.assert_allclose([where.mean() for where in covered(boxes)], wanted, atol=0.01)
 
 
 def test_peers_draw_their_boxes_apart():
     """Given the height a top is one of few, so that two peers agree now and then, and no more often than by chance."""
-    boxes, _ = boxes_of("cutmix", keys=KEYS)
+    boxes, _ = boxes_of("cutmix")
     free = (boxes[:, 0, 2] == 8) & (boxes[:, 0, 3] == 8)
     tops = boxes[free][:, :, 0]
     assert abs((tops[:, 0] == tops[:, 1]).mean() - np.mean(tops[:, 0] == np.roll(tops[:, 1], 1))) < 0.1
@@ -276,7 +272,7 @@ def test_probability_of_mixing_is_one_coin_for_all_peers():
 
 def test_kind_none_changes_nothing():
     images = jnp.array(labelled_pixels())
-    mixed, how = augment.mix(jax.random.key(0), images, kind="none", prob=1.0, alpha=1.0, box="shared")
+    mixed, how = augment.mix(jax.random.key(0), images, kind="none", prob=1.0, alpha=1.0, box="cutmix")
     np.testing.assert_array_equal(mixed, images)
     np.testing.assert_array_equal(augment.mixed_targets(jnp.eye(12), how)[1], np.eye(12))
 

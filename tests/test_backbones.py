@@ -200,6 +200,13 @@ def test_unknown_name():
         backbones.load("resnet23", 10)
 
 
+def test_a_name_that_two_files_have(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text('__all__ = ["resnet8"]\n')
+    monkeypatch.setattr(backbones, "__path__", [*backbones.__path__, str(tmp_path)])
+    with pytest.raises(UsageError, match="backbone 'resnet8' is in the __all__ of mine and resnet; rename one"):
+        backbones.load("resnet8", 10)
+
+
 # A second implementation, in NumPy, one image at a time and in evaluation mode.
 
 

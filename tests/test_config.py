@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import backbones, continued, data, digests, fields, main, methods, training
-from cutnmix_jax.errors import UsageError
+from cutnmix_jax import backbones, continued, data, digests, fields, library, main, methods, training
+from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import check, command_line, listing, recipe, tree, unused
+from cutnmix_jax.student.load import load_student
 from tests.runs import TEN_EPOCHS
 
 QUICK = "--config=configs/quickstart.py"
@@ -449,13 +450,18 @@ def test_the_list_has_all_there_is(capsys):
 
 def test_a_range_says_what_its_check_takes():
     """Of each field the default is in its range, and the bounds that the words name are those of the check."""
-    assert (
-        fields.whole(3, 9).range == "a whole number from 3 to 9"
-        and not fields.whole(3, 9)(9)
-        and fields.whole(3, 9)(10)
-    )
+    options = [leaf for name in methods.names() for leaf in tree.leaves(methods.find(name), "loss.")]
+    checked = [(path, it) for path, _, it in (*tree.leaves(), *options) if "check" in it.metadata]
+    assert len(checked) > 60
+    for path, it in checked:
+        assert path == "method" or it.metadata["check"](it.default) == "", path
+    whole, number = fields.whole(3, 9), fields.number(0.5, 1, or_zero=True)
+    assert whole.range == "a whole number from 3 to 9"
+    assert [bool(whole(value)) for value in (2, 3, 9, 10)] == [True, False, False, True]
     assert fields.whole(1).range == "a whole number of at least 1" and fields.whole(1)(0)
-    assert fields.number(0, 1).range == "a number, at least 0, at most 1" and fields.number(0, 1)(1.1)
+    assert number.range == "a number, 0, or at least 0.5, at most 1"
+    assert [bool(number(value)) for value in (0, 0.4, 0.5, 1.0, 1.1)] == [False, True, False, False, True]
+    assert fields.number(0)(math.inf) and fields.number(0)(math.nan)
     assert fields.or_none(fields.text).range == "text, or none" and not fields.or_none(fields.text)(None)
     assert fields.one_of(("a", "b")).range == "a or b" and fields.one_of(("a", "b"))("c")
 
@@ -473,18 +479,8 @@ def test_help_is_not_an_error(capsys):
     assert "--config=quickstart" in capsys.readouterr().out
 
 
-def test_checks_know_their_bounds():
-    assert fields.whole(0, 5)(5) == "" and fields.whole(0, 5)(6)
-    assert (
-        fields.number(0, 1)(1.0) == "" and fields.number(0.5, 1)(0.0) and fields.number(0.5, 1, or_zero=True)(0) == ""
-    )
-    assert fields.number(0)(math.inf) and fields.number(0)(math.nan)
-
-
 SHIPPED = [
-    f"{path}:digits" if path.stem in recipe.IMAGENET else str(path)
-    for path in sorted(Path("configs").glob("*.py"))
-    if path.stem != "__init__"
+    f"{path}:digits" if path.stem in recipe.IMAGENET else str(path) for path in sorted(Path("configs").glob("*.py"))
 ]
 WRONG_VALUES = {
     int: ("", "abc", "1.5", "nan", "-1", "1e3", "99999999999999", "0x", "(1,)"),
@@ -529,6 +525,24 @@ def test_malformed_fields(row_name, monkeypatch):
     left = [flag for flag, _ in accepted]
     assert not left
     assert count > 250
+
+
+def test_peers_of_a_program_that_are_no_names():
+    with pytest.raises(UsageError, match="config.peers: no backbone '8'"):
+        library.configure("quickstart", {"peers": ["resnet8", 8]})
+
+
+def test_folders_of_a_program_are_those_of_the_command_line(tmp_path, monkeypatch):
+    """A folder called `~` was made where the program ran, and a run without a name was written there itself."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(training, "run", lambda settings, workdir, *_: {"folder": workdir})
+    settings = library.configure("quickstart")
+    assert training.train(settings, "~/run") == {"folder": tmp_path / "run"}
+    with pytest.raises(UsageError, match="workdir is empty; name a folder"):
+        training.train(settings, "")
+    for read, error in ((library.results, CheckpointError), (library.history, OSError), (load_student, UsageError)):
+        with pytest.raises(error, match=str(tmp_path / "none")):
+            read("~/none")
 
 
 def test_at_most_64_networks(tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_devices_that_stay_idle_are_told(count, said, tmp_path):
 )
 def test_the_terms_are_those_of_the_method(row, said, capsys):
     engine = Made(row).engine
-    summary.show(engine, engine.dataset, "somewhere")
+    summary.show(engine, "somewhere")
     assert said in " ".join(capsys.readouterr().out.split())
 
 
@@ -96,7 +96,7 @@ def test_the_terms_are_those_of_the_method(row, said, capsys):
 def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
     rate = [f"--config.optimizer.schedule={schedule}", "--config.optimizer.milestones=(20,)"]
     engine = Made("dml", *rate).engine
-    summary.show(engine, engine.dataset, "somewhere")
+    summary.show(engine, "somewhere")
     assert ("the learning rate never decays" in capsys.readouterr().err) == warns
 
 
@@ -111,7 +111,7 @@ def test_a_rate_that_never_decays_is_told(schedule, warns, capsys):
 )
 def test_a_weight_that_never_has_its_full_size_is_told(row, fields, warns, capsys):
     engine = Made(row, *(f"--config.{field}" for field in fields)).engine
-    summary.show(engine, engine.dataset, "somewhere")
+    summary.show(engine, "somewhere")
     warned = " ".join(capsys.readouterr().err.split())
     assert ("weight of kd never has its full size: it rises for config.ramp_up.epochs=10, of 10" in warned) == warns
 
@@ -152,5 +152,5 @@ def warned_of(row, fields, capsys):
     """What the summary warns of."""
     more = ["--config.optimizer.milestones=(150,180,210)", "--config.epochs=300"]
     engine = Made(row, *more, *(f"--config.{field}" for field in fields)).engine
-    summary.show(engine, engine.dataset, "somewhere")
+    summary.show(engine, "somewhere")
     return " ".join(capsys.readouterr().err.split())

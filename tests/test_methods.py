@@ -240,11 +240,17 @@ def test_epochs_alone_make_a_run_another_one(monkeypatch):
     settings = command_line.from_flags("configs/quickstart.py", [])
     longer = dataclasses.replace(settings, epochs=settings.epochs + 1)
     changed = tree.changes(tree.of_settings(settings), tree.of_settings(longer))
-    assert continued._why_none(changed, longer) == ""
+    assert continued._why_not_extended(changed, longer) == ""
     monkeypatch.setattr(CutnMix, "counts_epochs", True)
-    assert "with cutnmix the earlier epochs depend on how many there are" in continued._why_none(changed, longer)
-    with pytest.raises(ValueError, match="epoch or epochs are missing: the terms of this method depend on them"):
-        objective.make("cutnmix", K, (4, 4))({}, {}, outputs_of(2), np.ones((N, K), np.float32) / K)
+    assert "with cutnmix the earlier epochs depend on how many" in continued._why_not_extended(changed, longer)
+    loss = objective.make("cutnmix", K, (4, 4))
+    for given, says in (
+        ({}, "epoch or epochs are missing: the terms of this method depend on them"),
+        ({"epoch": 4, "epochs": 4}, "epoch=4 of epochs=4: the first one is 0"),  # PS-KD would have a loss below 0
+        ({"epoch": -1, "epochs": 4}, "epoch=-1 of epochs=4"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            loss({}, {}, outputs_of(2), np.ones((N, K), np.float32) / K, **given)
 
 
 def test_a_headline_that_is_not_measured_is_told_before_the_training(monkeypatch):
@@ -264,11 +270,23 @@ def test_a_method_says_what_its_terms_are(row):
     assert set(ROWS[row].method.meanings) == set(ROWS[row].weights)
 
 
-def test_unknown_methods_and_options_are_told():
+def test_unknown_methods_and_options_are_told(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.find("cutmix")
     with pytest.raises(UsageError, match="did you mean 'cutnmix'"):
         methods.row("cutnmi")
+    with monkeypatch.context() as patched:
+        patched.setitem(cutnmix.ROWS, "dml", ROWS["cutnmix"])  # whose module comes first
+        with pytest.raises(UsageError, match="method 'dml' is a row of cutnmix and of dml; rename one of them"):
+            methods.row("dml")
+    (tmp_path / "plain.py").write_text(
+        "import dataclasses\nfrom cutnmix_jax.method import Method, Row\n@dataclasses.dataclass(frozen=True)\n"
+        "class Plain(Method):\n    temperature: float = 3.0\nROWS = {'plain': Row(Plain(), {'ce': 1.0})}\n"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+        with pytest.raises(UsageError, match="option temperature in .*plain.py has no range; make it with `fields.fie"):
+            methods.row("plain")
     with pytest.raises(UsageError, match=r"no field 'loss\.temperature'"):
         tree.to_settings({"loss": {"name": "supervised", "temperature": 1.0}})
 

@@ -125,6 +125,8 @@ def test_a_signal_after_the_last_step_of_all(tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
     with pytest.raises(StoppedError, match="seeds 2 is saved"):
         seeds.end({1: 0, 2: 75}, True, {1: tmp_path, 2: tmp_path})
+    with pytest.raises(StoppedError, match="seeds 2, 3 is saved"):  # one has not begun
+        seeds.end({1: 0, 2: 75}, True, dict.fromkeys((1, 2, 3), tmp_path))
 
 
 def test_help_names_it():

@@ -16,7 +16,7 @@ from cutnmix_jax.engine.terms import mixed_accuracy
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods.cutnmix import CutnMix
-from cutnmix_jax.settings import VIEWS, Mix, Optimizer, command_line, recipe
+from cutnmix_jax.settings import VIEWS, Mixing, Optimizer, command_line, recipe
 from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
 from tests.runs import few
 
@@ -261,7 +261,7 @@ def test_a_batch_drawn_with_its_epoch_is_the_one_drawn_alone(row):
 
 def test_each_peer_has_the_label_of_its_own_box():
     """By their areas, which are unlike."""
-    engine = build("cutnmix", num_peers=3, views="shared", mix=Mix("cutnmix", box="own"))
+    engine = build("cutnmix", num_peers=3, views="shared", mix=Mixing("cutnmix", box="own"))
     batch, how = jax.jit(engine.make_batch)(KEY, engine.train_data, jnp.arange(10))
     own = np.eye(K)[DATASET.train_labels[:10]]
     shares = [height * width / 32**2 for _, _, height, width in np.asarray(how.boxes[0])]
@@ -274,7 +274,7 @@ def test_each_peer_has_the_label_of_its_own_box():
 @pytest.mark.parametrize("views", VIEWS)
 def test_each_peer_has_its_own_view_or_all_share_one(views, kind):
     """One image of each, too, where all see the same: what they share is computed once."""
-    engine = build("dml", views=views, mix=Mix(kind, prob=0.0))
+    engine = build("dml", views=views, mix=Mixing(kind, prob=0.0))
     batch, _ = engine.make_batch(KEY, engine.train_data, jnp.arange(20))
     assert batch.images.shape[:3] == (1, 1 if (views, kind) == ("shared", "none") else 2, 20)
     one, other = batch.images[0, 0], batch.images[0, -1]

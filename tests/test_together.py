@@ -238,9 +238,12 @@ def test_through_the_command_with_a_signal(tmp_path):
     assert {line[:8] for line in out.splitlines()} == {"seed 1 |", "seed 2 |"}
 
 
-@pytest.mark.parametrize("more", [[], ["--seeds=1,2", "--config.validation_examples=8"]])
+@pytest.mark.parametrize(
+    "more", ["", "--config.validation_examples=8", "--config.devices=2", "--config.images_in=disk"], ids=str
+)
 def test_what_cannot_be_one_program(more, capsys, tmp_path):
-    assert main.main([*TINY, "--together", *more, f"--workdir={tmp_path}"]) == 2
+    seeds = ["--seeds=1,2", more] if more else []
+    assert main.main([*TINY, "--together", *seeds, f"--workdir={tmp_path}"]) == 2
     assert "--together" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

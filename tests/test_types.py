@@ -126,6 +126,23 @@ def test_other_warnings_of_a_network_are_passed_on(monkeypatch):
         backbones.load("tests.tiny:half", K)
 
 
+class Dotted(nn.Module):
+    """A layer `Dense_0` within `a`, and another one called `a.Dense_0`."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        logits, features = Tiny(self.num_classes, name="a")(images, train)
+        return logits + nn.Dense(self.num_classes, name="a.Dense_0")(features), features
+
+
+def test_arrays_that_a_checkpoint_could_not_tell_apart():
+    """Such a network trained to its end, and nothing could read what was saved."""
+    with pytest.raises(UsageError, match=r"test_types:Dotted': two of its arrays have one name once dots join"):
+        backbones.load("tests.test_types:Dotted", K)
+
+
 NETWORKS = ["tests.tiny:Tiny", "tests.tiny:half", "tests.tiny:half_nnx"]
 NETWORKS += [f"tests.test_types:{name}" for name in ("float16", "Mixed", "Odd")]
 

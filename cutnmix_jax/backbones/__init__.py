@@ -27,13 +27,17 @@ def names() -> list[str]:
 
 
 def _files() -> dict[str, str]:
-    """Every backbone of this folder -> the file that makes it, as the file's `__all__` says."""
+    """Every backbone of this folder -> the file that has it in its `__all__`; UsageError where two files have it."""
     found: dict[str, str] = {}
     for path in (path for folder in __path__ for path in Path(folder).glob("*.py")):
         text = path.read_text(errors="replace")
         if listed := re.search(r"^__all__\b[^=\n]*=\s*([\[(].*?[\])])", text, re.MULTILINE | re.DOTALL):
             with contextlib.suppress(SyntaxError, ValueError):
-                found |= dict.fromkeys(ast.literal_eval(listed[1]), path.stem)
+                here = dict.fromkeys(ast.literal_eval(listed[1]), path.stem)
+                if twice := [name for name in here if found.get(name, path.stem) != path.stem]:
+                    files = " and ".join(sorted((found[twice[0]], path.stem)))
+                    raise UsageError(f"backbone {twice[0]!r} is in the __all__ of {files}; rename one of them")
+                found |= here
     return found
 
 

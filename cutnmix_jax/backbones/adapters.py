@@ -92,7 +92,7 @@ def run(
     return returned, with_types_of(before, changed.get("batch_stats", {})) if train else before
 
 
-def split_of(name: str, module: Any, image_shape: ImageShape = CIFAR) -> Split:
+def split_of(name: str, module: Any, image_shape: ImageShape) -> Split:
     """The two parts of a Linen module whose `__call__` takes `part`, as ours do; see `layers.WHOLE`."""
 
     def tail(variables: Tree, maps: jax.Array, train: bool, key: jax.Array | None = None) -> tuple[Outputs, Tree]:

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cutnmix_jax import digests
 from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming
-from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Tree
+from cutnmix_jax.types import Backbone, ImageShape, Tree
 
 TRAINED = ("float32", "bfloat16", "float16")  # types of parameters
 
@@ -24,7 +25,7 @@ def is_foreign(name: str) -> bool:
 
 
 def from_factory(
-    name: str, make: Callable[..., Any], num_classes: int, dtype: Any = jnp.float32, image_shape: ImageShape = CIFAR
+    name: str, make: Callable[..., Any], num_classes: int, dtype: Any, image_shape: ImageShape
 ) -> Backbone:
     """Makes a backbone of a user's function or class and checks it before the network is compiled.
 
@@ -50,7 +51,7 @@ def from_factory(
     if "rngs" in accepted:
         find_devices()  # NNX is built for real; without a device that would look like a fault of the network
     what = f"backbone {name!r} fails on images of {'x'.join(map(str, image_shape))}"
-    with blaming(what, "mend it; CONTRIBUTING.md says what is asked of a network"):
+    with blaming(what, "mend it; docs/own_network.md says what is asked of a network"):
         with types_as_asked_for(name):
             if "rngs" in accepted:
                 backbone = nnx_adapter.nnx_backbone(name, functools.partial(make, **kwargs), image_shape)
@@ -94,12 +95,15 @@ def check(backbone: Backbone, num_classes: int) -> None:
     """Traces a backbone in both modes, without compiling, and compares the shapes with the contract.
 
     Raises:
-      UsageError: if logits are not [n, K], features not [n, D], or training changes what the batch statistics are.
+      UsageError: if logits are not [n, K], features not [n, D], training changes what the batch statistics are, or two
+        arrays would have one name in a checkpoint.
     """
     n = 3 if num_classes == 2 else 2  # so that [K, n] is seen to be wrong
     images = jax.ShapeDtypeStruct((n, *backbone.image_shape), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)
     variables = jax.eval_shape(backbone.init, key)
+    if len(digests.flat(variables)) < len(jax.tree.leaves(variables)):
+        raise UsageError(f"backbone {backbone.name!r}: two of its arrays have one name once dots join its parts")
     for train in (True, False):
         outputs, batch_stats = jax.eval_shape(
             functools.partial(backbone.apply, train=train), variables, images, key=key

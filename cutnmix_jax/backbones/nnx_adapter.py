@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cutnmix_jax.backbones.adapters import Call, mode, outputs_of, with_types_of
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.types import CIFAR, Backbone, ImageShape, Outputs, Tree
+from cutnmix_jax.types import Backbone, ImageShape, Outputs, Tree
 
 
-def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape = CIFAR) -> Backbone:
+def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape) -> Backbone:
     """An NNX module as a backbone.
 
     Its `nnx.Param` are the params; every other Variable, the state of its random numbers too, travels as batch

@@ -56,7 +56,7 @@ def networks(
     with backbones.shapes_only():
         dtype, shape = precision.CHOICES[settings.precision].activations, known.image_shape
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
-        size_of = {name: _feature_size(network) for name, network in made.items()}
+        size_of = {name: _traced(network, network.apply).features.shape[1] for name, network in made.items()}
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
             seen = "x".join(map(str, shape))
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
@@ -180,12 +180,7 @@ def _trunk_size(network: Backbone) -> int:
         raise UsageError(
             f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
         )
-
     return _traced(network, network.split.trunk).shape[-1]
-
-
-def _feature_size(network: Backbone) -> int:
-    return _traced(network, network.apply).features.shape[1]
 
 
 def _traced(network: Backbone, part: Callable) -> Any:

@@ -68,7 +68,7 @@ class BatchMaker:
     make: Callable[[Data, jax.Array, Tree], tuple[Batch, Mix]]
 
     def __call__(self, key: jax.Array, data: Data, index: jax.Array) -> tuple[Batch, Mix]:
-        """Both."""
+        """Draws a batch and makes it."""
         return self.make(data, index, self.draw(key, data, index))
 
 
@@ -79,8 +79,13 @@ def step_keys(key: jax.Array, step: jax.Array | int) -> tuple[jax.Array, jax.Arr
 
 
 def view_key(key: jax.Array, view: int) -> jax.Array:
-    """The key of the passes of a view, from that of a step's forward passes or of its teachers'."""
+    """The key of the peers' passes of a view, from that of a step's forward passes."""
     return jax.random.fold_in(key, VIEW_KEY + view) if view else key
+
+
+def teachers_key(key: jax.Array, view: int) -> jax.Array:
+    """The key of the teachers' passes of a view, likewise."""
+    return view_key(jax.random.fold_in(key, VIEW_KEY), view)
 
 
 def epoch_order(key: jax.Array, epoch: jax.Array | int, num_train: int) -> jax.Array:

@@ -11,7 +11,7 @@ from cutnmix_jax.types import NEVER, Totals, TrainState
 Step = Callable[[TrainState, Totals], tuple[TrainState, Totals]]
 
 
-class _Packed(NamedTuple):
+class _Vectors(NamedTuple):
     """Totals as two vectors [M], which a GPU adds to with a kernel or two; as scalars they take two for each metric."""
 
     sums: jax.Array
@@ -29,18 +29,18 @@ def until(end: jax.Array, step: Step, state: TrainState, totals: Totals) -> tupl
     """
     names = list(totals.sums)
 
-    def packed(totals: Totals) -> _Packed:
-        return _Packed(*(jnp.stack([numbers[name] for name in names]) for numbers in totals))
+    def joined(totals: Totals) -> _Vectors:
+        return _Vectors(*(jnp.stack([numbers[name] for name in names]) for numbers in totals))
 
-    def unpacked(totals: _Packed) -> Totals:
+    def split(totals: _Vectors) -> Totals:
         return Totals(*(dict(zip(names, numbers, strict=True)) for numbers in totals))
 
-    def goes_on(carry: tuple[TrainState, _Packed]) -> jax.Array:
+    def goes_on(carry: tuple[TrainState, _Vectors]) -> jax.Array:
         return jnp.any((carry[0].step < end) & (carry[1].broken.min(axis=0) == NEVER))
 
-    def goes(carry: tuple[TrainState, _Packed]) -> tuple[TrainState, _Packed]:
-        after, sums = step(carry[0], unpacked(carry[1]))
-        return after, packed(sums)
+    def goes(carry: tuple[TrainState, _Vectors]) -> tuple[TrainState, _Vectors]:
+        after, sums = step(carry[0], split(carry[1]))
+        return after, joined(sums)
 
-    after, sums = jax.lax.while_loop(goes_on, goes, (state, packed(totals)))
-    return after, unpacked(sums)
+    after, sums = jax.lax.while_loop(goes_on, goes, (state, joined(totals)))
+    return after, split(sums)

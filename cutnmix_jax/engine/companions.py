@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
 
 class Companion:
-    """One kind of them. One that overrides nothing but `init` never changes, teaches nobody and reports nothing.
+    """A kind of network beside the peers. With `init` alone it never changes, teaches nobody and reports nothing.
 
     Its variables are an entry of `TrainState.teachers`; `params` and `batch_stats` are those of the peers.
     """

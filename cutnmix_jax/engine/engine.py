@@ -106,7 +106,7 @@ class Engine:
         return self.placed(self.drawn())
 
     def drawn(self) -> Saved:
-        """The same whole on one device."""
+        """The state before the first step, whole on one device."""
         saved = compiled(self._fresh, once=True)(self.key, self.load_start() if self.load_start else {})
         teachers = self.companions.with_loaded(saved.state.teachers)
         return saved._replace(state=saved.state._replace(teachers=teachers))
@@ -191,9 +191,7 @@ class Engine:
         rate, forward_key = feed.rates[place], feed.keys[place]
         clock = Clock(state.step, state.step // self.steps_per_epoch, jnp.int32(self.settings.epochs), rate)
         batch, _ = self.batch_at(state.step, feed)
-        by_teachers, teachers = passes.of_companions(
-            self.companions, state, batch.images, jax.random.fold_in(forward_key, batches.VIEW_KEY)
-        )
+        by_teachers, teachers = passes.of_companions(self.companions, state, batch.images, forward_key)
         batch = batch._replace(teachers=by_teachers)
         gradient = jax.value_and_grad(self.objective, has_aux=True)
         (loss, (terms, by_view, stats, method_state)), grads = gradient(state.params, state, batch, clock, forward_key)

@@ -21,7 +21,7 @@ from cutnmix_jax.types import Dataset, Outputs, TrainState
 
 
 class Accuracies(NamedTuple):
-    """The share of exactly the images that were given that each classifier gets right; of a batch their int32 number.
+    """The share of the images that each classifier gets right; within `Evaluator`, of a batch, their number as int32.
 
     Attributes:
       peers: of each peer, leaders left out.

@@ -75,13 +75,13 @@ class Epochs:
 
 
 class Feeds(Protocol):
-    """Where the loop gets them."""
+    """What gives the loop the feed of each call."""
 
     def at(self, step: int) -> Feed:
-        """That of a call that begins with a step, counted from 0."""
+        """The feed of a call that begins with a step, counted from 0."""
 
     def shapes(self) -> Feed:
-        """What they look like, with nothing drawn or read."""
+        """What a feed looks like, with nothing drawn or read."""
 
 
 class Whole:
@@ -166,7 +166,7 @@ def _with_images(feed: Feed, images: Any) -> Feed:
 
 
 def make(epochs: Epochs, per_call: int, views: Sequence[View]) -> Feeds:
-    """Those of a run.
+    """The feeds of a run.
 
     Args:
       epochs: draws them.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def state(
     engine: "Engine", optimizer: optax.GradientTransformation, key: jax.Array, start: Mapping[str, jax.Array]
 ) -> Saved:
-    """Draws it.
+    """Draws the state.
 
     Args:
       engine: of the run.

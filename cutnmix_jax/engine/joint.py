@@ -94,7 +94,7 @@ class Joint:
         self._changed = threading.Condition()
         self._first: Engine | None = None
         self._waiting: dict[int, _Asked] = {}
-        self._answers: dict[int, Stepped | BaseException] = {}
+        self._answers: dict[int, Stepped | Exception] = {}
         self._left = 0
 
     def engine(self, number: int, settings: Any, make: Callable[[], Engine]) -> Engine:
@@ -118,7 +118,7 @@ class Joint:
             self._go_if_all_wait()
             self._changed.wait_for(lambda: number in self._answers)
             answer = self._answers.pop(number)
-        if isinstance(answer, BaseException):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 

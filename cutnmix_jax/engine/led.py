@@ -125,6 +125,7 @@ def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> tuple[i
         elif name == "collected":
             engine.collected(saved._replace(state=state, totals=totals))
         else:
+            assert name == "first_batch", name
             engine.first_batch()
     raise AssertionError("the commands end with the run")
 

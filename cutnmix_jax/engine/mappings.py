@@ -99,5 +99,5 @@ def trunk_of(split: Split, tree: Tree) -> Tree:
 
 
 def tail_of(split: Split, tree: Tree) -> Tree:
-    """The rest of them."""
+    """The part of a network's variables that its tail has."""
     return {name: leaf for name, leaf in tree.items() if name not in split.names()}

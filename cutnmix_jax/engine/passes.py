@@ -22,9 +22,9 @@ def of_peers(peers: Peers, params: Tree, batch_stats: Tree, images: jax.Array, k
 def of_companions(
     companions: Companions, state: TrainState, images: jax.Array, key: jax.Array
 ) -> tuple[Mapping[str, Views], Tree]:
-    """What the teachers say to every view, and their next variables."""
+    """What the teachers say to every view, and their next variables; `key` is that of the peers' passes."""
     own, by_view = state.teachers, []
     for view, seen in enumerate(images):
-        outputs, own = companions.forward(own, state.params["peers"], seen, batches.view_key(key, view))
+        outputs, own = companions.forward(own, state.params["peers"], seen, batches.teachers_key(key, view))
         by_view.append(outputs)
     return {name: tuple(outputs[name] for outputs in by_view) for name in companions.kinds}, own

@@ -152,7 +152,7 @@ def ahead(read: Callable[[int], T], count: int) -> Iterator[T]:
     return iter(grain.MapDataset.source(Parts()).to_iter_dataset(options))
 
 
-def in_parts(data: Placed, size: int, devices: Devices = ONE) -> Iterator[tuple[Data, jax.Array | int, int]]:
+def in_parts(data: Placed, size: int, devices: Devices) -> Iterator[tuple[Data, jax.Array | int, int]]:
     """All images in parts of one size, for an evaluation.
 
     Yields:

@@ -1,5 +1,6 @@
 """Training methods: one module each, with its options, its rows of the tables and its weights."""
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -36,21 +37,23 @@ def row(name: str) -> Row:
     A broken module stops those alone who ask for one of its rows.
 
     Raises:
-      UsageError: no method has such a row, or a module is broken and it may be one of its rows.
+      UsageError: no method has such a row, or two have, or a module is broken and it may be one of its rows.
     """
     broken: UsageError | None = None
-    # The module of the same name first: it mostly has the row, and then the others need not be imported.
-    for module in sorted(names(), key=lambda module: module != name):
+    found: dict[str, Row] = {}
+    for module in names():
         try:
             rows = _rows_of(module)
         except UsageError as error:
             broken = broken or error
             continue
         if name in rows:
-            return rows[name]
-    if broken:
-        raise broken
-    raise UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
+            found[module] = rows[name]
+    if len(found) > 1:  # which of them is trained must not follow from the names of files
+        raise UsageError(f"method {name!r} is a row of {' and of '.join(found)}; rename one of them in its ROWS")
+    if found:
+        return next(iter(found.values()))
+    raise broken or UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
 
 
 def has_row(name: str) -> bool:
@@ -78,7 +81,9 @@ def _rows_of(name: str) -> dict[str, Row]:
         module: ModuleType = importlib.import_module(f"{__name__}.{name}")
     rows = getattr(module, "ROWS", None)
     if not rows:
-        raise UsageError(f"method {name!r}: {file} has no ROWS; see CONTRIBUTING.md")
+        raise UsageError(f"method {name!r}: {file} has no ROWS; see docs/own_method.md")
+    if plain := [it.name for it in dataclasses.fields(next(iter(rows.values())).method) if "check" not in it.metadata]:
+        raise UsageError(f"method {name!r}: its option {plain[0]} in {file} has no range; make it with `fields.field`")
     # A run is read back by the name of the module, which therefore has to tell the class.
     if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:
         raise UsageError(f"method {name!r}: the ROWS of {file} are of {' and '.join(kinds)}; give each class a file")

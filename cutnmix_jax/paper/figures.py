@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
     label: str
     head: str
-    runs: Sequence[Sequence[metrics.Row]]
+    runs: Sequence[Sequence[metrics.EpochRow]]
 
 
 def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:

@@ -64,7 +64,7 @@ def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
     )
 
 
-def best(results: Mapping[str, Any], rows: Sequence[metrics.Row], head: str) -> float:
+def best(results: Mapping[str, Any], rows: Sequence[metrics.EpochRow], head: str) -> float:
     """The accuracy of a head in its best epoch; that in `results.json` is of the peers' mean, another head has another.
 
     Args:

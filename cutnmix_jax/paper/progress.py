@@ -92,7 +92,7 @@ def standing(run: Started) -> str:
     return f"{len(rows)} of {run.cell.epochs} epochs{tested}; {left}"
 
 
-def last_tested(rows: Sequence[metrics.Row], head: str) -> str:
+def last_tested(rows: Sequence[metrics.EpochRow], head: str) -> str:
     """The last accuracy that is known and its epoch, after a semicolon; empty where none is known.
 
     Args:
@@ -110,7 +110,7 @@ def size(log: Path) -> int:
     return log.stat().st_size if files.kind(log) == "file" else 0
 
 
-def rows_of(cell: Cell) -> list[metrics.Row]:
+def rows_of(cell: Cell) -> list[metrics.EpochRow]:
     """The rows of a cell's run so far; none where they cannot be read, which the run itself will say."""
     with suppress(OSError, CheckpointError):
         return metrics.read_rows(cell.workdir / layout.ROWS)
@@ -128,7 +128,7 @@ def last_lines(log: Path, start: int = 0) -> list[str]:
     return []
 
 
-def seconds_per_epoch(rows: Sequence[metrics.Row]) -> float | None:
+def seconds_per_epoch(rows: Sequence[metrics.EpochRow]) -> float | None:
     """What an epoch took, the first one, which compiles, left out where there are more; None where nothing tells."""
     seconds = [row["seconds"] for row in rows[1:] or rows if isinstance(row.get("seconds"), int | float)]
     return sum(seconds) / len(seconds) if seconds else None

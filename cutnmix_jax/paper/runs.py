@@ -35,7 +35,7 @@ class Run(NamedTuple):
     unused: frozenset[str]
     epochs: int
     head: str
-    rows: list[metrics.Row]
+    rows: list[metrics.EpochRow]
     results: dict[str, Any] | None
 
     @property

@@ -34,14 +34,14 @@ DATASET = Check(data.problem, "a name of --list, folder:PATH, tfds:NAME[/CONFIG]
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
+class Architecture:
     """The network of each peer."""
 
     name: str = field("resnet110", text, "a file of cutnmix_jax/backbones, or my_pkg.nets:make", Change.NEVER)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mix:
+class Mixing:
     """How batches are mixed."""
 
     kind: str = field(
@@ -119,7 +119,7 @@ class Settings:
         dataclasses.MISSING, text, "the name of the row; chosen by the argument, other fields follow from it"
     )
     seed: int = field(95, whole(0, 2**32 - 1), "section 3.2; the three runs are 95, 96 and 97", Change.NEVER)
-    backbone: Backbone = dataclasses.field(default_factory=Backbone)
+    backbone: Architecture = dataclasses.field(default_factory=Architecture)
     num_peers: int = field(2, whole(1, MOST_PEERS), "J, section 3.1; okddip counts its leader", Change.NEVER)
     peers: str | None = field(
         None,
@@ -175,7 +175,7 @@ class Settings:
         "auto: pad up to 64 pixels, else resized",
     )
     jitter: Jitter = dataclasses.field(default_factory=Jitter)
-    mix: Mix = dataclasses.field(default_factory=Mix)
+    mix: Mixing = dataclasses.field(default_factory=Mixing)
     average: float | None = field(
         None,
         or_none(number(0, 0.999999)),

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cutnmix_jax import backbones, console, data, methods, own_code
 from cutnmix_jax.errors import UsageError, nearest
@@ -15,7 +16,7 @@ _TERMS_TAKEN = "loss|accuracy"
 _HEADS_TAKEN = r"per_peer|ensemble|(peer|mean_teacher|average)_\d+"
 
 
-def checked(fields: Settings | tree.Tree) -> Settings:
+def checked(fields: Settings | Mapping[str, Any]) -> Settings:
     """Settings that can be carried out, whoever made them; `peers` replaces `num_peers`, a folder has its whole path.
 
     Raises:

@@ -54,11 +54,11 @@ def of_methods() -> dict[str, list[Described]]:
 
 
 def _described(path: str, hint: Any, field: dataclasses.Field) -> Described:
-    told = field.metadata
-    change, reason = _MAY_CHANGE[told["change"]], told["reason"]
-    if "check" in told:
-        return Described(path, _shown(field.default), told["check"].range, change, reason)
-    return Described(f"{path}.{'name' if hint is Method else 'TERM'}", "from the row", told["range"], change, reason)
+    about = field.metadata
+    change, reason = _MAY_CHANGE[about["change"]], about["reason"]
+    if "check" in about:
+        return Described(path, _shown(field.default), about["check"].range, change, reason)
+    return Described(f"{path}.{'name' if hint is Method else 'TERM'}", "from the row", about["range"], change, reason)
 
 
 def _shown(value: Any) -> str:
@@ -109,13 +109,13 @@ def _data_sets() -> Iterator[str]:
 def _methods() -> Iterator[str]:
     yield "methods: --config=NAME:DATASET,METHOD; J networks, and each loss term with its weight"
     for name, row in methods.rows_by_name().items():
-        terms = " + ".join(f"{weight:g} {term}" for term, weight in row.weights.items() if weight)
+        loss = " + ".join(f"{weight:g} {term}" for term, weight in row.weights.items() if weight)
         branches = " branches" if row.share_trunk else ""
-        yield from _wrapped(name, f"J = {row.num_peers}{branches}; views {row.views}, mix {row.mix}; {terms}")
+        yield from _wrapped(name, f"J = {row.num_peers}{branches}; views {row.views}, mix {row.mix}; {loss}")
     yield "loss terms: --config.weights.TERM=WEIGHT; alpha, beta and gamma of Eq. 8 are those of dml, mmd and pt"
-    said = [(name, kind) for kind in map(methods.find, methods.names()) for name in kind.meanings]
-    for name in dict.fromkeys(name for name, _ in said):
-        meanings = dict.fromkeys(kind.meanings[name] for other, kind in said if other == name)
+    terms = [(name, kind) for kind in map(methods.find, methods.names()) for name in kind.meanings]
+    for name in dict.fromkeys(name for name, _ in terms):
+        meanings = dict.fromkeys(kind.meanings[name] for other, kind in terms if other == name)
         yield from _wrapped(name, "; or ".join(meanings), width=16)
 
 

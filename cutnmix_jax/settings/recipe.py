@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import Backbone, Mix, Optimizer, RampUp, Settings, tree
+from cutnmix_jax.settings import Architecture, Mixing, Optimizer, RampUp, Settings, tree
 
 QUICKSTART = "quickstart"
 IMAGENET = {"imagenet_resnet18": "resnet18_imagenet", "imagenet_resnet50": "resnet50_imagenet"}
@@ -40,8 +40,8 @@ def imagenet(backbone: str, argument: str | None) -> ConfigDict:
 
     90 epochs of 256 images a step, the rate 0.1 and a tenth of it from epochs 30, 60 and 80 on each, weight decay 1e-4
     (Goyal et al. 2017, arXiv 1706.02677, section 5.1, who leave batch norm out of the decay, and take random parts of
-    the whole picture, not of its middle, which is what is prepared). Labels, mixing and loss
-    follow from the row, crops from the size of the images.
+    the whole picture, not of its middle, which is what is prepared). Labels, mixing and loss follow from the row, crops
+    from the size of the images.
 
     Raises:
       UsageError: no data set is named; and as `make` does.
@@ -109,12 +109,12 @@ def of_row(backbone: str, dataset: str, method: str) -> Settings:
     return Settings(
         dataset=dataset,
         method=method,
-        backbone=Backbone(backbone),
+        backbone=Architecture(backbone),
         num_peers=row.num_peers,
         share_trunk=row.share_trunk,
         loss=row.method,
         weights=row.weights,
         ramp_up=RampUp(row.ramp_up),
         views=row.views,
-        mix=Mix(row.mix),
+        mix=Mixing(row.mix),
     )

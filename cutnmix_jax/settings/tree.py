@@ -19,8 +19,6 @@ from cutnmix_jax.fields import Change
 from cutnmix_jax.method import Method
 from cutnmix_jax.settings import Settings
 
-Tree = dict[str, Any]
-
 
 class Difference(NamedTuple):
     """A field in which two trees differ.
@@ -45,7 +43,7 @@ class Difference(NamedTuple):
         return self.shown("config")
 
 
-def of_settings(settings: Any) -> Tree:
+def of_settings(settings: Any) -> dict[str, Any]:
     """The tree of settings; tuples are lists, as in JSON."""
     return _of(settings, lambda value, hint: list(value) if isinstance(value, tuple) else value)
 
@@ -60,9 +58,9 @@ def to_config_dict(settings: Settings) -> ConfigDict:
     )
 
 
-def _of(settings: Any, leaf: Callable[[Any, Any], Any]) -> Tree:
+def _of(settings: Any, leaf: Callable[[Any, Any], Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(type(settings))
-    tree: Tree = {"name": methods.name_of(settings)} if isinstance(settings, Method) else {}
+    tree: dict[str, Any] = {"name": methods.name_of(settings)} if isinstance(settings, Method) else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):

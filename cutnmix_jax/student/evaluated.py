@@ -24,7 +24,7 @@ from cutnmix_jax.types import Dataset, ImageShape, Spec, TrainState
 Counts = tuple[int | None, int | None]  # of training and test images that are read; None for all
 
 
-class Answers(NamedTuple):
+class Evaluated(NamedTuple):
     """What classifiers say to M images.
 
     Attributes:
@@ -56,7 +56,7 @@ class Images(NamedTuple):
     data_dir: str | None = None
 
 
-def of_run(run: Run, which: str, images: Images) -> Answers:
+def of_run(run: Run, which: str, images: Images) -> Evaluated:
     """Asks every peer of a run, their ensemble, and what else its rows report.
 
     Args:
@@ -98,7 +98,7 @@ def of_run(run: Run, which: str, images: Images) -> Answers:
     title = f"{data.title(settings.dataset)}, {settings.backbone_name}, {settings.method}, seed {settings.seed}, "
     title += f"{which} epoch ({epoch['epoch']})"
     features = {f"peer_{j}": np.asarray(out.features) for j, out in enumerate(found.peers)}
-    return Answers(title, data.title(dataset.name), dataset.test_labels, classes, logits, features)
+    return Evaluated(title, data.title(dataset.name), dataset.test_labels, classes, logits, features)
 
 
 def _check_same(run: Run, sha256: str) -> None:
@@ -128,14 +128,14 @@ def _state(arrays: Mapping[str, Any], evaluator: Evaluator, spec: Spec) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, method_state, (), taught)
 
 
-def of_export(folder: Path, images: Images) -> Answers:
+def of_export(folder: Path, images: Images) -> Evaluated:
     """Asks an exported student; raises as `of_run` and `exported.read`."""
     student = exported.read(folder)
     described = student.description
     dataset = _images(images, described.dataset, student.class_names, described.image_shape)
     name = "student" if len(described.backbones) == 1 else "ensemble"
     logits = {name: student.logits(dataset.test_images)}
-    return Answers(described.title, data.title(dataset.name), dataset.test_labels, student.class_names, logits, {})
+    return Evaluated(described.title, data.title(dataset.name), dataset.test_labels, student.class_names, logits, {})
 
 
 def _images(

@@ -1,6 +1,7 @@
 """A student by the folder that a person names: of a run, or of an export."""
 
 import argparse
+import os
 from pathlib import Path
 
 from cutnmix_jax import digests, layout, storage
@@ -46,7 +47,7 @@ def load(
     return of_run.load(run, which or of_run.LAST, peer, ensemble)
 
 
-def load_student(folder: str | Path) -> Student:
+def load_student(folder: str | os.PathLike[str]) -> Student:
     """Loads an export, or the student of a finished run, its best peer of the last epoch; see `Student.predict`.
 
     Args:
@@ -57,7 +58,7 @@ def load_student(folder: str | Path) -> Student:
       CheckpointError: it is damaged, or of another version of this program.
     """
     with storage.hush():
-        return load(Path(folder))
+        return load(folder_of(os.fspath(folder), "folder"))
 
 
 def chosen(known: argparse.Namespace) -> Student:

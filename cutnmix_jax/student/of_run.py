@@ -19,14 +19,14 @@ from cutnmix_jax.student import network
 from cutnmix_jax.student.choice import AVERAGE, BEST, LAST
 from cutnmix_jax.student.description import Description
 from cutnmix_jax.student.network import Student
-from cutnmix_jax.types import Row, Tree
+from cutnmix_jax.types import EpochRow, Tree
 
 
 class Run(NamedTuple):
     """What the folder of a finished run says.
 
     Attributes:
-      folder: it.
+      folder: of the run.
       settings: of the run.
       results: its `results.json`.
       rows: of its epochs.
@@ -35,7 +35,7 @@ class Run(NamedTuple):
     folder: Path
     settings: Settings
     results: dict[str, Any]
-    rows: list[Row]
+    rows: list[EpochRow]
 
     @property
     def num_counted(self) -> int:
@@ -207,7 +207,7 @@ def _part(arrays: Mapping[str, jax.Array], prefix: str, like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _best(row: Row, count: int, which: str) -> tuple[int, str]:
+def _best(row: EpochRow, count: int, which: str) -> tuple[int, str]:
     """The most accurate peer of an epoch, the first of equals, and the images by which it is chosen."""
     kind = "average" if which == AVERAGE else "peer"
     for images in ("validation", "test"):

@@ -60,7 +60,7 @@ def read(program: bytes, name: str) -> Answer:
         ) from error
     if foreign:
         raise CheckpointError(f"{name} calls {min(foreign)}, which is no arithmetic; it is not run")
-    if jax.default_backend() not in {"gpu" if name == "cuda" else name for name in exported.platforms}:
+    if jax.default_backend() not in {"gpu" if one == "cuda" else one for one in exported.platforms}:
         raise UsageError(f"{name} is for {' and '.join(exported.platforms)}, not for {jax.default_backend()}")
 
     def answer(arrays: Any, images: jax.Array) -> jax.Array:

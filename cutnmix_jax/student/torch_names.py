@@ -76,7 +76,7 @@ def state_dict(name: str, num_classes: int, network: Backbone, variables: Mappin
     Args:
       name: of the backbone, one of ours.
       num_classes: K.
-      network: it.
+      network: the backbone, made.
       variables: {'params': tree, 'batch_stats': tree}.
 
     Raises:
