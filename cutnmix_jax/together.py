@@ -51,13 +51,7 @@ def run(
       UserError: a run failed, with its exit code; the others were trained to their end.
       StoppedError: they were stopped; the same command continues them.
     """
-    first = checked(next(iter(settings.values())))
-    if first.held_out_examples or first.validation_examples:
-        raise UsageError("--together: seeds that each hold out images of their own make no one program; leave it out")
-    if first.devices != 1:
-        raise UsageError("--together trains on one device; leave it out, or config.devices")
-    if first.images_in not in (None, DEVICE):
-        raise _elsewhere()
+    first = check(next(iter(settings.values())))
     allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
     runs, codes = _Runs(len(settings), stop), dict.fromkeys(settings, 1)
 
@@ -80,6 +74,28 @@ def run(
         for thread in threads:
             thread.join()
     seeds.end(codes, stop.requested, workdirs)
+
+
+def check(settings: Settings) -> Settings:
+    """Checks that seeds of these settings can be trained in one program.
+
+    Args:
+      settings: of one of the seeds.
+
+    Returns:
+      The settings as the program trains them.
+
+    Raises:
+      UsageError: they cannot; says why.
+    """
+    found = checked(settings)
+    if found.held_out_examples or found.validation_examples:
+        raise UsageError("--together: seeds that each hold out images of their own make no one program; leave it out")
+    if found.devices != 1:
+        raise UsageError("--together trains on one device; leave it out, or config.devices")
+    if found.images_in not in (None, DEVICE):
+        raise _elsewhere()
+    return found
 
 
 def _elsewhere() -> UsageError:

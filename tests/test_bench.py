@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chex
@@ -16,7 +17,7 @@ import pytest
 
 from cutnmix_jax import backbones, methods
 from cutnmix_jax.benchmark import __main__ as command
-from cutnmix_jax.benchmark import flops, jax_side, kernels, reference, report, run, suites, target, worker
+from cutnmix_jax.benchmark import flops, jax_side, kernels, reference, report, run, starts, suites, target, worker
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import Jitter, recipe
 from tests.runs import Made
@@ -195,7 +196,7 @@ def test_pytorch_is_beside_the_rows_that_it_has_alone():
     for other in ({"crop": "resized"}, {"jitter": Jitter(contrast=0.1)}):
         with pytest.raises(UsageError, match="the PyTorch program only pads by 4 and crops"):
             reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), **other), 100)
-    asked = argparse.Namespace(classes=100, images=100)
+    asked = SIZE
     with pytest.raises(UsageError, match="kdcl: the PyTorch program has no loss term kd"):
         suites.compared(["resnet8"], asked, {"method": "kdcl"}, ["B"])
 
@@ -259,6 +260,9 @@ def test_the_suite_names_what_it_could_not_measure(tmp_path):
     assert "not measured" in done.stdout and "times tier" not in done.stdout
 
 
+SIZE = argparse.Namespace(classes=100, images=100, seeds=1)
+
+
 def asked(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["scripts/bench", *arguments])
     return command.arguments()[0]
@@ -267,13 +271,13 @@ def asked(monkeypatch, *arguments):
 def test_tiers_are_read_once(monkeypatch):
     """With a blank after the comma a tier passed the check and was none of those that are started."""
     assert asked(monkeypatch, "--tiers=A, Cmax").tiers == ("A", "Cmax")
-    programs = suites.compared(["resnet8"], argparse.Namespace(classes=100, images=100), {}, ["A", "Cmax"])
+    programs = suites.compared(["resnet8"], SIZE, {}, ["A", "Cmax"])
     assert [tier for _, tier in programs.values()] == ["Cmax", None, "A"]
     assert asked(monkeypatch).tiers is asked(monkeypatch).backbones is asked(monkeypatch).steps is None
 
 
 def test_the_levers_of_a_gpu_are_graphs_of_two_networks_and_the_settings_of_one():
-    programs = suites.changed(["resnet32", "resnet110"], argparse.Namespace(classes=100, images=100), {})
+    programs = suites.changed(["resnet32", "resnet110"], SIZE, {})
     flags = {name: spec["environment"].get("XLA_FLAGS", "") for name, (spec, _) in programs.items()}
     for network in ("resnet32", "resnet110"):
         for graphs in ("graphs with convolutions", "graphs with loops", "concurrent graphs"):
@@ -282,13 +286,49 @@ def test_the_levers_of_a_gpu_are_graphs_of_two_networks_and_the_settings_of_one(
         assert not flags[f"{network}, 8 peers"] and network not in programs  # that is measured beside PyTorch
     assert "--config.num_peers=8" in programs["resnet110, concurrent graphs, 8 peers"][0]["overrides"]
     assert "--config.mapping=vmap" in programs["resnet32, bfloat16, vmap"][0]["overrides"]
-    assert not suites.changed(["vgg16"], argparse.Namespace(classes=100, images=100), {})
+    for network in ("resnet32", "resnet110"):
+        assert [programs[f"{network}, {count} seeds"][0]["seeds"] for count in (2, 3, 4)] == [2, 3, 4]
+    assert programs["resnet32, vmap"][0]["seeds"] == 1
+    assert not suites.changed(["vgg16"], SIZE, {})
+
+
+def test_several_seeds_are_trained_by_one_program():
+    engine = Made("cutnmix", "--config.num_peers=2").engine
+    function, carry, rest, _ = jax_side.whole(engine, 2)
+    after = jax.eval_shape(function, *carry, *rest)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(lambda: carry))
+    assert [len(part) for part in after] == [2, 2]
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(carry)]
+    assert len(set(buffers)) == len(buffers)  # the program takes each over
+    found = run.completed({}, [0.5], 10, run.spec_of({"backbone": "resnet8"}, seeds=3), None)
+    assert found["peer_images_per_second"] == pytest.approx(3 * 2 * 64 / 0.05)
+
+
+def test_a_start_ends_with_its_first_step():
+    def first_step(code, seconds=60.0):
+        return starts._first_step([sys.executable, "-uc", code], os.environ, time.monotonic() + seconds)
+
+    wait, begun = "; import time; time.sleep(99)", time.monotonic()
+    assert first_step(f"from cutnmix_jax.console import Display; Display(9, 0, 1).started(1.25, 2.5){wait}") == 2.5
+    with pytest.raises(worker.Failed, match="^error: no$"):
+        first_step("import sys; sys.exit('error: no')")
+    with pytest.raises(worker.Failed, match="^no time left$"):
+        first_step(f"pass{wait}", 0.0)
+    assert time.monotonic() < begun + 60
+
+
+@pytest.mark.parametrize("other", ["--suite=gpu", "--suite=start", "--vs-torch", "--bare"])
+def test_what_compares_programs_trains_one_seed(monkeypatch, other):
+    with pytest.raises(UsageError, match=f"^--seeds and {other}: leave one of them out"):
+        asked(monkeypatch, "--seeds=2", other)
+    assert asked(monkeypatch, "--seeds=2", "--suite=growth").seeds == 2
 
 
 @pytest.mark.parametrize(
     "argument",
     ["--steps=0", "--windows=0", "--classes=0", "--images=-1", "--peak=0", "--budget=nan", "--tiers=", "--backbones=,",
-     "--sweep=", "--sweep=num_peers", "--sweep=num_peers=,", "--trace=", "--json=", "--tiers=A,D"],
+     "--sweep=", "--sweep=num_peers", "--sweep=num_peers=,", "--trace=", "--json=", "--tiers=A,D",
+     "--seeds=0"],
 )  # fmt: skip
 def test_nothing_is_no_default(argument, monkeypatch):
     with pytest.raises(UsageError, match=f"{argument.partition('=')[0]}.*(must be|is empty|has no values|no tier 'D')"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from cutnmix_jax import together
 from cutnmix_jax.benchmark import jax_side, reference, report, run, suites
 from cutnmix_jax.command import CommandLine, called, exit_code_of, given, values_of
 from cutnmix_jax.errors import UsageError
@@ -20,7 +21,9 @@ EXAMPLES = """  {command} --backbone=resnet32                                   
   {command} --backbone=resnet32 --bare                            beside forward, backward and SGD alone
   {command} --backbone=resnet8 --sweep num_peers=1,2,4            over the values of a field
   {command} --backbone=resnet32 --vs-torch --steps=8              beside PyTorch, taking turns
+  {command} --backbone=resnet32 --sweep seeds=1,2,3               over the seeds that one program trains
   {command} --suite=gpu                                           all that a GPU should be asked
+  {command} --suite=start --backbones=resnet32                    from the command to the first step, twice
   {command} --target=h100 --backbones=resnet32,resnet110          kernels of a step on a GPU that is not there
   {command} --suite=growth                                        how time and memory grow, with a picture
 
@@ -43,17 +46,18 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--images", type=int, default=50_000, help="in the training set")
+    parser.add_argument("--seeds", type=int, default=1, help="whose networks one program trains")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, to show the share of it")
     parser.add_argument("--bare", action="store_true", help="also forward, backward and SGD alone")
     parser.add_argument(
-        "--sweep", type=given, metavar="FIELD=A,B,...", help="a field of the configuration, or classes or images"
+        "--sweep", type=given, metavar="FIELD=A,B,...", help="a field of the configuration, or classes, images or seeds"
     )
     parser.add_argument(
         "--vs-torch", action="store_true", help="also PyTorch; see CONTRIBUTING.md for its installation"
     )
     parser.add_argument("--tiers", type=given, help="of PyTorch: A, B, C, Cmax (A,B; on a GPU A,B,C)")
     parser.add_argument("--trace", type=given, metavar="DIR", help="write a profile and nothing else")
-    parser.add_argument("--suite", choices=("gpu", "growth"))
+    parser.add_argument("--suite", choices=tuple(suites.SUITES))
     parser.add_argument(
         "--target",
         type=given,
@@ -61,7 +65,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         help="count what a step launches on a GPU that is not there: h100, or a file",
     )
     parser.add_argument("--backbones", type=given, help="of --suite, instead of all, or of --target")
-    parser.add_argument("--budget", type=float, default=520.0, help="seconds that --suite=gpu may take")
+    parser.add_argument("--budget", type=float, default=520.0, help="seconds that a suite but growth may take")
     parser.add_argument(
         "--json", type=given, metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it"
     )
@@ -72,13 +76,17 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         if not text.startswith("--config.") or not equals:
             raise UsageError(f"unknown argument {text!r}; see --help")
         fields[name] = value
-    for name in ("windows", "steps", "classes", "images", "peak", "budget"):
+    for name in ("windows", "steps", "classes", "images", "seeds", "peak", "budget"):
         value = getattr(known, name)
         if value is not None and not value >= (1 if isinstance(value, int) else 1e-3):
             raise UsageError(f"--{name}={value:g}: must be {'at least 1' if isinstance(value, int) else 'above 0'}")
     timed = ("suite", "sweep", "vs_torch", "bare", "trace")
     if known.target and (others := [f"--{name.replace('_', '-')}" for name in timed if getattr(known, name)]):
         raise UsageError(f"--target and {others[0]}: leave one of them out; what is not there is not timed")
+    of_one = known.suite in ("gpu", "start")
+    alone = {f"--suite={known.suite}": of_one, "--vs-torch": known.vs_torch, "--bare": known.bare}
+    if known.seeds > 1 and (others := [flag for flag, is_given in alone.items() if is_given]):
+        raise UsageError(f"--seeds and {others[0]}: leave one of them out; what it compares with trains one seed")
     if known.sweep and not values_of(known.sweep.partition("=")[2]):
         raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
     known.tiers = known.tiers and values_of(known.tiers)
@@ -118,7 +126,7 @@ def gate(fields: dict[str, Any]) -> dict[str, float]:
 
 def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """One program, or several in turn, or several one after another."""
-    size = {"classes": known.classes, "images": known.images}
+    size = suites.size_of(known)
     timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
     if known.sweep:
         name, _, values = known.sweep.partition("=")
@@ -149,8 +157,12 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
 def main() -> None:
     """Measures what the command line says, prints a table and a line of JSON."""
     known, fields = arguments()
-    spec = run.spec_of(fields)
-    command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said before anything starts
+    spec = run.spec_of(fields, **suites.size_of(known))
+    settings = command_line.from_flags(
+        spec["config"], spec["overrides"]
+    )  # a wrong field is said before anything starts
+    if known.seeds > 1:
+        together.check(settings)
     if known.target:
         return write(known, suites.on_target(known, fields, known.backbones or ()))
     # A measured program is a process of its own; this one must leave the card to it.
@@ -158,7 +170,7 @@ def main() -> None:
     if known.steps is None:
         known.steps = 200 if jax.default_backend() == "gpu" else 8
     if known.trace:
-        jax_side.trace(spec | {"images": known.images, "classes": known.classes}, known.trace, known.steps)
+        jax_side.trace(spec, known.trace, known.steps)
         print(f"profile: {known.trace}")
         return None
     if known.suite:

@@ -14,8 +14,9 @@ from cutnmix_jax import environment, losses
 from cutnmix_jax.benchmark import flops, kernels, worker
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
-from cutnmix_jax.engine import assemble, optim, peers
+from cutnmix_jax.engine import assemble, joint, optim, peers
 from cutnmix_jax.engine.engine import Engine
+from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Settings, command_line
 from cutnmix_jax.types import Dataset, Tree
@@ -35,12 +36,28 @@ def made_up(num_images: int, num_classes: int) -> Dataset:
     return Dataset("made up", images, labels, images[:64], labels[:64], names, third, third, True)
 
 
-def whole(engine: Engine) -> tuple[Any, Tree, tuple, int]:
+def arranged(engine: Engine, saved: Saved, feed: Feed, seeds: int) -> tuple[Any, Tree, tuple]:
+    """The function of the real program, what it carries, and its other arguments but the number of steps.
+
+    Args:
+      engine: of one seed.
+      saved: what it begins with, or its shapes.
+      feed: likewise.
+      seeds: whose networks it trains; all begin alike here.
+    """
+    if seeds == 1:
+        return engine.train_steps, saved[:2], (feed,)
+    carry = (saved.state,) * seeds, (saved.totals,) * seeds
+    return joint.train_steps(engine), carry, (feed.data, (feed[1:],) * seeds)
+
+
+def whole(engine: Engine, seeds: int) -> tuple[Any, Tree, tuple, int]:
     """The function of the real program, what it carries, its other arguments and its steps."""
-    state, totals, *_ = engine.init()
     feed = engine.feed(0)
-    rest = (feed._replace(rates=jnp.full_like(feed.rates, 0.01)), jnp.int32(engine.steps_per_call))
-    return engine.train_steps, (state, totals), rest, engine.steps_per_call
+    feed = feed._replace(rates=jnp.full_like(feed.rates, 0.01))
+    function, carry, rest = arranged(engine, engine.init(), feed, seeds)
+    carry = jax.tree.map(jnp.copy, carry)  # their memory is used again, each for itself
+    return function, carry, (*rest, jnp.int32(engine.steps_per_call)), engine.steps_per_call
 
 
 def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
@@ -77,7 +94,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     else:
         found_networks = assemble.networks(settings, spec["classes"])
         engine = assemble.engine(settings, made_up(spec["images"], spec["classes"]), found_networks)
-        function, carry, rest, per_call = whole(engine)
+        function, carry, rest, per_call = whole(engine, spec["seeds"])
     begun = time.perf_counter()
     traced = function.trace(*carry, *rest)
     lowered = traced.lower()

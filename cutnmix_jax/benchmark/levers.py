@@ -1,9 +1,17 @@
 """What of the settings is changed for `--suite=gpu`, one at a time."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-Changed = tuple[dict[str, Any], dict[str, str]]  # fields, and variables of the environment
+
+class Changed(NamedTuple):
+    """A network, and what is not as it is by default."""
+
+    network: str
+    fields: dict[str, Any]
+    environment: dict[str, str] = {}
+    seeds: int = 1  # whose networks one program trains
+
 
 _GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
 # Which kernels are launched together, as CUDA graphs; where there is no flag, XLA's choice, in which there are no
@@ -16,6 +24,7 @@ GRAPHS = {
 }
 # Of one narrow and one deep network: if 8 peers cost under 2.5 times what 2 do, networks run side by side.
 GRAPH_NETWORKS, PEERS = ("resnet32", "resnet110"), (2, 4, 8)
+SEEDS = 2, 3, 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "vmap": {"mapping": "vmap"},
     "bfloat16": {"precision": "bfloat16"},
@@ -27,28 +36,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTINGS_NETWORK = "resnet32"
 
 
-def of(networks: Sequence[str]) -> dict[str, tuple[str, Changed]]:
+def of(networks: Sequence[str]) -> dict[str, Changed]:
     """The programs of all levers.
 
     Args:
       networks: which are measured.
 
     Returns:
-      What a program is called -> its network, fields and environment; what compiles longest is last.
+      What a program is called -> what is changed; what compiles longest is last.
     """
-    programs: dict[str, tuple[str, Changed]] = {}
+    programs: dict[str, Changed] = {}
     if SETTINGS_NETWORK in networks:
         for label, fields in SETTINGS.items():
-            programs[f"{SETTINGS_NETWORK}, {label}"] = (SETTINGS_NETWORK, (fields, {}))
+            programs[f"{SETTINGS_NETWORK}, {label}"] = Changed(SETTINGS_NETWORK, fields)
     for name in GRAPH_NETWORKS:
         for peers in PEERS if name in networks else ():
             for label, flags in GRAPHS.items():
                 if peers == 2 and not flags:
                     continue  # it is measured beside PyTorch
                 told = ", ".join(filter(None, (name, label, "" if peers == 2 else f"{peers} peers")))
-                programs[told] = (name, _changed(peers, flags))
+                fields = {} if peers == 2 else {"num_peers": peers}
+                programs[told] = Changed(name, fields, {"XLA_FLAGS": flags} if flags else {})
+        for seeds in SEEDS if name in networks else ():
+            programs[f"{name}, {seeds} seeds"] = Changed(name, {}, seeds=seeds)
     return programs
-
-
-def _changed(peers: int, flags: str) -> Changed:
-    return {} if peers == 2 else {"num_peers": peers}, {"XLA_FLAGS": flags} if flags else {}

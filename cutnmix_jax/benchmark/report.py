@@ -27,6 +27,8 @@ COLUMNS = {
     "% of peak": ("percent_of_peak", ".1f"),
     "kernels": ("kernels_per_step", "d"),
     "launch floor, ms": ("launch_floor_ms", ".2f"),
+    "start s": ("start_cold_s", ".1f"),
+    "again s": ("start_cached_s", ".1f"),
 }
 _COLORS = ("#0072B2", "#D55E00")  # told apart by the colour-blind too
 

@@ -18,7 +18,9 @@ TIERS = ("A", "B", *COMPILED_TIERS)
 _ROOT = Path(__file__).parents[2]
 
 
-def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 100, images: int = 50_000) -> dict:
+def spec_of(
+    overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 100, images: int = 50_000, seeds: int = 1
+) -> dict[str, Any]:
     """What a worker with our program is told.
 
     Args:
@@ -26,6 +28,7 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
       bare: only forward, backward and SGD.
       classes: K.
       images: how many the training set has.
+      seeds: whose networks one program trains, see `engine.joint`.
     """
     fields = [f"--config.{name}={value}" for name, value in overrides.items() if name not in ("backbone", "method")]
     row = methods.row(overrides.get("method", "cutnmix"))
@@ -34,7 +37,8 @@ def spec_of(overrides: Mapping[str, Any], *, bare: bool = False, classes: int = 
         fields += [f"--config.weights.{name}=0" for name in row.weights if name not in alone]
     config = f"resnet32:cifar100,{overrides.get('method', 'cutnmix')}"  # the recipe is the same for all networks
     network = f"--config.backbone.name={overrides['backbone']}"
-    return {"config": config, "overrides": [network, *fields], "bare": bare, "classes": classes, "images": images}
+    size = {"classes": classes, "images": images, "seeds": seeds}
+    return {"config": config, "overrides": [network, *fields], "bare": bare, **size}
 
 
 def has_torch_side() -> bool:
@@ -73,7 +77,7 @@ def completed(
     """What a worker said, and what follows from its times."""
     settings = command_line.from_flags(spec["config"], spec["overrides"])
     found = found | report.timing(seconds, steps) | {"window_ms": [1000 * value / steps for value in seconds]}
-    images = len(settings.backbones) * settings.batch_size
+    images = spec["seeds"] * len(settings.backbones) * settings.batch_size
     found["peer_images_per_second"] = 1000 * images / found["step_ms"]
     if gflop := found.get("gflop_per_step"):
         found["tflops"] = gflop / found["step_ms"]

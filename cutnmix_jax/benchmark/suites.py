@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax.benchmark import kernels, levers, report, run, target, worker
+from cutnmix_jax.benchmark import kernels, levers, report, run, starts, target, worker
 from cutnmix_jax.errors import UsageError
 
 NETWORKS = (
@@ -41,10 +41,15 @@ def default_tiers() -> Sequence[str]:
     return GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B")
 
 
+def size_of(known: argparse.Namespace) -> dict[str, Any]:
+    """What a program is made for beside the fields of its configuration."""
+    return {"classes": known.classes, "images": known.images, "seeds": known.seeds}
+
+
 def sweep(
     name: str, values: Sequence[Any], fields: Mapping[str, Any], size: Mapping[str, Any], timing: Mapping[str, Any]
 ) -> dict[Any, report.Found]:
-    """One program for each value of a field of the configuration, or of `classes` or `images`."""
+    """One program for each value of a field of the configuration, or of `classes`, `images` or `seeds`."""
     found = {}
     for value in values:
         other = {name: int(value)} if name in size else {}
@@ -63,7 +68,7 @@ def growth(known: argparse.Namespace, fields: Mapping[str, Any], networks: Seque
     """Step time and memory over peers, batch, images and classes; a picture beside `--json`."""
     fields = {**fields, "backbone": (networks or ["resnet8"])[0]}
     timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
-    size = {"classes": known.classes, "images": known.images}
+    size = size_of(known)
     sweeps = {name: sweep(name, values, fields, size, timing) for name, values in GROWTH.items()}
     for name, found in sweeps.items():
         report.table({f"{name}={value}": one for value, one in found.items()}, f"{fields['backbone']}, over {name}")
@@ -78,7 +83,7 @@ def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Se
     card, python, found = target.described(known.target), target.interpreter(), {}
     for name in networks or (fields["backbone"],):
         print(f"{name}: compiling for {known.target}", flush=True)
-        found[name] = target.on_target(run.spec_of({**fields, "backbone": name}, classes=known.classes), card, python)
+        found[name] = target.on_target(run.spec_of({**fields, "backbone": name}, **size_of(known)), card, python)
     if all("error" in one for one in found.values()):
         raise UsageError(next(iter(found.values()))["error"])
     kinds = {kind: (kind, "d") for kind in kernels.KINDS}
@@ -91,8 +96,15 @@ def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Se
     return {"target": known.target, "found": found}
 
 
+def start(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
+    """From the command to the first step of each network, with no program compiled before and with those of then."""
+    found = starts.measured(networks or levers.GRAPH_NETWORKS, fields, time.monotonic() + known.budget)
+    report.table(found, f"seconds from the command to the first step, {known.method}")
+    return {"suite": "start", "found": found}
+
+
 def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
-    """Everything that a GPU should be asked, within a budget of seconds: the networks beside PyTorch, then the levers.
+    """Everything that a GPU should be asked, within a budget of seconds: networks beside PyTorch, levers, starts.
 
     Several workers compile at once, so kernels are chosen on a busy card and compile times are left out; then they take
     turns alone. What is not ready in time, or has no time left, is named as not measured.
@@ -107,6 +119,8 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
     for one in found.values():
         if one.get("kernels_per_step"):
             one["launch_floor_ms"] = kernels.launch_floor_ms(one["kernels_per_step"])
+    starting = [name for name in names if name in levers.GRAPH_NETWORKS]
+    found |= starts.measured(starting, fields, begun + known.budget)
     report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():
@@ -123,7 +137,7 @@ def compared(
     compiled = [tier for tier in tiers if tier in run.COMPILED_TIERS]
     for tier in [*compiled, None, *(tier for tier in tiers if tier not in compiled)]:
         for name in names:
-            spec = run.spec_of({**fields, "backbone": name}, classes=known.classes, images=known.images)
+            spec = run.spec_of({**fields, "backbone": name}, **size_of(known))
             if tier:
                 run.torch_spec(spec, tier)  # what PyTorch cannot do is said before anything starts
             programs[name if tier is None else f"{name}, torch {tier}"] = (spec, tier)
@@ -133,9 +147,10 @@ def compared(
 def changed(names: Sequence[str], known: argparse.Namespace, fields: Mapping[str, Any]) -> dict[str, Program]:
     """Ours with one setting changed at a time."""
     programs: dict[str, Program] = {}
-    for label, (name, (other, environment)) in levers.of(names).items():
-        spec = run.spec_of({**fields, "backbone": name, **other}, classes=known.classes, images=known.images)
-        programs[label] = (spec | {"environment": environment}, None)
+    for label, change in levers.of(names).items():
+        size = size_of(known) | {"seeds": change.seeds}
+        spec = run.spec_of({**fields, "backbone": change.network, **change.fields}, **size)
+        programs[label] = (spec | {"environment": change.environment}, None)
     return programs
 
 
@@ -224,4 +239,5 @@ def _write(known: argparse.Namespace, found: Mapping[str, report.Found]) -> None
 SUITES: dict[str, Callable[[argparse.Namespace, Mapping[str, Any], Sequence[str]], dict[str, Any]]] = {
     "gpu": gpu,
     "growth": growth,
+    "start": start,
 }

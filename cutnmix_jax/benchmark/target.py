@@ -108,8 +108,8 @@ def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
         devices.put = lambda leaf, where: leaf
     dataset = jax_side.made_up(_IMAGES, spec["classes"])
     engine = assemble.engine(settings, dataset, assemble.networks(settings, spec["classes"]))
-    state, totals, *_ = engine.shapes()
-    return engine.train_steps.lower(*map(there, (state, totals, engine.feed_shapes(), jnp.int32(1)))).compile()
+    function, carry, rest = jax_side.arranged(engine, engine.shapes(), engine.feed_shapes(), spec["seeds"])
+    return function.lower(*map(there, (*carry, *rest, jnp.int32(1)))).compile()
 
 
 def main() -> None:

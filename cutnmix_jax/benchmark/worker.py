@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 Window = Callable[[int], float]  # a number of steps -> the seconds that they took
 
@@ -51,7 +51,7 @@ class Worker(NamedTuple):
 
     name: str
     process: subprocess.Popen
-    log: Any
+    log: IO[str]
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Sends a request, if any, and waits for the answer.
@@ -84,9 +84,14 @@ class Worker(NamedTuple):
 
     def _last_words(self) -> str:
         self.process.wait()
-        self.log.seek(0)
-        lines = [line for line in self.log.read().splitlines() if line.strip()]
-        return f"ended with {self.process.returncode}: {lines[-1][:300] if lines else 'no message'}"
+        return f"ended with {self.process.returncode}: {last_line(self.log)}"
+
+
+def last_line(log: IO[str]) -> str:
+    """What a process that has ended printed last."""
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no message"
 
 
 def start(
