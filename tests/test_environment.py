@@ -130,8 +130,10 @@ def test_what_changes_no_bit_is_not_told(finished, tmp_path):
 @pytest.mark.parametrize(
     ("variable", "told"),
     [
-        (f"JAX_DISABLE_MOST_OPTIMIZATIONS={int(not LEAST)}",
-         f"environment.settings.jax_disable_most_optimizations: {LEAST} -> {not LEAST}"),
+        (
+            f"JAX_DISABLE_MOST_OPTIMIZATIONS={int(not LEAST)}",
+            f"environment.settings.jax_disable_most_optimizations: {LEAST} -> {not LEAST}",
+        ),
         ("XLA_FLAGS=--xla_cpu_enable_fast_math=true", "environment.flags: [] -> ['--xla_cpu_enable_fast_math=true']"),
     ],
 )
