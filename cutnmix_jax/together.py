@@ -68,7 +68,7 @@ def run(
     def trained(number: int, seed: int) -> None:
         with label(f"seed {seed} | "):
             try:
-                codes[seed] = command.told(lambda: train(number, seed))
+                codes[seed] = command.exit_code_of_part(lambda: train(number, seed))
             except Exception:  # a fault of ours, which leaves the others
                 traceback.print_exc()
 

@@ -45,8 +45,8 @@ def of(networks: Sequence[str]) -> dict[str, tuple[str, Changed]]:
             for label, flags in GRAPHS.items():
                 if peers == 2 and not flags:
                     continue  # it is measured beside PyTorch
-                told = ", ".join(filter(None, (name, label, "" if peers == 2 else f"{peers} peers")))
-                programs[told] = (name, _changed(peers, flags))
+                called = ", ".join(filter(None, (name, label, "" if peers == 2 else f"{peers} peers")))
+                programs[called] = (name, _changed(peers, flags))
     return programs
 
 

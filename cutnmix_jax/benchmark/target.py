@@ -74,8 +74,8 @@ def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, An
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags.strip()}
     command = [python, "-m", "cutnmix_jax.benchmark.target"]
-    told = json.dumps({"spec": dict(spec), "target": target})
-    done = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
+    request = json.dumps({"spec": dict(spec), "target": target})
+    done = subprocess.run(command, env=environment, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.splitlines() or ["?"])[-1][:300]}
     found = json.loads(done.stdout.splitlines()[-1])
@@ -114,10 +114,10 @@ def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
 
 def main() -> None:
     """Reads what to compile from stdin, and prints what a step launches."""
-    told = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.read())
     begun = time.monotonic()
     try:
-        program = _compiled(told["spec"], told["target"])
+        program = _compiled(request["spec"], request["target"])
     except UsageError as error:
         sys.exit(str(error))
     memory, text = program.memory_analysis(), program.as_text()
