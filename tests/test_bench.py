@@ -266,7 +266,7 @@ def asked(monkeypatch, *arguments):
 
 def test_tiers_are_read_once(monkeypatch):
     """With a blank after the comma a tier passed the check and was none of those that are started."""
-    assert asked(monkeypatch, "--tiers=A, Cmax").tiers == ("A", "Cmax")
+    assert asked(monkeypatch, "--vs-torch", "--tiers=A, Cmax").tiers == ("A", "Cmax")
     programs = suites.compared(["resnet8"], argparse.Namespace(classes=100, images=100), {}, ["A", "Cmax"])
     assert [tier for _, tier in programs.values()] == ["Cmax", None, "A"]
     assert asked(monkeypatch).tiers is asked(monkeypatch).backbones is asked(monkeypatch).steps is None
@@ -293,6 +293,31 @@ def test_the_levers_of_a_gpu_are_graphs_of_two_networks_and_the_settings_of_one(
 def test_nothing_is_no_default(argument, monkeypatch):
     with pytest.raises(UsageError, match=f"{argument.partition('=')[0]}.*(must be|is empty|has no values|no tier 'D')"):
         asked(monkeypatch, argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--sweep=num_peers=1,2 --vs-torch", "--sweep and --vs-torch: leave one of them out"),
+        ("--suite=gpu --trace=there", "--suite and --trace: leave one of them out"),
+        ("--target=h100 --bare", "--target and --bare: leave one of them out"),
+        ("--suite=growth --backbone=resnet8", "--backbone goes with all but --suite, which takes --backbones"),
+        ("--backbones=resnet8", "--backbones goes with --suite and --target"),
+        ("--bare --tiers=A", "--tiers goes with --vs-torch and --suite=gpu"),
+        ("--suite=growth --budget=9", "--budget goes with --suite=gpu"),
+        ("--trace=there --json=x.json", "--json goes with what is measured"),
+        ("--suite=growth --backbones=resnet8,resnet32", "--backbones: --suite=growth measures one network"),
+        ("--json=nowhere/x.json", "--json=nowhere/x.json: there is no folder nowhere"),
+        ("--sweep=images=many", "--sweep=images=many: must be whole numbers"),
+        ("--sweep=num_peerz=1,2", "no field 'num_peerz'"),
+    ],
+)
+def test_what_nothing_would_look_at_is_refused(arguments, said, monkeypatch):
+    """It was left out without a word, or found wrong when all else had been measured."""
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", *arguments.split()])
+    monkeypatch.setattr(suites, "sweep", lambda *_: pytest.fail("began to measure"))
+    with pytest.raises(UsageError, match=said):
+        command.main()
 
 
 @pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])

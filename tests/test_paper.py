@@ -26,10 +26,10 @@ from tests.test_run import TINY, wait_for
 ROOT = Path(__file__).parent.parent
 
 
-def run(cells, jobs):
+def run(cells, jobs, **how):
     """Trains cells as processes of this machine."""
     with here.opened() as place:
-        launch.run(cells, jobs, place)
+        launch.run(cells, jobs, place, **how)
 
 
 def config_of(cell):
@@ -546,11 +546,10 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
 def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch, capsys):
     cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
     monkeypatch.setattr(launch, "results_of", lambda cell: None)
-    monkeypatch.setattr(launch, "HELD_SECONDS", 2.0)
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     cells[0].workdir.mkdir(parents=True)
     with lock.held(cells[0].workdir), pytest.raises(UserError, match="2 cells failed"):
-        run(cells, 1)
+        run(cells, 1, patience=2.0)
     started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("started: ")]
     assert [cell.name in line for cell, line in zip(cells[::-1], started, strict=True)] == [True, True]
 
