@@ -146,7 +146,7 @@ def load(
       A `Dataset` of uint8 images and int32 labels; images of a folder or of tfds are maps of files.
 
     Raises:
-      UsageError: if the name is unknown, or a number of examples is negative or more than there are, or the module of
+      UsageError: if the name is unknown, a number of examples is less than 1 or more than there are, or the module of
         the data set, or a library that it uses, is broken.
       DataError: if the data set is missing or damaged.
     """
@@ -163,13 +163,10 @@ def load(
 
 def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
     if _names.is_prepared(name):
-        from cutnmix_jax.data import _facts, _prepared
+        from cutnmix_jax.data import _prepared
 
         name = canonical(name)
-        dataset = _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
-        if wrong := _facts.wrong(dataset, _facts.of_dataset(dataset)):
-            raise DataError(f"{name} as it was prepared is damaged: {wrong}; delete it and prepare it again")
-        return dataset
+        return _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
     dataset = _of_own_code(name, data_dir) if _names.is_own(name) else _shipped(name, data_dir)
     if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):
         return dataset
@@ -212,7 +209,7 @@ def first(field: str, wanted: int | None, available: int, name: str) -> int:
     """How many examples of those that a data set has are wanted; None is all of them.
 
     Raises:
-      UsageError: with the name of the field, if it is negative or more than there are.
+      UsageError: with the name of the field, if it is less than 1 or more than there are.
     """
     if wanted is None:
         return available

@@ -13,7 +13,7 @@ import numpy as np
 
 from cutnmix_jax import console, decoding, files
 from cutnmix_jax.command import program
-from cutnmix_jax.data import _about, _names, _source
+from cutnmix_jax.data import _about, _facts, _names, _source
 from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import SPLITS, State
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError, described, excused, one_line
@@ -135,7 +135,7 @@ def load(name: str, data_dir: str, size: int, quiet: bool = False) -> Dataset:
         console.warn(f"{name} was prepared by other rules than `predict` has now; delete {folder} to prepare it anew")
     if not quiet and about.source.files <= LOOKED_AT and (changed := change(about)):
         console.warn(f"{changed}; what was prepared then is used")
-    return Dataset(
+    dataset = Dataset(
         name=name,
         **arrays,
         class_names=about.class_names,
@@ -144,6 +144,9 @@ def load(name: str, data_dir: str, size: int, quiet: bool = False) -> Dataset:
         flip=about.flip,
         sha256=about.sha256,
     )
+    if wrong := _facts.wrong(dataset, _facts.of_dataset(dataset)):
+        raise damaged(name, folder, wrong)
+    return dataset
 
 
 def _opened(about: About, folder: Path, split: str, part: str) -> np.ndarray:

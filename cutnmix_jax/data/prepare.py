@@ -159,8 +159,8 @@ def verify(name: str, data_dir: str = "") -> str:
     """
     module = data.find(name)
     if not hasattr(module, "SOURCE"):
-        read = module.load(data_dir)
-        return f"{name}: {len(read.train_labels)} training and {len(read.test_labels)} test images, nothing to verify"
+        whole = data.load(name, data_dir)
+        return f"{name}: {len(whole.train_labels)} training and {len(whole.test_labels)} test images, nothing to verify"
     source = module.SOURCE
     folder = _source.require(source, data_dir)
     splits, class_names = _tfds.decode(source, folder)
