@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import finished, training
+from cutnmix_jax.errors import printable
 from cutnmix_jax.methods import rows_by_name
 from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
@@ -399,7 +400,7 @@ def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, base, f"--out={tmp_path / 'out'}", columns=columns) == 0
     out, error = capsys.readouterr()
     assert error == "" and "\x1b" not in out
-    shown = labels.printable(name)
+    shown = printable(name)
     assert out.count("\n  ") == 2 and f"  {tmp_path}/{shown}/d: " in out
     if columns == 200:
         assert cells_in(out.splitlines()[5])[1] == shown.strip()

@@ -305,6 +305,7 @@ def test_lists_and_tuples_of_a_user_are_what_a_data_set_has(code):
 
 
 def test_a_wrong_way_of_resizing_is_told_before_anything_is_trained(code):
+    assert tuple(decoding.RESAMPLING) == data.RESAMPLINGS  # named there without Pillow
     name = code("own_way")
     importlib.import_module(name).RESAMPLING = "bilinear"
     with pytest.raises(UsageError, match="RESAMPLING"):

@@ -20,7 +20,6 @@ from cutnmix_jax.errors import CheckpointError, DataError, UsageError, described
 from cutnmix_jax.types import Dataset
 
 ABOUT = "about.json"
-RESAMPLING = "bicubic"
 IMAGES, LABELS = "images.npy", "labels.npy"
 LOOKED_AT = 100_000  # files of a source that a start looks at, in half a second; those of larger ones `verify` does
 

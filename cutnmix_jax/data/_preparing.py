@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from cutnmix_jax import data
 from cutnmix_jax.console import PLAIN_SECONDS
 from cutnmix_jax.data import _arrays, _folder, _names, _prepared, _records, _writing
 from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import Source
-from cutnmix_jax.data._prepared import RESAMPLING
 from cutnmix_jax.errors import DataError, UsageError
 
 MOST_PIXELS_A_SIDE = 4096  # of an image
@@ -57,9 +57,9 @@ def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_
 
 def _source(name: str, data_dir: str, size: int | None) -> tuple[Source, int]:
     if name.startswith(_names.TFDS):
-        return _records.source(name, data_dir, size, RESAMPLING)
+        return _records.source(name, data_dir, size, data.resampling(name))
     assert size is not None
-    return _folder.source(name.removeprefix(_names.FOLDER), size, RESAMPLING), size
+    return _folder.source(name.removeprefix(_names.FOLDER), size, data.resampling(name)), size
 
 
 def _there(name: str, data_dir: str, size: int) -> str:

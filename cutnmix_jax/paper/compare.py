@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cutnmix_jax import files, metrics
+from cutnmix_jax.errors import printable
 from cutnmix_jax.paper import figures, grids, options, progress
-from cutnmix_jax.paper.labels import NAMES, differing, label, printable, value
+from cutnmix_jax.paper.labels import NAMES, differing, label, value
 from cutnmix_jax.paper.runs import Gathered, Group, Run
 
 NUMBERS = ("n", "last epoch", "best epoch", "ensemble", "epochs", "seconds")

@@ -11,8 +11,8 @@ from typing import Any
 
 from cutnmix_jax import command, files
 from cutnmix_jax.command import CommandLine
-from cutnmix_jax.errors import UsageError, nearest
-from cutnmix_jax.paper import compare, figures, grids, labels, launch, options, runs
+from cutnmix_jax.errors import UsageError, nearest, printable
+from cutnmix_jax.paper import compare, figures, grids, launch, options, runs
 from cutnmix_jax.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
 from cutnmix_jax.paper.grids import Grid
 
@@ -177,7 +177,7 @@ def _compare(known: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _check_folder(folder: Path) -> None:
-    name = labels.printable(str(folder))
+    name = printable(str(folder))
     if folder.is_dir():
         return
     if folder.exists():
