@@ -192,6 +192,8 @@ def test_pytorch_is_beside_the_rows_that_it_has_alone():
     averaged = dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), average=0.9)
     with pytest.raises(UsageError, match="dml: the PyTorch program has no networks beside the peers"):
         reference.description(averaged, 100)
+    with pytest.raises(UsageError, match="config.image_size=64: the PyTorch program has only images of 32x32"):
+        reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), image_size=64), 100)
     for other in ({"crop": "resized"}, {"jitter": Jitter(contrast=0.1)}):
         with pytest.raises(UsageError, match="the PyTorch program only pads by 4 and crops"):
             reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), **other), 100)
@@ -327,7 +329,9 @@ def test_wrong_arguments_are_one_line(argument):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_made_up_images_are_the_size_of_cifar():
-    dataset = jax_side.made_up(20, 7)
-    assert dataset.train_images.shape == (20, 32, 32, 3) and dataset.num_classes == 7
+def test_made_up_images_are_of_the_size_that_is_asked_for():
+    dataset = jax_side.made_up(20, 7, (48, 64, 3))
+    assert dataset.train_images.shape == (20, 48, 64, 3) and dataset.num_classes == 7
     assert np.ptp(dataset.train_images) > 200
+    settings = dataclasses.replace(recipe.of_row("tests.tiny:Tiny", "cifar100", "baseline"), image_size=16)
+    assert jax_side.bare(settings, 7)[2][0].shape == (1, 64, 16, 16, 3)

@@ -106,8 +106,9 @@ def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
     if count > 1:  # and lays a run out on these, to which nothing can be put
         jax.devices = lambda *_: list(cards.devices.flat)
         devices.put = lambda leaf, where: leaf
-    dataset = jax_side.made_up(_IMAGES, spec["classes"])
-    engine = assemble.engine(settings, dataset, assemble.networks(settings, spec["classes"]))
+    networks = assemble.networks(settings, spec["classes"])
+    dataset = jax_side.made_up(_IMAGES, spec["classes"], networks.backbones[0].image_shape)
+    engine = assemble.engine(settings, dataset, networks)
     state, totals, *_ = engine.shapes()
     return engine.train_steps.lower(*map(there, (state, totals, engine.feed_shapes(), jnp.int32(1)))).compile()
 
