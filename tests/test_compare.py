@@ -251,7 +251,7 @@ def groups_of(tmp_path, values, **changes):
         ([(0.8, 0.8), (0.8, 0.8)], [], "all means are alike"),
     ],
 )
-def test_nobody_is_crowned_for_one_seed(values, best, said, tmp_path):
+def test_no_group_is_marked_best_by_one_seed(values, best, said, tmp_path):
     found, sentence = compare.best_ones(groups_of(tmp_path, values))
     assert found == best and said in sentence and sentence.startswith("The best" if best else "No best one is marked: ")
 

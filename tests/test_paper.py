@@ -207,7 +207,7 @@ def tables_of(folder, values, **choice):
     return (folder / "out" / "table1.md").read_text(), (folder / "out" / "table1.tex").read_text()
 
 
-def test_a_single_seed_has_no_winner(tmp_path):
+def test_a_single_seed_is_never_marked_best(tmp_path):
     text, tex = tables_of(tmp_path, {"baseline": (0.70,), "dml": (0.75,), "cutmix": (0.72,)})
     assert "| DML | 75.00<br>" in text and "| CutMix | 72.00<br>" in text
     assert "No best one is marked: there are no two to compare of two seeds or more." in text
@@ -234,7 +234,7 @@ def test_only_cells_of_two_seeds_or_more_are_compared(tmp_path):
     assert r"DML & $75.00$ ($n$ = 1) \\" in tex and r"$\mathbf{73.00 \pm 1.00}$ \\" in tex
 
 
-def test_one_cell_with_seeds_wins_against_nobody(tmp_path):
+def test_one_cell_with_seeds_is_compared_with_none(tmp_path):
     text, tex = tables_of(tmp_path, {"baseline": (0.70, 0.71), "dml": (0.75,)})
     assert "| Baseline | 70.50 ± 0.71<br>" in text and "No best one is marked" in text and "**" not in text + tex
 

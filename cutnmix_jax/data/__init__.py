@@ -151,8 +151,8 @@ def load(
       DataError: if the data set is missing or damaged.
     """
     data = _loaded(name, data_dir or "", image_size)
-    train = first("train_examples", train_examples, len(data.train_labels), name)
-    test = first("test_examples", test_examples, len(data.test_labels), name)
+    train = how_many("train_examples", train_examples, len(data.train_labels), name)
+    test = how_many("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
         train_images=data.train_images[:train],
         train_labels=data.train_labels[:train],
@@ -205,7 +205,7 @@ def _file(name: str) -> str:
     return f"cutnmix_jax/data/{name}.py"
 
 
-def first(field: str, wanted: int | None, available: int, name: str) -> int:
+def how_many(field: str, wanted: int | None, available: int, name: str) -> int:
     """How many examples of those that a data set has are wanted; None is all of them.
 
     Raises:

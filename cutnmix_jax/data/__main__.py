@@ -57,7 +57,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.archive and options.command == "verify":
         raise UsageError("--archive goes with prepare, not with verify: it checks what was prepared")
     pictures = data.is_prepared(options.dataset)
-    if options.archive and pictures:
+    if options.archive and (pictures or data.is_own(options.dataset)):
         raise UsageError(f"--archive={options.archive}: {options.dataset} is not made of an archive; leave it out")
     for flag, value in (("--skip-damaged", options.skip_damaged), ("--no-flip", options.no_flip)):
         if value and not (pictures and options.command == "prepare"):
