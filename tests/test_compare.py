@@ -336,6 +336,7 @@ def test_a_folder_without_runs_among_others(tmp_path, monkeypatch, capsys):
         (["{}/empty"], "no run to compare: {}/empty: there is no run in it: no config.json; give folders of runs"),
         (["{}/run", "--datasets=digits"], "--datasets chooses cells of a table, and has no meaning with folders"),
         (["{}/run", "--preset=mini"], "--preset chooses cells"),
+        (["{}/run", ""], "argument TABLE|RUN: is empty; give a value, or leave it out"),
         (["{}/run", "--out="], "argument --out: is empty; give a value, or leave it out"),
         (["{}/run", "--out={}/file"], "cannot read or write {}/file: "),
         (["{}/run", "--cel=1"], "unrecognized arguments: --cel=1; see `"),

@@ -102,14 +102,19 @@ def _check(known: argparse.Namespace) -> None:
             raise UsageError(f"--{name} goes with {goes_with}; leave it out")
     if known.suite == "growth" and len(known.backbones or ()) > 1:
         raise UsageError("--backbones: --suite=growth measures one network; leave the others out")
-    if known.json and not Path(known.json).parent.is_dir():
-        raise UsageError(f"--json={known.json}: there is no folder {Path(known.json).parent}")
     if known.sweep:
         name, _, values = known.sweep.partition("=")
-        if not values_of(values):
+        if not name or not values_of(values):
             raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
         if name in SIZES and not all(value.isdecimal() and int(value) for value in values_of(values)):
             raise UsageError(f"--sweep={known.sweep}: must be whole numbers, at least 1")
+    try:
+        if known.json:
+            Path(known.json).touch()
+        if known.trace:
+            Path(known.trace).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {known.json or known.trace}: {error.strerror}; give another place") from error
 
 
 def gate(fields: dict[str, Any]) -> dict[str, float]:

@@ -69,6 +69,7 @@ def _check_options(options: argparse.Namespace) -> None:
 def _pictures(options: argparse.Namespace) -> None:
     from cutnmix_jax.data import _preparing  # here: what it needs may not be installed
 
+    _preparing.check_size(options.size)
     name, data_dir = data.canonical(options.dataset), options.data_dir or ""
     if options.command == "verify":
         print(_preparing.verify(name, data_dir, options.size))

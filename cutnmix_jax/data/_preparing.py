@@ -15,6 +15,12 @@ from cutnmix_jax.errors import DataError, UsageError
 MOST_PIXELS_A_SIDE = 4096  # of an image
 
 
+def check_size(size: int | None) -> None:
+    """Raises UsageError at a size S that no images can have."""
+    if size is not None and not 1 <= size <= MOST_PIXELS_A_SIDE:
+        raise UsageError(f"--size={size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
+
+
 def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_damaged: bool = False) -> str:
     """Decodes the pictures of `folder:PATH` or `tfds:NAME` once and writes them as arrays, see `_prepared`.
 
@@ -34,8 +40,6 @@ def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_
     """
     if size is None and name.startswith(_names.FOLDER):
         raise UsageError("--size=S is missing: pictures of a folder are brought to S x S pixels, 32 for instance")
-    if size is not None and not 1 <= size <= MOST_PIXELS_A_SIDE:
-        raise UsageError(f"--size={size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
     if size is not None and size in _prepared.sizes(name, data_dir):
         return _there(name, data_dir, size)
     source, size = _source(name, data_dir, size)
