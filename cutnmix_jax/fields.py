@@ -42,11 +42,7 @@ class Change(enum.Enum):
 
 
 def field(
-    default: Any,
-    check: Check,
-    reason: str,
-    change: Change = Change.FORCED,
-    of: Mapping[str, tuple[str, ...]] = {},
+    default: Any, check: Check, reason: str, change: Change = Change.FORCED, of: Mapping[str, tuple[str, ...]] = {}
 ) -> Any:
     """A field of a dataclass of settings.
 

@@ -460,10 +460,7 @@ def cell_of(folder, name, *arguments, row="baseline", teacher=None):
 
 def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
-    cells = [
-        cell_of(tmp_path, "broken", "--config.epochs=none"),
-        cell_of(tmp_path, "good", "--config.epochs=2"),
-    ]
+    cells = [cell_of(tmp_path, "broken", "--config.epochs=none"), cell_of(tmp_path, "good", "--config.epochs=2")]
     cells.append(cell_of(tmp_path, "taught", row="kd", teacher=cells[0]))
     with pytest.raises(UserError, match=r"2 cells failed: .*broken.* \(exit code 2, see .*log.txt\); .") as failed:
         run(cells, 2)

@@ -15,14 +15,8 @@ import jax
 from cutnmix_jax.benchmark import kernels, levers, report, run, target, worker
 from cutnmix_jax.errors import UsageError
 
-NETWORKS = (
-    "resnet110",
-    "densenet40_12",
-    "vgg19",
-    "vgg16",
-    "wrn20_8",
-    "resnet32",
-)  # of Table 1, longest to compile first
+# Of Table 1, longest to compile first.
+NETWORKS = ("resnet110", "densenet40_12", "vgg19", "vgg16", "wrn20_8", "resnet32")
 GPU_TIERS = ("A", "B", "C")  # of PyTorch, where nothing is said
 STARTING = 6  # workers that compile at once
 BUDGET = 520.0  # seconds that all of it may take on a GPU

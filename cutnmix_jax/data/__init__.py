@@ -64,9 +64,14 @@ def find(name: str) -> ModuleType:
     is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
     if not is_shape or shape[2] != 3:
         raise UsageError(f"data set {name!r}: IMAGE_SHAPE of {_file(name)} is {shape!r}, not (height, width, 3)")
-    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
-        raise UsageError(f"data set {name!r}: RESAMPLING of {_file(name)} is {how!r}; {nearest(str(how), RESAMPLINGS)}")
+    _resampling_of(module, name, _file(name))
     return module
+
+
+def _resampling_of(module: ModuleType, name: str, where: str) -> str:
+    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
+        raise UsageError(f"data set {name!r}: RESAMPLING of {where} is {how!r}; {nearest(str(how), RESAMPLINGS)}")
+    return how
 
 
 def facts(name: str, data_dir: str | None = None, image_size: int | None = None) -> "Facts":
@@ -89,8 +94,10 @@ def facts(name: str, data_dir: str | None = None, image_size: int | None = None)
         about = _prepared.find(name, data_dir or "", _prepared.only_size(name, data_dir or "", image_size))
         return Facts(about.counts, len(about.class_names), (about.size, about.size, 3))
     if _names.is_own(name):
+        from cutnmix_jax.data import _own
+
         resampling(name)  # which is needed at the end
-        found = of_dataset(_of_own_code(name, data_dir or ""))
+        found = of_dataset(_own.load(name, data_dir or ""))
     else:
         module = find(name)
         found = Facts(module.COUNTS, module.NUM_CLASSES, getattr(module, "IMAGE_SHAPE", _CIFAR))
@@ -102,11 +109,8 @@ def resampling(name: str) -> str:
     if _names.is_prepared(name):
         return RESAMPLINGS[0]
     if not _names.is_own(name):
-        return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
-    module = own_code.module_of("data set", name)
-    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
-        raise UsageError(f"data set {name!r}: RESAMPLING of its module is {how!r}; {nearest(str(how), RESAMPLINGS)}")
-    return how
+        return _resampling_of(find(name), name, _file(name))
+    return _resampling_of(own_code.module_of("data set", name), name, "its module")
 
 
 def settled(name: str, data_dir: str | None, image_size: int | None) -> tuple[str, int | None]:
@@ -167,23 +171,17 @@ def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
 
         name = canonical(name)
         return _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
-    dataset = _of_own_code(name, data_dir) if _names.is_own(name) else _shipped(name, data_dir)
+    if _names.is_own(name):
+        from cutnmix_jax.data import _own
+
+        dataset = _own.load(name, data_dir)
+    else:
+        dataset = _shipped(name, data_dir)
     if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):
         return dataset
     from cutnmix_jax.data import _resized
 
     return _resized.to_size(dataset, (image_size, image_size), resampling(name))
-
-
-def _of_own_code(name: str, data_dir: str) -> "Dataset":
-    from cutnmix_jax.data import _facts, _own
-
-    dataset = _own.load(name, data_dir)
-    with blaming(f"data set {name!r}: its function fails", "mend it"):
-        wrong = _facts.wrong(dataset, _facts.of_dataset(dataset))
-    if wrong:
-        raise UsageError(f"data set {name!r}: its function returns {wrong}; see `types.Dataset`")
-    return dataset
 
 
 def _shipped(name: str, data_dir: str) -> "Dataset":

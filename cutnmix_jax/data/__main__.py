@@ -9,6 +9,7 @@ from cutnmix_jax import data
 from cutnmix_jax.command import CommandLine, exit_code_of, given
 from cutnmix_jax.errors import UsageError, printable
 
+MOST_PIXELS_A_SIDE = 4096  # of an image
 EXAMPLES = """examples:
   {command} prepare --dataset=cifar100
   {command} prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
@@ -64,12 +65,13 @@ def _check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{flag} goes with prepare of folder:PATH and tfds:NAME; leave it out")
     if options.size is not None and not pictures:
         raise UsageError("--size goes with folder:PATH and tfds:NAME; --config.image_size resizes others in training")
+    if options.size is not None and not 1 <= options.size <= MOST_PIXELS_A_SIDE:
+        raise UsageError(f"--size={options.size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
 
 
 def _pictures(options: argparse.Namespace) -> None:
     from cutnmix_jax.data import _preparing  # here: what it needs may not be installed
 
-    _preparing.check_size(options.size)
     name, data_dir = data.canonical(options.dataset), options.data_dir or ""
     if options.command == "verify":
         print(_preparing.verify(name, data_dir, options.size))

@@ -58,10 +58,10 @@ def only_size(name: str, data_dir: str, size: int | None) -> int:
     return found[0]
 
 
-def command(name: str, data_dir: str, size: int | None, what: str = "prepare") -> str:
-    """The command that prepares, or verifies, a data set, for a person to copy."""
+def command(name: str, data_dir: str, size: int | None) -> str:
+    """The command that prepares a data set, for a person to copy."""
     where = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
-    return f"{program()} data {what} --dataset={shlex.quote(name)} --size={size or 32}{where}"
+    return f"{program()} data prepare --dataset={shlex.quote(name)} --size={size or 32}{where}"
 
 
 def _missing(name: str, data_dir: str, size: int | None) -> DataError:

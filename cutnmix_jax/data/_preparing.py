@@ -12,14 +12,6 @@ from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import Source
 from cutnmix_jax.errors import DataError, UsageError
 
-MOST_PIXELS_A_SIDE = 4096  # of an image
-
-
-def check_size(size: int | None) -> None:
-    """Raises UsageError at a size S that no images can have."""
-    if size is not None and not 1 <= size <= MOST_PIXELS_A_SIDE:
-        raise UsageError(f"--size={size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
-
 
 def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_damaged: bool = False) -> str:
     """Decodes the pictures of `folder:PATH` or `tfds:NAME` once and writes them as arrays, see `_prepared`.

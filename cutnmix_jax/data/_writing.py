@@ -29,13 +29,7 @@ Progress = Callable[[int, int], None]  # called with how many of how many pictur
 
 
 def write(
-    source: Source,
-    name: str,
-    target: Path,
-    size: int,
-    flip: bool,
-    skip_damaged: bool,
-    progress: Progress,
+    source: Source, name: str, target: Path, size: int, flip: bool, skip_damaged: bool, progress: Progress
 ) -> tuple[About, dict[str, np.ndarray]]:
     """Prepares a data set.
 

@@ -162,16 +162,8 @@ def _of_run(run: Run) -> list[Any]:
     is_finished = "yes" if run.results else "no"
     seconds = round(run.results["seconds"], 3) if run.results else ""
     accuracies = ["" if found is None else found for found in (run.last, run.best, run.ensemble)]
-    return [
-        run.seed,
-        is_finished,
-        len(run.rows),
-        run.epochs,
-        run.head,
-        *accuracies,
-        seconds,
-        printable(str(run.folder)),
-    ]
+    folder = printable(str(run.folder))
+    return [run.seed, is_finished, len(run.rows), run.epochs, run.head, *accuracies, seconds, folder]
 
 
 def markdown(gathered: Gathered) -> str:
