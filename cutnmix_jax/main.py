@@ -98,6 +98,7 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
         raise UsageError("--config.FIELD stands for any field of --list=fields, as --config.seed=96")
     if known.together and known.seeds is None:
         raise UsageError("--together is for --seeds=95,96,97; give them, or leave it out")
+    known.workdir = known.workdir and folder_of(known.workdir, "--workdir")
     addresses = (known.coordinator, known.processes, known.process)
     if known.distributed != "on" and addresses != (None, None, None):
         raise UsageError("--coordinator, --processes and --process are of --distributed=on; give it, or leave them out")
@@ -144,7 +145,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     from cutnmix_jax import device, training
     from cutnmix_jax.settings import recipe
 
-    workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+    workdir = known.workdir or settings.default_workdir
     with device.blamed(settings.own_backbones):
         training.train(settings, workdir, stop, known.force, start, extend=known.extend)
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
@@ -172,7 +173,7 @@ def _run_distributed(
         from cutnmix_jax import distributed
         from cutnmix_jax.group import Joining
 
-        workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+        workdir = known.workdir or settings.default_workdir
         joining = Joining(known.distributed, *addresses)
         return distributed.run(settings, workdir, joining, stop, known.force, known.extend, start)
 
@@ -188,8 +189,7 @@ def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process:
         settings = {seed: command_line.from_flags(known.config, own) for seed, own in fields.items()}
         workdirs = {seed: one.default_workdir for seed, one in settings.items()}
         if known.workdir:
-            above = folder_of(known.workdir, "--workdir")
-            workdirs = {seed: above / default.name for seed, default in workdirs.items()}
+            workdirs = {seed: known.workdir / default.name for seed, default in workdirs.items()}
         if known.together:
             from cutnmix_jax import together
 

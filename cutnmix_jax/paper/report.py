@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="+", type=given, metavar="TABLE|RUN", help=f"{', '.join(TABLES)}, or folders of runs"
     )
-    options.add_choices(parser)
+    options.add(parser)
     known = parser.parse_intermixed_args()
     known.table, *more = known.names
     if known.table not in TABLES:
