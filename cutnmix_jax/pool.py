@@ -37,6 +37,7 @@ class Pool(Generic[Key]):
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
             process.terminate()
+        for process in self._processes.values():  # they save at the same time
             process.wait()
         for number, handler in self._before.items():
             signal.signal(number, handler)

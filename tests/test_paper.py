@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -549,6 +550,18 @@ def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch
         run(cells, 1, patience=2.0)
     started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("started: ")]
     assert [cell.name in line for cell, line in zip(cells[::-1], started, strict=True)] == [True, True]
+
+
+def test_those_that_are_left_save_at_the_same_time(tmp_path, monkeypatch):
+    """Where a table ends by an error: in turn, the last of them would train on while the others save."""
+    wait = "trap 'sleep 0.7; exit 75' TERM; touch {}; while :; do sleep 0.05; done"
+    monkeypatch.setattr(pool, "start", lambda arguments, *_: subprocess.Popen(["sh", "-c", wait.format(*arguments)]))
+    ready = [tmp_path / name for name in "abc"]
+    with pool.Pool[int]() as some:
+        processes = [some.start(number, [str(path)], None) for number, path in enumerate(ready)]
+        wait_for(lambda: all(path.exists() for path in ready))
+        begun = time.monotonic()
+    assert [process.returncode for process in processes] == [75] * 3 and time.monotonic() - begun < 1.8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
