@@ -103,13 +103,7 @@ def start(
 
 
 def child(arguments: Sequence[str], module: str = "cutnmix_jax.main", **how: Any) -> subprocess.Popen:
-    """Starts a process of this program whose signals come from this one alone, and that does not outlive it.
-
-    Args:
-      arguments: of the module.
-      module: what is run.
-      how: as `subprocess.Popen` takes it.
-    """
+    """Starts a module of this program as a process that this one alone signals, and that does not outlive it."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         text=True,

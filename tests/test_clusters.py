@@ -221,7 +221,10 @@ def test_results_that_are_not_seen_yet(tmp_path):
         ("--on=ray --gpus-per-cell=nan", "--gpus-per-cell=nan: must be"),
         ("--on=slurm --gpus-per-cell=0.5", "--gpus-per-cell=0.5: Slurm gives whole GPUs"),
         ("--on=slurm --slurm=requeue", "--slurm requeue: must be NAME=VALUE"),
-        ("--on=slurm --slurm=job_name=mine", "--slurm job_name=mine: job_name is how the cells are found again"),
+        (
+            "--on=slurm --slurm=job_name=mine",
+            "--slurm job_name=mine: must be NAME=VALUE, a long option of sbatch but array and job-name",
+        ),
         ("--on=moon", "argument --on: invalid choice: 'moon'"),
     ],
 )

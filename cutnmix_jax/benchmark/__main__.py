@@ -166,7 +166,8 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
         result["gate"] = gate(fields)
         print(f"gate: losses apart by {result['gate']['first']:.1e} in the first of {GATE_STEPS} steps, by "
               f"{result['gate']['most']:.1e} at most", flush=True)  # fmt: skip
-        tiers = known.tiers or suites.default_tiers()
+        # Compiling takes PyTorch minutes on a CPU.
+        tiers = known.tiers or (suites.GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B"))
         programs |= {f"torch {tier}": (run.spec_of(fields, **size), tier) for tier in tiers}
     found = run.in_turn(programs, **timing)
     report.table(found, f"{fields['backbone']}, {fields['method']}")

@@ -31,11 +31,6 @@ GROWTH = {
 Program = tuple[dict[str, Any], str | None]  # what is trained, and the tier of PyTorch or None for ours
 
 
-def default_tiers() -> Sequence[str]:
-    """What PyTorch is compared in; compiling takes it minutes on a CPU."""
-    return GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B")
-
-
 def sweep(
     name: str, values: Sequence[Any], fields: Mapping[str, Any], size: Mapping[str, Any], timing: Mapping[str, Any]
 ) -> dict[Any, report.Found]:

@@ -49,13 +49,7 @@ def imported() -> Any:
 
 
 def build(builder: Any, download_dir: Path | None = None, **config: Any) -> None:
-    """Has a builder of tfds write its data set; only a terminal is shown how far it is.
-
-    Args:
-      builder: of tfds.
-      download_dir: where downloads go; None for the usual place.
-      config: more of tfds's `DownloadConfig`.
-    """
+    """Has a builder of tfds write its data set, by its `DownloadConfig`; only a terminal is shown how far it is."""
     import tensorflow_datasets as tfds
 
     (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
