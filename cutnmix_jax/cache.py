@@ -26,11 +26,14 @@ def folder() -> Path | None:
 
 
 def usable(path: Path, without: str) -> bool:
-    """Makes a folder and writes a byte in it; where that cannot be, warns. Whether it can be read, at least.
+    """Makes a folder and tries to write in it; warns where that fails, for what was kept before may still be read.
 
     Args:
       path: the folder.
       without: what is done in each start without it, for the warning.
+
+    Returns:
+      Whether it can be read.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,7 @@ def usable(path: Path, without: str) -> bool:
 
 
 def takes_nothing(path: Path) -> bool:
-    """Whether it was told already that nothing can be written in a folder, or in one that it is in."""
+    """Whether a warning has said that nothing can be written in a folder, or in one that it is in."""
     return any(path.is_relative_to(full) for full in _FULL)
 
 

@@ -96,28 +96,28 @@ def folder_of(name: str, flag: str) -> Path:
         raise UsageError(f"{flag}={name}: {one_line(error)}; write the folder out") from error
 
 
-def exit_code_of(command: Callable[[], None]) -> int:
+def exit_code_of(command: Callable[[], int | None]) -> int:
     """Runs a command and turns what the user can mend into one line on stderr and an exit code.
 
     A command goes on when nobody reads what it prints.
 
     Args:
-      command: called without arguments; its return value is ignored.
+      command: called without arguments; returns an exit code, or nothing for 0.
 
     Returns:
-      0, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
+      That, the exit code of the `UserError` it raised, or 130 for a Ctrl-C that nothing was saved for.
 
     Raises:
       Exception: a fault of ours, with its traceback.
     """
     with unbreakable():
-        return told(command)
+        return exit_code_of_part(command)
 
 
-def told(command: Callable[[], None]) -> int:
+def exit_code_of_part(command: Callable[[], int | None]) -> int:
     """As `exit_code_of`, of a part of a command whose streams are looked after."""
     try:
-        command()
+        return command() or 0
     except StoppedError as error:  # as asked, and no error
         print(one_line(error), file=sys.stderr)
         return error.exit_code
@@ -130,4 +130,3 @@ def told(command: Callable[[], None]) -> int:
             raise
         print(f"error: {one_line(known)}", file=sys.stderr)
         return known.exit_code
-    return 0

@@ -20,6 +20,11 @@ class Allowed(enum.Enum):
     EPOCHS = "more epochs, which end as if the run had had them from the start"
     ANY = "any that can change within a run"
 
+    @classmethod
+    def of(cls, *, force: bool, extend: bool) -> "Allowed":
+        """What the flags of a command allow."""
+        return cls.ANY if force else cls.EPOCHS if extend else cls.NONE
+
 
 def check_file(workdir: Path, settings: Settings, *, begun: bool, allowed: Allowed) -> bool:
     """Compares the fields of a run with those of the `config.json` in its folder.

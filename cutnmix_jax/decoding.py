@@ -35,6 +35,11 @@ FORMATS = tuple(name.upper() for name in _FORMATS if name.upper() in Image.OPEN)
 SUFFIXES = frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))
 
 
+def threads(most: int) -> int:
+    """How many threads decode: one for each CPU that this process may use, up to `most`."""
+    return min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def read(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
     """The first frame of a picture as a network takes it.
 
@@ -120,11 +125,12 @@ def _open(path: Path | str) -> IO[bytes]:
 
 
 def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
-    """The picture in a file, not yet decoded; `Image.open` does the same, but warns of those that are only large."""
-    prefix, _ = (
-        file.read(16),
-        file.seek(0),
-    )  # not `Image.open`, because what silences it would hold for all threads and users of Pillow
+    """The picture in a file, not yet decoded.
+
+    As `Image.open`, which warns of those that are only large: what silences that would hold for all users of Pillow.
+    """
+    prefix = file.read(16)
+    file.seek(0)
     if not prefix:
         raise DataError("an empty file")
     for name in FORMATS:

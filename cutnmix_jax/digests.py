@@ -20,7 +20,7 @@ _OF_THE_STREAM = re.compile("prng|threefry|random")  # settings of JAX that a pr
 
 FORMAT = 4  # of what is said of a checkpoint; another number is of another version of this program
 
-# Where the network of peer 0 stands in a state.
+# What the names of the networks' arrays begin with in a saved state; a peer's number follows.
 PEERS = {"params": "state.params.peers", "batch_stats": "state.batch_stats"}
 
 # `format`, `step`, `bytes` of all arrays, `arrays`: name -> "type[shape] sha256", `rows` up to the step, the

@@ -54,7 +54,7 @@ def run(
         print(f"{where}: {jax.local_device_count()} of {jax.device_count()} devices", flush=True)
         if members.index:
             return _follow(settings, members, stop)
-        allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
+        allowed = Allowed.of(force=force, extend=extend)
         _lead(settings, workdir, members, stop, allowed, start)
         return 0
 

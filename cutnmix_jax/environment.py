@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,9 @@ def deciding(made_with: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
+@functools.cache  # a start asks twice, and to look through all that is installed takes a tenth of a second
+def versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that decide the numbers, or read what is stored."""
-    return dict(_versions())
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Looked for once: a start asks twice, and to look through all that is installed takes a tenth of a second."""
     ours = {"python": platform.python_version(), "cutnmix-jax": __version__}  # a clone need not be installed
     gpu = {
         it.name: it.version

@@ -42,11 +42,7 @@ class Change(enum.Enum):
 
 
 def field(
-    default: Any,
-    check: Check,
-    reason: str,
-    change: Change = Change.FORCED,
-    of: Mapping[str, tuple[str, ...]] = {},
+    default: Any, check: Check, reason: str, change: Change = Change.FORCED, of: Mapping[str, tuple[str, ...]] = {}
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -100,14 +96,13 @@ def number(low: float, high: float = math.inf, *, or_zero: bool = False) -> Chec
     return Check(check, f"a number, {bound}")
 
 
-def one_of(valid: Sequence[str] | Callable[[], Sequence[str]]) -> Check:
-    """One of some names, or of those that a function returns when it is asked."""
+def one_of(valid: Sequence[str]) -> Check:
+    """One of some names."""
 
     def check(value: Any) -> str:
-        known = valid() if callable(valid) else valid
-        return "" if isinstance(value, str) and value in known else f"not known; {nearest(str(value), known)}"
+        return "" if isinstance(value, str) and value in valid else f"not known; {nearest(str(value), valid)}"
 
-    return Check(check, "a name of --list" if callable(valid) else " or ".join(valid))
+    return Check(check, " or ".join(valid))
 
 
 def _increasing_epochs(value: Any) -> str:

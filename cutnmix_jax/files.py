@@ -37,7 +37,7 @@ def allow_many() -> None:
 
 
 def kind(path: Path) -> str:
-    """What stands under a name: `file`, `folder`, `a link`, `a pipe`, `a socket`, `a device`, or nothing: ``.
+    """What stands under a name: `file`, `folder`, `a link`, `a pipe`, `a socket`, `a device`, or no text for nothing.
 
     Raises:
       OSError: it cannot be told, for want of rights for instance.

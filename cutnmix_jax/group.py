@@ -53,15 +53,15 @@ class Group:
         self.index, self.count = jax.process_index(), jax.process_count()
         self.stop_asked = False
         self._client: Any = distributed.global_state.client
-        self._told = 0
+        self._sent = 0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def tell(self, *command: Any) -> None:
         """Tells the others what to do next; of the first process."""
-        self._client.key_value_set(f"{_COMMAND}{self._told}", json.dumps(command))
-        if self._told >= _KEPT:
-            self._client.key_value_delete(f"{_COMMAND}{self._told - _KEPT}")
-        self._told += 1
+        self._client.key_value_set(f"{_COMMAND}{self._sent}", json.dumps(command))
+        if self._sent >= _KEPT:
+            self._client.key_value_delete(f"{_COMMAND}{self._sent - _KEPT}")
+        self._sent += 1
 
     def commands(self, stop: Stop) -> Iterator[list[Any]]:
         """What the first process tells, one after the other; where this one is told to stop, it asks that one to.
@@ -195,16 +195,18 @@ def joined(joining: Joining) -> Iterator[Group]:
 
 def _check_port(joining: Joining) -> None:
     """Raises UsageError where the first process cannot listen: JAX would share the port and end the run that has it."""
-    if joining.process or not joining.coordinator:
+    if not joining.coordinator:
         return
     host, _, port = joining.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--coordinator={joining.coordinator}: give HOST:PORT, a port from 1024 to 65535")
+    if joining.process:
+        return
     try:
         with contextlib.closing(socket.socket()) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a run before may linger
             tried.bind(("", int(port)))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         what = f"--coordinator={joining.coordinator}: nobody can listen at that port here ({one_line(error)})"
         raise UsageError(f"{what}; another run may have it, give each its own") from error
 

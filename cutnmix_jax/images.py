@@ -111,7 +111,7 @@ def stream(
     Yields:
       In the order of `paths`: the path, and what `read` returned ([H, W, 3] uint8) or raised.
     """
-    workers = workers or min(8, len(os.sched_getaffinity(0)))
+    workers = workers or decoding.threads(8)
     length = max(1, min(_CHUNK, len(paths) // (2 * workers)))  # of few pictures each thread gets some
 
     def some(start: int) -> Iterator[tuple[Path, Read]]:

@@ -1,4 +1,4 @@
-"""The names of the files and folders in the folder of a run; the README describes them."""
+"""The names of the files and folders in the folder of a run; `docs/runs.md` describes them."""
 
 CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.json"
 FORCED, EXTENDED = "forced.json", "extended.json"

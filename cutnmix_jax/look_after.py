@@ -3,7 +3,6 @@
 JAX ends a process, with a page of its own, when one of the others has died; here that becomes a line and an exit code.
 """
 
-import functools
 import os
 import re
 import signal
@@ -37,15 +36,7 @@ def look_after(arguments: Sequence[str]) -> int:
     Returns:
       Its exit code; 75 where it, or another process of the run, was ended from outside.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cutnmix_jax.main", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, _MEMBER: "1"},
-        start_new_session=True,  # a terminal signals this process alone
-        preexec_fn=functools.partial(pool.end_with_parent, os.getpid()),
-    )
+    process = pool.child(arguments, stderr=subprocess.PIPE, env={**os.environ, _MEMBER: "1"})
     before = {
         number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in signals.heard()
     }

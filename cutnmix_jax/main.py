@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutnmix_jax import command, files, look_after, signals, storage
-from cutnmix_jax.command import CommandLine, exit_code_of, folder_of
+from cutnmix_jax.command import CommandLine, exit_code_of, folder_of, given
 from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.signals import StopRequest
 
@@ -44,11 +44,8 @@ def main(arguments: Sequence[str] | None = None, own_process: bool = False) -> i
     Returns:
       the exit code.
     """
-    start, ended = time.monotonic(), [0]
-    code = exit_code_of(
-        lambda: ended.append(_run(sys.argv[1:] if arguments is None else arguments, own_process, start))
-    )
-    return code or ended[-1]
+    start = time.monotonic()
+    return exit_code_of(lambda: _run(sys.argv[1:] if arguments is None else arguments, own_process, start))
 
 
 def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
@@ -58,7 +55,7 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
     parser = CommandLine("python -m cutnmix_jax.main", _DESCRIPTION, _EPILOG)
     parser.add_argument("--config", metavar="NAME[:DATASET,METHOD]", help="a configuration of --list, or a file")
     parser.add_argument("--config.FIELD", dest="field", metavar="VALUE", help="override any field of the configuration")
-    parser.add_argument("--workdir", help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
+    parser.add_argument("--workdir", type=given, help="the run's folder (runs/DATASET/BACKBONE/METHOD/seedSEED)")
     parser.add_argument("--seeds", metavar="95,96,97", help="train these at once, each with the results it has alone")
     parser.add_argument(
         "--together",
@@ -79,7 +76,9 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
         default="off",
         help="auto: as Slurm, Open MPI or Kubernetes tell of them; on: by the flags below (off)",
     )
-    of_group.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process, which listens there")
+    of_group.add_argument(
+        "--coordinator", type=given, metavar="HOST:PORT", help="of the first process, which listens there"
+    )
     of_group.add_argument("--processes", type=int, metavar="N", help="how many there are")
     of_group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     if not arguments:
@@ -97,12 +96,11 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
         raise UsageError(f"--config=NAME says what to train: {', '.join(_names())}; see `{parser.prog} --help`")
     if known.field is not None:
         raise UsageError("--config.FIELD stands for any field of --list=fields, as --config.seed=96")
-    if known.workdir == "":
-        raise UsageError("--workdir is empty; leave it out or name a folder")
-
     if known.together and known.seeds is None:
         raise UsageError("--together is for --seeds=95,96,97; give them, or leave it out")
-    if known.distributed == "off" and (known.coordinator or known.processes or known.process is not None):
+    known.workdir = known.workdir and folder_of(known.workdir, "--workdir")
+    addresses = (known.coordinator, known.processes, known.process)
+    if known.distributed != "on" and addresses != (None, None, None):
         raise UsageError("--coordinator, --processes and --process are of --distributed=on; give it, or leave them out")
     if known.distributed != "off":
         return _run_distributed(known, overrides, arguments, own_process, start)
@@ -147,7 +145,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
     from cutnmix_jax import device, training
     from cutnmix_jax.settings import recipe
 
-    workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+    workdir = known.workdir or settings.default_workdir
     with device.blamed(settings.own_backbones):
         training.train(settings, workdir, stop, known.force, start, extend=known.extend)
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
@@ -175,7 +173,7 @@ def _run_distributed(
         from cutnmix_jax import distributed
         from cutnmix_jax.group import Joining
 
-        workdir = folder_of(known.workdir, "--workdir") if known.workdir else settings.default_workdir
+        workdir = known.workdir or settings.default_workdir
         joining = Joining(known.distributed, *addresses)
         return distributed.run(settings, workdir, joining, stop, known.force, known.extend, start)
 
@@ -191,8 +189,7 @@ def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process:
         settings = {seed: command_line.from_flags(known.config, own) for seed, own in fields.items()}
         workdirs = {seed: one.default_workdir for seed, one in settings.items()}
         if known.workdir:
-            above = folder_of(known.workdir, "--workdir")
-            workdirs = {seed: above / default.name for seed, default in workdirs.items()}
+            workdirs = {seed: known.workdir / default.name for seed, default in workdirs.items()}
         if known.together:
             from cutnmix_jax import together
 

@@ -38,7 +38,8 @@ def samples(path: Path, batch: Batch, how: Mix, dataset: Dataset, count: int = 8
             axes.imshow(images[view, j, i], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             names = [dataset.class_names[labels[row]] for row in (i, partner[i])]
-            axes.set_title(f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}", fontsize=8)
+            shares = f"{1 - amount:.2f} {names[0]}\n{amount:.2f} {names[1]}"
+            axes.set_title(shares, fontsize=8, parse_math=False)  # a name may have dollars
             _outline(axes, box, images.shape[3:5])
         who = "all peers" if num_peers < batch.targets.shape[1] else f"peer {j}"
         who += f", view {view}" if num_views > 1 else ""
@@ -94,7 +95,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     save(figure, path)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from typing import IO, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from cutnmix_jax import signals
 
@@ -37,6 +37,7 @@ class Pool(Generic[Key]):
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
             process.terminate()
+        for process in self._processes.values():  # they save at the same time
             process.wait()
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -96,17 +97,20 @@ def start(
       folder: to run in, if not the current one.
       module: `cutnmix_jax.pool` for a process between that outlives its child; see `between`.
     """
+    # Each process takes the memory that it needs, not three quarters of the card.
+    own = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"}
+    return child(arguments, module, stdout=stdout, stderr=subprocess.STDOUT, cwd=folder, env=own)
+
+
+def child(arguments: Sequence[str], module: str = "cutnmix_jax.main", **how: Any) -> subprocess.Popen:
+    """Starts a module of this program as a process that this one alone signals, and that does not outlive it."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        cwd=folder,
-        # Each process takes the memory that it needs, not three quarters of the card.
-        env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {}), "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # signals come from here alone, so none comes twice
+        start_new_session=True,  # so no signal of a terminal comes twice
         preexec_fn=functools.partial(end_with_parent, os.getpid()),
+        **how,
     )
 
 

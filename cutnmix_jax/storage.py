@@ -19,7 +19,7 @@ def hush() -> contextlib.ExitStack:
     """Silences what they print; closed, or left as a context, what is returned undoes that.
 
     Orbax and TensorStore tell of every save as a warning and of a failed one with tracebacks, Matplotlib of a cache
-    folder that it cannot write in.
+    folder that it cannot write in, and of each letter of a class's name that its font lacks.
     """
     undo, otherwise = contextlib.ExitStack(), sys.unraisablehook
 
@@ -32,6 +32,7 @@ def hush() -> contextlib.ExitStack:
         logger.setLevel(logging.CRITICAL)
     undo.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
     undo.callback(setattr, sys, "unraisablehook", otherwise)
     sys.unraisablehook = unraisable
     return undo

@@ -52,7 +52,7 @@ def run(
       StoppedError: they were stopped; the same command continues them.
     """
     first = check(next(iter(settings.values())))
-    allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
+    allowed = Allowed.of(force=force, extend=extend)
     runs, codes = _Runs(len(settings), stop), dict.fromkeys(settings, 1)
 
     def train(number: int, seed: int) -> None:
@@ -62,7 +62,7 @@ def run(
     def trained(number: int, seed: int) -> None:
         with label(f"seed {seed} | "):
             try:
-                codes[seed] = command.told(lambda: train(number, seed))
+                codes[seed] = command.exit_code_of_part(lambda: train(number, seed))
             except Exception:  # a fault of ours, which leaves the others
                 traceback.print_exc()
 

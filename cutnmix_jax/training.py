@@ -82,7 +82,7 @@ def train(
     try:
         start = time.monotonic() if start is None else start
         with contextlib.nullcontext(stop) if stop else StopRequest(only=(signal.SIGINT,)) as asked:
-            allowed = Allowed.ANY if force else Allowed.EPOCHS if extend else Allowed.NONE
+            allowed = Allowed.of(force=force, extend=extend)
             results = run(checked(settings), workdir, asked, allowed, start, on_epoch or loop.nothing)
         if not stop and asked.requested:  # in the last epoch; a loop of the caller's must not go on
             raise StoppedError("stopped after the last epoch: the run has ended, the same call returns its results")

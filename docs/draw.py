@@ -140,14 +140,8 @@ def framework(path: Path) -> None:
         box(10.95, middle + outer - 0.21, 1.25, 0.42, r"$L_{CE}$ with $\tilde{y}$", GREEN, 11)
     axes.text(3.05, 5.0, "a view for each peer", ha="center", fontsize=11)
     axes.text(5.3, 5.0, r"a box each, one $\lambda$", ha="center", fontsize=11)
-    axes.text(
-        5.3,
-        2.6,
-        f"$\\lambda$ = {float(how.amount[0]):.2f}\n" + r"$\tilde{y} = \lambda y_k + (1-\lambda) y_i$",
-        ha="center",
-        va="center",
-        fontsize=11,
-    )
+    label = f"$\\lambda$ = {float(how.amount[0]):.2f}\n" + r"$\tilde{y} = \lambda y_k + (1-\lambda) y_i$"
+    axes.text(5.3, 2.6, label, ha="center", va="center", fontsize=11)
     arrow((9.25, 3.42), (9.25, 1.72), ORANGE, "<|-|>")
     axes.text(9.15, 2.45, r"$L_{MMD}$", ha="right", va="center", fontsize=11, color=ORANGE)
     box(9.9, 2.25, 1.35, 0.4, "peer teacher $g$", ORANGE, 10)
@@ -208,17 +202,9 @@ def layers(path: Path) -> None:
         for place, name in enumerate(names):
             corner = (1.2 + place * width + 0.04, -number - 0.76)
             colour = BLUE if name in ("engine", "methods", "losses", "main", "training") else "0.6"
-            axes.add_patch(
-                FancyBboxPatch(
-                    corner,
-                    width - 0.1,
-                    0.72,
-                    boxstyle="round,pad=0,rounding_size=0.08",
-                    facecolor="white",
-                    edgecolor=colour,
-                    linewidth=1.8 if colour == BLUE else 1,
-                )
-            )
+            edge = {"facecolor": "white", "edgecolor": colour, "linewidth": 1.8 if colour == BLUE else 1}
+            rounded = "round,pad=0,rounding_size=0.08"
+            axes.add_patch(FancyBboxPatch(corner, width - 0.1, 0.72, boxstyle=rounded, **edge))
             axes.text(corner[0] + (width - 0.1) / 2, corner[1] + 0.36, name, ha="center", va="center", fontsize=9)
     style = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 1.5}
     axes.annotate("", (0.85, -len(rows) + 0.3), (0.85, 0.0), arrowprops=style)

@@ -9,6 +9,7 @@ Works on a copy of the files that git knows, with cosmic-ray; the clone is left 
 
 import json
 import random
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -67,14 +68,21 @@ def run(names: Sequence[str], most: int | None, seed: int) -> None:
         print(f"all: {killed} of {killed + survived} changes noticed, {100 * killed / (killed + survived):.1f} %")
 
 
+def tests_of(name: str) -> list[str]:
+    """The files of the tests that should notice what is wrong with a file."""
+    return [f"tests/test_{test}.py" for test in TESTS[name].split()]
+
+
 def _tried(copied: Path, name: str, most: int | None, seed: int) -> list[tuple[str, str | None]]:
     """Each change of a file: where it is, and what it is where no test notices it."""
-    tests = " ".join(f"tests/test_{test}.py" for test in TESTS[name].split())
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests_of(name)]
+    if subprocess.run(tests, cwd=copied).returncode:  # each change would seem to be noticed
+        raise UsageError(f"{name}: its tests fail without any change; mend them first")
     config, session = copied / "mutation.toml", copied / "mutation.sqlite"
     session.unlink(missing_ok=True)
     config.write_text(
         f'[cosmic-ray]\nmodule-path = "cutnmix_jax/{name}.py"\ntimeout = {_SECONDS}\nexcluded-modules = []\n'
-        f"test-command = {json.dumps(f'{sys.executable} -m pytest -q -x -p no:cacheprovider {tests}')}\n"
+        f"test-command = {json.dumps(shlex.join(tests))}\n"
         '[cosmic-ray.distributor]\nname = "local"\n'
     )
     cosmic_ray = Path(sys.executable).with_name("cosmic-ray")

@@ -81,13 +81,13 @@ def check(source: Path, wheel: Path, archive: Path, version: str) -> Metadata:
             raise UsageError(f"the {what} lacks {', '.join(missing[:3])}; see MANIFEST.in")
     if str(metadata.version) != version or not metadata.description:
         raise UsageError(f"{wheel.name} says version {metadata.version}, or nothing of itself; it should be {version}")
-    told = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-c", "from cutnmix_jax.__main__ import main; main()", "--version"],
         cwd=wheel.parent, env={"PYTHONPATH": str(wheel), "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
-    if version not in told.stdout:
+    if version not in shown.stdout:
         raise UsageError(
-            f"the command of {wheel.name} does not tell its version: {(told.stdout + told.stderr).strip()}"
+            f"the command of {wheel.name} does not tell its version: {(shown.stdout + shown.stderr).strip()}"
         )
     return metadata
 

@@ -135,7 +135,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 def test_what_there_is_no_description_of_is_refused(tmp_path):
     (tmp_path / "no card").write_text("what is this")
-    for name, says in (("h10", "give one of h100"), (str(tmp_path / "none"), "give one of h100")):
+    for name, says in (("h10", "give one of h100"), ("/dev/zero", "give one of h100")):
         with pytest.raises(UsageError, match=says):
             target.described(name)
     assert target.described(str(tmp_path / "no card")) == "what is this"
@@ -193,6 +193,8 @@ def test_pytorch_is_beside_the_rows_that_it_has_alone():
     averaged = dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), average=0.9)
     with pytest.raises(UsageError, match="dml: the PyTorch program has no networks beside the peers"):
         reference.description(averaged, 100)
+    with pytest.raises(UsageError, match="config.image_size=64: the PyTorch program has only images of 32x32"):
+        reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), image_size=64), 100)
     for other in ({"crop": "resized"}, {"jitter": Jitter(contrast=0.1)}):
         with pytest.raises(UsageError, match="the PyTorch program only pads by 4 and crops"):
             reference.description(dataclasses.replace(recipe.of_row("resnet8", "cifar100", "dml"), **other), 100)
@@ -270,7 +272,7 @@ def asked(monkeypatch, *arguments):
 
 def test_tiers_are_read_once(monkeypatch):
     """With a blank after the comma a tier passed the check and was none of those that are started."""
-    assert asked(monkeypatch, "--tiers=A, Cmax").tiers == ("A", "Cmax")
+    assert asked(monkeypatch, "--vs-torch", "--tiers=A, Cmax").tiers == ("A", "Cmax")
     programs = suites.compared(["resnet8"], SIZE, {}, ["A", "Cmax"])
     assert [tier for _, tier in programs.values()] == ["Cmax", None, "A"]
     assert asked(monkeypatch).tiers is asked(monkeypatch).backbones is asked(monkeypatch).steps is None
@@ -335,6 +337,33 @@ def test_nothing_is_no_default(argument, monkeypatch):
         asked(monkeypatch, argument)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--sweep=num_peers=1,2 --vs-torch", "--sweep and --vs-torch: leave one of them out"),
+        ("--suite=gpu --trace=there", "--suite and --trace: leave one of them out"),
+        ("--target=h100 --bare", "--target and --bare: leave one of them out"),
+        ("--suite=growth --backbone=resnet8", "--backbone goes with all but --suite, which takes --backbones"),
+        ("--backbones=resnet8", "--backbones goes with --suite and --target"),
+        ("--bare --tiers=A", "--tiers goes with --vs-torch and --suite=gpu"),
+        ("--suite=growth --budget=9", "--budget goes with --suite=gpu"),
+        ("--trace=there --json=x.json", "--json goes with what is measured"),
+        ("--suite=growth --backbones=resnet8,resnet32", "--backbones: --suite=growth measures one network"),
+        ("--json=nowhere/x.json", "cannot write nowhere/x.json: No such file or directory"),
+        ("--trace=/dev/null/x", "cannot write /dev/null/x: Not a directory"),
+        ("--sweep==1", "--sweep==1: has no values"),
+        ("--sweep=images=many", "--sweep=images=many: must be whole numbers"),
+        ("--sweep=num_peerz=1,2", "no field 'num_peerz'"),
+    ],
+)
+def test_what_nothing_would_look_at_is_refused(arguments, said, monkeypatch):
+    """It was left out without a word, or found wrong when all else had been measured."""
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", *arguments.split()])
+    monkeypatch.setattr(suites, "sweep", lambda *_: pytest.fail("began to measure"))
+    with pytest.raises(UsageError, match=said):
+        command.main()
+
+
 @pytest.mark.parametrize("argument", ["--confg.seed=1", "--config.seed", "--config.mapping=sideways"])
 def test_wrong_arguments_are_one_line(argument):
     done = bench(*QUICK, argument)
@@ -342,7 +371,9 @@ def test_wrong_arguments_are_one_line(argument):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_made_up_images_are_the_size_of_cifar():
-    dataset = jax_side.made_up(20, 7)
-    assert dataset.train_images.shape == (20, 32, 32, 3) and dataset.num_classes == 7
+def test_made_up_images_are_of_the_size_that_is_asked_for():
+    dataset = jax_side.made_up(20, 7, (48, 64, 3))
+    assert dataset.train_images.shape == (20, 48, 64, 3) and dataset.num_classes == 7
     assert np.ptp(dataset.train_images) > 200
+    settings = dataclasses.replace(recipe.of_row("tests.tiny:Tiny", "cifar100", "baseline"), image_size=16)
+    assert jax_side.bare(settings, 7)[2][0].shape == (1, 64, 16, 16, 3)

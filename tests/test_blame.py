@@ -369,6 +369,7 @@ SETS = {
     "good = load\ndef load(data_dir): return good(train_labels=np.full(32, 10, np.int32))": (2, "from 10 to 10"),
     "good = load\ndef load(data_dir): return good(test_labels=np.zeros(9, np.int32))": (2, "int32[9]"),
     "good = load\ndef load(data_dir): return good(class_names=('a', 'b'))": (2, "2 class names"),
+    "good = load\ndef load(data_dir): return good(class_names=tuple('0123456788'))": (2, "two classes called '8'"),
     "good = load\ndef load(data_dir): return good(std=np.zeros(3))": (2, "std"),
     "good = load\ndef load(data_dir): return good(mean=np.full(3, np.nan))": (2, "mean"),
 }

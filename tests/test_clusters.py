@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from cutnmix_jax import environment, lock, pool
+from cutnmix_jax import __version__, environment, lock, pool
 from cutnmix_jax.errors import UsageError, UserError
 from cutnmix_jax.paper import cluster, elsewhere, launch, options, progress, reproduce
 from cutnmix_jax.paper.cells import Choice, cells_of
-from cutnmix_jax.paper.place import Ended, Told
+from cutnmix_jax.paper.place import Ended, Status
 from tests import slurm
 from tests.test_paper import save
 from tests.test_run import wait_for
@@ -58,7 +58,7 @@ def played(*scenes):
         running, queued, ended, *stopping = next(scenes)
         if callable(ended):
             ended = ended()
-        return Told(frozenset(running), frozenset(queued), ended, bool(stopping))
+        return Status(frozenset(running), frozenset(queued), ended, bool(stopping))
 
     return place, begun
 
@@ -198,9 +198,13 @@ def test_how_a_run_ended_is_passed_on(tmp_path):
 def test_results_that_are_not_seen_yet(tmp_path):
     cell = cells_in(tmp_path)[0]
     seconds = elsewhere.STALE_SECONDS
-    assert [elsewhere.is_told(cell, *ended) for ended in ((2, 0.0), (0, 0.0), (0, seconds + 1))] == [True, False, True]
+    assert [elsewhere.is_settled(cell, *ended) for ended in ((2, 0.0), (0, 0.0), (0, seconds + 1))] == [
+        True,
+        False,
+        True,
+    ]
     save(cell, 0.9)
-    assert elsewhere.is_told(cell, 0, 0.0)
+    assert elsewhere.is_settled(cell, 0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,10 @@ def test_results_that_are_not_seen_yet(tmp_path):
         ("--on=ray --gpus-per-cell=nan", "--gpus-per-cell=nan: must be"),
         ("--on=slurm --gpus-per-cell=0.5", "--gpus-per-cell=0.5: Slurm gives whole GPUs"),
         ("--on=slurm --slurm=requeue", "--slurm requeue: must be NAME=VALUE"),
+        (
+            "--on=slurm --slurm=job_name=mine",
+            "--slurm job_name=mine: must be NAME=VALUE, a long option of sbatch but array and job-name",
+        ),
         ("--on=moon", "argument --on: invalid choice: 'moon'"),
     ],
 )
@@ -445,7 +453,7 @@ def test_a_ray_that_cannot_be_used(arguments, said, tmp_path, address):
 def test_a_worker_of_ray_with_another_program(tmp_path, address, monkeypatch):
     monkeypatch.setenv("SAYS_THAT_IT_IS", "0.0.0")
     error = refused(start(tmp_path / "runs", "--on=ray", f"--address={address}", "--gpus-per-cell=0.5"))
-    assert " has cutnmix_jax 0.1.0 and " in error and "has 0.0.0; all machines need the same program" in error
+    assert f" has cutnmix_jax {__version__} and " in error and "has 0.0.0; all machines need the same program" in error
 
 
 @pytest.mark.slow  # like the one above

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import finished, training
+from cutnmix_jax.errors import printable
 from cutnmix_jax.methods import rows_by_name
 from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
@@ -250,7 +251,7 @@ def groups_of(tmp_path, values, **changes):
         ([(0.8, 0.8), (0.8, 0.8)], [], "all means are alike"),
     ],
 )
-def test_nobody_is_crowned_for_one_seed(values, best, said, tmp_path):
+def test_no_group_is_marked_best_by_one_seed(values, best, said, tmp_path):
     found, sentence = compare.best_ones(groups_of(tmp_path, values))
     assert found == best and said in sentence and sentence.startswith("The best" if best else "No best one is marked: ")
 
@@ -335,6 +336,7 @@ def test_a_folder_without_runs_among_others(tmp_path, monkeypatch, capsys):
         (["{}/empty"], "no run to compare: {}/empty: there is no run in it: no config.json; give folders of runs"),
         (["{}/run", "--datasets=digits"], "--datasets chooses cells of a table, and has no meaning with folders"),
         (["{}/run", "--preset=mini"], "--preset chooses cells"),
+        (["{}/run", ""], "argument TABLE|RUN: is empty; give a value, or leave it out"),
         (["{}/run", "--out="], "argument --out: is empty; give a value, or leave it out"),
         (["{}/run", "--out={}/file"], "cannot read or write {}/file: "),
         (["{}/run", "--cel=1"], "unrecognized arguments: --cel=1; see `"),
@@ -399,7 +401,7 @@ def test_awkward_names(name, columns, tmp_path, monkeypatch, capsys):
     assert called(monkeypatch, base, f"--out={tmp_path / 'out'}", columns=columns) == 0
     out, error = capsys.readouterr()
     assert error == "" and "\x1b" not in out
-    shown = labels.printable(name)
+    shown = printable(name)
     assert out.count("\n  ") == 2 and f"  {tmp_path}/{shown}/d: " in out
     if columns == 200:
         assert cells_in(out.splitlines()[5])[1] == shown.strip()

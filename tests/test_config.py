@@ -126,7 +126,7 @@ WRONG = [
     ([QUICK, "--config.peers=resnet8,wrn20_8"], "config.weights.mmd=0.3: peers with features of 64, 256"),
     ([QUICK, "--config.steps_per_call=0"], "at least 1, or none"),
     ([QUICK, "--config.checkpoint.keep=0"], "at least 1"),
-    ([QUICK, "--workdir="], "--workdir is empty"),
+    ([QUICK, "--workdir="], "argument --workdir: is empty"),
     ([QUICK, "--config.FIELD=3"], "any field of --list=fields"),
     (["--config=README.md"], "no configuration 'README.md'"),
     ([QUICK, "--config.backbone=foo"], "field by field"),

@@ -15,8 +15,8 @@ import chex
 import numpy as np
 import pytest
 
-from cutnmix_jax import group, look_after
-from cutnmix_jax.errors import GONE, NOT_COME
+from cutnmix_jax import group, look_after, main
+from cutnmix_jax.errors import GONE, NOT_COME, UsageError
 from tests.conftest import ROOT
 from tests.runs import TEN_EPOCHS, Made, rows_in, steps_in
 from tests.test_run import wait_for
@@ -265,20 +265,34 @@ def test_slurm_is_asked_only_where_it_is_asked_for(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["1 all"], done.stdout + done.stderr
 
 
-def test_flags_that_do_not_fit():
-    for more, said in (
-        (["--distributed=auto"], "--distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here"),
-        (["--process=0"], "--coordinator, --processes and --process are of --distributed=on"),
-        (
-            ["--distributed=on", "--coordinator=a:1", "--processes=2", "--process=2"],
-            "--process=2: 2 processes are 0 to 1",
-        ),
-        (["--distributed=on"], "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
-        (["--distributed=auto", "--seeds=1,2"], "--distributed trains one run; leave --seeds out"),
-    ):
-        command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, *more]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+def test_nobody_tells_of_processes():
+    command = [sys.executable, "-m", "cutnmix_jax.main", *RUN, "--distributed=auto"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    said = "error: --distributed=auto: no Slurm, Open MPI or Kubernetes tells of processes here"
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--processes=0", "--coordinator, --processes and --process are of --distributed=on"),
+        ("--distributed=auto --process=7", "--coordinator, --processes and --process are of --distributed=on"),
+        ("--distributed=on --coordinator=a:1 --processes=2 --process=2", "--process=2: 2 processes are 0 to 1"),
+        ("--distributed=on", "--distributed=on needs --coordinator=HOST:PORT --processes=N --process=I"),
+        ("--distributed=auto --seeds=1,2", "--distributed trains one run; leave --seeds out"),
+    ],
+)
+def test_flags_that_do_not_fit(more, said, capsys):
+    assert main.main([*RUN, *more.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["here", "here:", ":80", "here:port", "here:99999", "here:\N{SUPERSCRIPT TWO}"])
+def test_an_address_that_is_none_is_refused_also_where_nobody_listens(address):
+    """The other processes would look for it for minutes, or end with a traceback of JAX's."""
+    with pytest.raises(UsageError, match=f"--coordinator={address}: give HOST:PORT"):
+        group._check_port(group.Joining("on", address, 2, 1))
 
 
 def test_what_jax_ends_with_becomes_one_line(tmp_path, capfd, monkeypatch):

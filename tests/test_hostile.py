@@ -536,10 +536,9 @@ TABLE = """
 import sys
 from pathlib import Path
 from cutnmix_jax.command import exit_code_of
-from cutnmix_jax.paper import launch
 from tests import test_paper
 cells = [test_paper.cell_of(Path(sys.argv[1]), name, "--config.epochs=40") for name in "ab"]
-sys.exit(exit_code_of(lambda: launch.run(cells, 2, ())))
+sys.exit(exit_code_of(lambda: test_paper.run(cells, 2)))
 """
 
 

@@ -212,7 +212,7 @@ def drawn(monkeypatch):
     def keep(figure, path):
         save(figure, path)
         figure.set_dpi(110)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         figures.append(figure)
 
     monkeypatch.setattr(charts, "save", keep)

@@ -280,12 +280,7 @@ def test_a_set_of_a_users_code_is_trained(code, tmp_path, capsys):
         ("own_1:gone", "{}", 3, "cannot be read (FileNotFoundError"),
         ("own_1:lod", "{}", 2, "has no 'lod'; did you mean 'load'?"),
         ("own_none:load", "{}", 2, "cannot import 'own_none'"),
-        (
-            "own_2:load",
-            "{'train_images': read.train_images[..., :1]}",
-            2,
-            "images of [32, 32, 1], not of (height",
-        ),
+        ("own_2:load", "{'train_images': read.train_images[..., :1]}", 2, "images of [32, 32, 1], not of (height"),
         ("own_3:load", "{'test_labels': read.test_labels + 5}", 2, "test labels from 5 to 14, not from 0 to 9"),
         ("own_4:load", "{'mean': None}", 2, "its function"),
         ("own_5:load", "{'train_images': None}", 2, "its function fails"),
@@ -305,6 +300,7 @@ def test_lists_and_tuples_of_a_user_are_what_a_data_set_has(code):
 
 
 def test_a_wrong_way_of_resizing_is_told_before_anything_is_trained(code):
+    assert tuple(decoding.RESAMPLING) == data.RESAMPLINGS  # named there without Pillow
     name = code("own_way")
     importlib.import_module(name).RESAMPLING = "bilinear"
     with pytest.raises(UsageError, match="RESAMPLING"):

@@ -309,7 +309,9 @@ def test_too_many_classes_and_such_of_one_name():
     [
         (["prepare", "--dataset=folder:x"], "--size=S is missing"),
         (["prepare", "--dataset=folder:x", "--size=0"], "from 1 to 4096"),
+        (["verify", "--dataset=folder:x", "--size=-3"], "from 1 to 4096"),
         (["prepare", "--dataset=folder:x", "--size=8", "--archive=y"], "is not made of an archive"),
+        (["prepare", "--dataset=my.data:load", "--archive=y"], "is not made of an archive"),
         (["prepare", "--dataset=digits", "--size=8"], "--size goes with folder:PATH"),
         (["verify", "--dataset=folder:x", "--skip-damaged"], "--skip-damaged goes with prepare"),
         (["prepare", "--dataset=cifar10", "--no-flip"], "--no-flip goes with prepare of folder:PATH"),

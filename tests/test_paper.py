@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ from tests.test_run import TINY, wait_for
 ROOT = Path(__file__).parent.parent
 
 
-def run(cells, jobs):
+def run(cells, jobs, **how):
     """Trains cells as processes of this machine."""
     with here.opened() as place:
-        launch.run(cells, jobs, place)
+        launch.run(cells, jobs, place, **how)
 
 
 def config_of(cell):
@@ -207,7 +208,7 @@ def tables_of(folder, values, **choice):
     return (folder / "out" / "table1.md").read_text(), (folder / "out" / "table1.tex").read_text()
 
 
-def test_a_single_seed_has_no_winner(tmp_path):
+def test_a_single_seed_is_never_marked_best(tmp_path):
     text, tex = tables_of(tmp_path, {"baseline": (0.70,), "dml": (0.75,), "cutmix": (0.72,)})
     assert "| DML | 75.00<br>" in text and "| CutMix | 72.00<br>" in text
     assert "No best one is marked: there are no two to compare of two seeds or more." in text
@@ -234,7 +235,7 @@ def test_only_cells_of_two_seeds_or_more_are_compared(tmp_path):
     assert r"DML & $75.00$ ($n$ = 1) \\" in tex and r"$\mathbf{73.00 \pm 1.00}$ \\" in tex
 
 
-def test_one_cell_with_seeds_wins_against_nobody(tmp_path):
+def test_one_cell_with_seeds_is_compared_with_none(tmp_path):
     text, tex = tables_of(tmp_path, {"baseline": (0.70, 0.71), "dml": (0.75,)})
     assert "| Baseline | 70.50 ± 0.71<br>" in text and "No best one is marked" in text and "**" not in text + tex
 
@@ -460,10 +461,7 @@ def cell_of(folder, name, *arguments, row="baseline", teacher=None):
 
 def test_a_failed_cell_is_told_and_not_fatal(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
-    cells = [
-        cell_of(tmp_path, "broken", "--config.epochs=none"),
-        cell_of(tmp_path, "good", "--config.epochs=2"),
-    ]
+    cells = [cell_of(tmp_path, "broken", "--config.epochs=none"), cell_of(tmp_path, "good", "--config.epochs=2")]
     cells.append(cell_of(tmp_path, "taught", row="kd", teacher=cells[0]))
     with pytest.raises(UserError, match=r"2 cells failed: .*broken.* \(exit code 2, see .*log.txt\); .") as failed:
         run(cells, 2)
@@ -546,13 +544,24 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
 def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch, capsys):
     cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
     monkeypatch.setattr(launch, "results_of", lambda cell: None)
-    monkeypatch.setattr(launch, "HELD_SECONDS", 2.0)
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     cells[0].workdir.mkdir(parents=True)
     with lock.held(cells[0].workdir), pytest.raises(UserError, match="2 cells failed"):
-        run(cells, 1)
+        run(cells, 1, patience=2.0)
     started = [line for line in capsys.readouterr().out.splitlines() if line.startswith("started: ")]
     assert [cell.name in line for cell, line in zip(cells[::-1], started, strict=True)] == [True, True]
+
+
+def test_those_that_are_left_save_at_the_same_time(tmp_path, monkeypatch):
+    """Where a table ends by an error: in turn, the last of them would train on while the others save."""
+    wait = "trap 'sleep 0.7; exit 75' TERM; touch {}; while :; do sleep 0.05; done"
+    monkeypatch.setattr(pool, "start", lambda arguments, *_: subprocess.Popen(["sh", "-c", wait.format(*arguments)]))
+    ready = [tmp_path / name for name in "abc"]
+    with pool.Pool[int]() as some:
+        processes = [some.start(number, [str(path)], None) for number, path in enumerate(ready)]
+        wait_for(lambda: all(path.exists() for path in ready))
+        begun = time.monotonic()
+    assert [process.returncode for process in processes] == [75] * 3 and time.monotonic() - begun < 1.8
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")

@@ -1,11 +1,13 @@
 """What the picture of the first batch shows: a row for each view and peer, and boxes where they are."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from cutnmix_jax import pictures
+from cutnmix_jax import pictures, storage
 from cutnmix_jax.types import Batch, Dataset, Mix
 
 K, SHAPE = 4, (48, 64, 3)
@@ -16,13 +18,13 @@ def drawn(monkeypatch):
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
 
-    def draw(views, seen, num_peers, box):
+    def draw(views, seen, num_peers, box, names=tuple("abcd")):
         images = np.zeros((views, seen, 3, *SHAPE), np.float32)
         targets = jnp.full((views, num_peers, 3, K), 1 / K)
         batch = Batch(images, targets, np.array([0, 1, 2]), np.arange(3))
         mix = Mix(np.array([1, 2, 0]), np.full((views, seen), 0.25), np.tile(np.array(box), (views, seen, 1)))
         one = np.ones(3, np.float32)
-        dataset = Dataset("", images[0, 0], None, images[0, 0], None, tuple("abcd"), 0 * one, one, True)
+        dataset = Dataset("", images[0, 0], None, images[0, 0], None, names, 0 * one, one, True)
         pictures.samples(None, batch, mix, dataset, count=8)
         return figures[-1].axes
 
@@ -58,3 +60,15 @@ def test_boxes_on_an_image_that_is_no_square(box, corners, drawn):
         assert [patch.get_xy() for patch in axes.patches] == [(x - 0.5, y - 0.5) for x, y in corners]
         assert {(patch.get_height(), patch.get_width()) for patch in axes.patches} == {box[2:]}
         assert axes.get_xlim() == (-0.5, 63.5) and axes.get_ylim() == (47.5, -0.5)
+
+
+def test_names_are_no_formulas_and_of_any_letters(drawn, monkeypatch):
+    """There was no picture, or a line of Matplotlib's on stderr for each letter."""
+    wrong = "$\\nothing{$ \N{CJK UNIFIED IDEOGRAPH-732B}"
+    figure = drawn(1, 2, 2, (0, 0, 0, 0), (wrong, "b", "c", "d"))[0].figure
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figure.draw_without_rendering())
+    rows = [{"epoch": 1, "test/accuracy": 0.5, "test/accuracy_peer_0": 0.5, "train/ce": 1.0}]
+    with warnings.catch_warnings(record=True) as shown, storage.hush():
+        figure.draw_without_rendering()
+        pictures.curves(None, rows, wrong)
+    assert not shown

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cutnmix_jax.errors import UsageError
+from scripts import mutation
 from tests.test_run import ONE_STEP, TINY
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +254,15 @@ def test_an_environment_beside_the_other(clone, caller):
     version = sys.version.split()[0]
     marker.write_text(marker.read_text().replace(version, "3.11.0"))  # by an interpreter that was updated since
     assert "installing requirements.txt" in start(clone, "quickstart", caller, VENV="new").stdout
+
+
+def test_changes_are_tried_where_the_tests_pass_without_them(monkeypatch, tmp_path):
+    """A test that is gone fails for each change, and all of them seemed to be noticed."""
+    for name in mutation.TESTS:
+        assert all((ROOT / path).is_file() for path in (f"cutnmix_jax/{name}.py", *mutation.tests_of(name))), name
+    monkeypatch.setitem(mutation.TESTS, "losses", "of_nothing")
+    with pytest.raises(UsageError, match="losses: its tests fail without any change"):
+        mutation._tried(tmp_path, "losses", 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -246,7 +246,7 @@ def test_streams_that_are_closed(closed, tmp_path):
         process.kill()
 
 
-def test_while_the_compiler_has_the_word(tmp_path):
+def test_a_signal_while_xla_compiles(tmp_path):
     process = start(tmp_path, "--config.backbone.name=resnet110", environment={"JAX_ENABLE_COMPILATION_CACHE": "false"})
     assert any(line.startswith("compiling") for line in iter(process.stdout.readline, ""))
     time.sleep(7)  # traced; half a minute of XLA is ahead

@@ -206,7 +206,7 @@ def test_one_that_is_behind_the_others(undisturbed, tmp_path):
 def test_a_damaged_folder_leaves_the_others(undisturbed, tmp_path, capsys):
     (tmp_path / "seed1").mkdir()
     (tmp_path / "seed1" / "config.json").write_text("{")
-    assert command.told(lambda: trained(tmp_path)) == CheckpointError.exit_code
+    assert command.exit_code_of_part(lambda: trained(tmp_path)) == CheckpointError.exit_code
     assert "seed 1 | error: " in capsys.readouterr().out
     for seed in (2, 3):
         same(tmp_path / f"seed{seed}", undisturbed[seed])
@@ -221,7 +221,7 @@ def test_one_that_diverges(undisturbed, tmp_path, capsys, monkeypatch):
         return step(runs, number, state, totals, feed, count)
 
     monkeypatch.setattr(joint.Joint, "train_steps", poisoned)
-    assert command.told(lambda: trained(tmp_path)) == DivergedError.exit_code
+    assert command.exit_code_of_part(lambda: trained(tmp_path)) == DivergedError.exit_code
     assert "seed 2 | error: training diverged at step 6" in capsys.readouterr().out
     assert max(steps_in(tmp_path / "seed2")) == 4
     for seed in (1, 3):

@@ -40,7 +40,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
       UsageError: it makes no sense.
     """
     parser = CommandLine("scripts/bench", "Measures the speed of training.", EXAMPLES)
-    parser.add_argument("--backbone", default="resnet32", help="a network, as --list of train shows them")
+    parser.add_argument("--backbone", help="a network, as --list of train shows them (resnet32)")
     parser.add_argument("--method", default="cutnmix", help="a row, as --list=methods of train shows them")
     parser.add_argument("--windows", type=int, default=5, help="measurements of each program")
     parser.add_argument("--steps", type=int, help="of each measurement (200 on a GPU, 8 on a CPU)")
@@ -65,7 +65,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         help="count what a step launches on a GPU that is not there: h100, or a file",
     )
     parser.add_argument("--backbones", type=given, help="of --suite, instead of all, or of --target")
-    parser.add_argument("--budget", type=float, default=520.0, help="seconds that a suite but growth may take")
+    parser.add_argument("--budget", type=float, help=f"seconds that --suite=gpu or start may take ({suites.BUDGET:g})")
     parser.add_argument(
         "--json", type=given, metavar="FILE", help="where to write the JSON too; a suite's picture goes beside it"
     )
@@ -80,20 +80,47 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         value = getattr(known, name)
         if value is not None and not value >= (1 if isinstance(value, int) else 1e-3):
             raise UsageError(f"--{name}={value:g}: must be {'at least 1' if isinstance(value, int) else 'above 0'}")
-    timed = ("suite", "sweep", "vs_torch", "bare", "trace")
-    if known.target and (others := [f"--{name.replace('_', '-')}" for name in timed if getattr(known, name)]):
-        raise UsageError(f"--target and {others[0]}: leave one of them out; what is not there is not timed")
-    of_one = known.suite in ("gpu", "start")
-    alone = {f"--suite={known.suite}": of_one, "--vs-torch": known.vs_torch, "--bare": known.bare}
-    if known.seeds > 1 and (others := [flag for flag, is_given in alone.items() if is_given]):
-        raise UsageError(f"--seeds and {others[0]}: leave one of them out; what it compares with trains one seed")
-    if known.sweep and not values_of(known.sweep.partition("=")[2]):
-        raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
     known.tiers = known.tiers and values_of(known.tiers)
     known.backbones = known.backbones and values_of(known.backbones)
     if unknown := [tier for tier in known.tiers or () if tier not in run.TIERS]:
         raise UsageError(f"--tiers: no tier {unknown[0]!r}; they are {', '.join(run.TIERS)}")
-    return known, {"backbone": known.backbone, "method": known.method} | fields
+    _check(known)
+    return known, {"backbone": known.backbone or "resnet32", "method": known.method} | fields
+
+
+def _check(known: argparse.Namespace) -> None:
+    """Raises UsageError at what would not be looked at beside the rest, or found wrong only after it was measured."""
+    ways = ("target", "suite", "trace", "sweep", "bare", "vs_torch")
+    chosen = [f"--{way.replace('_', '-')}" for way in ways if getattr(known, way)]
+    if chosen[1:] and chosen != ["--bare", "--vs-torch"]:
+        raise UsageError(f"{chosen[0]} and {chosen[1]}: leave one of them out")
+    for name, goes_with, is_looked_at in (
+        ("backbone", "all but --suite, which takes --backbones", not known.suite),
+        ("backbones", "--suite and --target", known.suite or known.target),
+        ("tiers", "--vs-torch and --suite=gpu", known.vs_torch or known.suite == "gpu"),
+        ("budget", "--suite=gpu and --suite=start", known.suite in ("gpu", "start")),
+        ("json", "what is measured, not with --trace", not known.trace),
+    ):
+        if getattr(known, name) and not is_looked_at:
+            raise UsageError(f"--{name} goes with {goes_with}; leave it out")
+    others = [f"--suite={known.suite}"] if known.suite in ("gpu", "start") else chosen
+    if known.seeds > 1 and {*others} & {"--suite=gpu", "--suite=start", "--vs-torch", "--bare"}:
+        raise UsageError(f"--seeds and {others[0]}: leave one of them out; what it compares with trains one seed")
+    if known.suite == "growth" and len(known.backbones or ()) > 1:
+        raise UsageError("--backbones: --suite=growth measures one network; leave the others out")
+    if known.sweep:
+        name, _, values = known.sweep.partition("=")
+        if not name or not values_of(values):
+            raise UsageError(f"--sweep={known.sweep}: has no values; name some, as num_peers=1,2,4")
+        if name in suites.SIZES and not all(value.isdecimal() and int(value) for value in values_of(values)):
+            raise UsageError(f"--sweep={known.sweep}: must be whole numbers, at least 1")
+    try:
+        if known.json:
+            Path(known.json).touch()
+        if known.trace:
+            Path(known.trace).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {known.json or known.trace}: {error.strerror}; give another place") from error
 
 
 def gate(fields: dict[str, Any]) -> dict[str, float]:
@@ -130,6 +157,11 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
     timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
     if known.sweep:
         name, _, values = known.sweep.partition("=")
+        for value in (
+            values_of(values) if name not in suites.SIZES else ()
+        ):  # a wrong one is said before anything starts
+            spec = run.spec_of(fields | {name: value})
+            command_line.from_flags(spec["config"], spec["overrides"])
         found = suites.sweep(name, values_of(values), fields, size, timing)
         title = f"{fields['backbone']}, {fields['method']}, over {name}"
         report.table({f"{name}={value}": one for value, one in found.items()}, title)
@@ -142,7 +174,8 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
         result["gate"] = gate(fields)
         print(f"gate: losses apart by {result['gate']['first']:.1e} in the first of {GATE_STEPS} steps, by "
               f"{result['gate']['most']:.1e} at most", flush=True)  # fmt: skip
-        tiers = known.tiers or suites.default_tiers()
+        # Compiling takes PyTorch minutes on a CPU.
+        tiers = known.tiers or (suites.GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B"))
         programs |= {f"torch {tier}": (run.spec_of(fields, **size), tier) for tier in tiers}
     found = run.in_turn(programs, **timing)
     report.table(found, f"{fields['backbone']}, {fields['method']}")
@@ -161,7 +194,7 @@ def main() -> None:
     settings = command_line.from_flags(
         spec["config"], spec["overrides"]
     )  # a wrong field is said before anything starts
-    if known.seeds > 1:
+    if known.seeds > 1 or (known.sweep or "").startswith("seeds="):
         together.check(settings)
     if known.target:
         return write(known, suites.on_target(known, fields, known.backbones or ()))

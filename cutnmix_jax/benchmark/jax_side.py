@@ -26,10 +26,10 @@ _PROCESS = contextlib.ExitStack()  # never left: the process does nothing else
 WARM_UP = 2  # calls; the first after compiling may be slower
 
 
-def made_up(num_images: int, num_classes: int) -> Dataset:
-    """Random images in the shape of CIFAR."""
+def made_up(num_images: int, num_classes: int, image_shape: tuple[int, int, int]) -> Dataset:
+    """Random images of a shape (H, W, 3)."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (num_images, *image_shape), dtype=np.uint8)
     labels = rng.integers(0, num_classes, num_images).astype(np.int32)
     names = tuple(map(str, range(num_classes)))
     third = np.full(3, 1 / 3, np.float32)
@@ -62,10 +62,11 @@ def whole(engine: Engine, seeds: int) -> tuple[Any, Tree, tuple, int]:
 
 def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
     """The same for forward, backward and SGD on images that are there already."""
-    joined = peers.make(assemble.networks(settings, num_classes).backbones, settings.mapping, settings.share_trunk)
+    backbones = assemble.networks(settings, num_classes).backbones
+    joined = peers.make(backbones, settings.mapping, settings.share_trunk)
     optimizer, _ = optim.make(settings.optimizer, 1, 1)
     count = 1 if settings.same_images else len(settings.backbones)  # a shared trunk sees shared images once
-    images = jax.random.normal(jax.random.key(1), (count, settings.batch_size, 32, 32, 3))
+    images = jax.random.normal(jax.random.key(1), (count, settings.batch_size, *backbones[0].image_shape))
     targets = jax.nn.one_hot(jnp.arange(settings.batch_size) % num_classes, num_classes)
     params, stats = compiled(joined.init, once=True)(jax.random.key(0))
 
@@ -93,7 +94,8 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
         function, carry, rest, per_call = bare(settings, spec["classes"])
     else:
         found_networks = assemble.networks(settings, spec["classes"])
-        engine = assemble.engine(settings, made_up(spec["images"], spec["classes"]), found_networks)
+        dataset = made_up(spec["images"], spec["classes"], found_networks.backbones[0].image_shape)
+        engine = assemble.engine(settings, dataset, found_networks)
         function, carry, rest, per_call = whole(engine, spec["seeds"])
     begun = time.perf_counter()
     traced = function.trace(*carry, *rest)

@@ -54,9 +54,9 @@ def of(networks: Sequence[str]) -> dict[str, Changed]:
             for label, flags in GRAPHS.items():
                 if peers == 2 and not flags:
                     continue  # it is measured beside PyTorch
-                told = ", ".join(filter(None, (name, label, "" if peers == 2 else f"{peers} peers")))
+                called = ", ".join(filter(None, (name, label, "" if peers == 2 else f"{peers} peers")))
                 fields = {} if peers == 2 else {"num_peers": peers}
-                programs[told] = Changed(name, fields, {"XLA_FLAGS": flags} if flags else {})
+                programs[called] = Changed(name, fields, {"XLA_FLAGS": flags} if flags else {})
         for seeds in SEEDS if name in networks else ():
             programs[f"{name}, {seeds} seeds"] = Changed(name, {}, seeds=seeds)
     return programs

@@ -35,6 +35,8 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
         raise UsageError(f"config.mix.box={settings.mix.box}: the PyTorch program has only cutmix")
     if settings.crop == "resized" or any(dataclasses.astuple(settings.jitter)):
         raise UsageError("config.crop=resized, config.jitter: the PyTorch program only pads by 4 and crops")
+    if settings.image_size not in (None, 32):
+        raise UsageError(f"config.image_size={settings.image_size}: the PyTorch program has only images of 32x32")
     if settings.optimizer.name != "sgd":
         raise UsageError(f"config.optimizer.name={settings.optimizer.name}: the PyTorch program has only sgd")
     if lacking := _lacking(settings):
@@ -100,7 +102,7 @@ def write(path: Path, settings: Settings, steps: int, classes: int, share: float
 
     found = assemble.networks(settings, classes)
     engine = dataclasses.replace(
-        assemble.engine(settings, jax_side.made_up(steps * n, classes), found),
+        assemble.engine(settings, jax_side.made_up(steps * n, classes, found.backbones[0].image_shape), found),
         make_batch=batches.BatchMaker(lambda *_: (), make_batch),
         steps_per_call=1,
     )

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cutnmix_jax.pictures import COLOURS
+
 Found = dict[str, Any]
 
 # A column's title, and what it shows of one measurement.
@@ -30,7 +32,6 @@ COLUMNS = {
     "start s": ("start_cold_s", ".1f"),
     "again s": ("start_cached_s", ".1f"),
 }
-_COLORS = ("#0072B2", "#D55E00")  # told apart by the colour-blind too
 
 
 def timing(seconds: Sequence[float], steps: int) -> Found:
@@ -113,9 +114,9 @@ def growth_picture(path: Path, sweeps: Mapping[str, Mapping[float, Found]], titl
             continue
         for row, (key, label) in enumerate((("step_ms", "ms per step"), ("memory_mib", "memory, MiB"))):
             axis, measured = axes[row][column], [found[value][key] for value in values]
-            axis.plot(values, measured, "o-", color=_COLORS[0], label="measured")
+            axis.plot(values, measured, "o-", color=COLOURS[0], label="measured")
             proportional = [measured[0] * value / values[0] for value in values]
-            axis.plot(values, proportional, "--", color=_COLORS[1], label="proportional")
+            axis.plot(values, proportional, "--", color=COLOURS[1], label="proportional")
             axis.set(xlabel=name, ylabel=label, xscale="log", yscale="log")
             axis.set_xticks(values, [_short(value) for value in values], fontsize=8, rotation=45)
             axis.minorticks_off()

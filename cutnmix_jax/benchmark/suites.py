@@ -15,16 +15,12 @@ import jax
 from cutnmix_jax.benchmark import kernels, levers, report, run, starts, target, worker
 from cutnmix_jax.errors import UsageError
 
-NETWORKS = (
-    "resnet110",
-    "densenet40_12",
-    "vgg19",
-    "vgg16",
-    "wrn20_8",
-    "resnet32",
-)  # of Table 1, longest to compile first
+# Of Table 1, longest to compile first.
+NETWORKS = ("resnet110", "densenet40_12", "vgg19", "vgg16", "wrn20_8", "resnet32")
 GPU_TIERS = ("A", "B", "C")  # of PyTorch, where nothing is said
 STARTING = 6  # workers that compile at once
+SIZES = "classes", "images", "seeds"  # of a program, which --sweep takes beside the fields
+BUDGET = 520.0  # seconds that all of it may take on a GPU
 COMPILED_BY = 0.5, 0.85  # shares of the budget by which the networks, and then the levers, have to be ready
 GROWTH = {
     "num_peers": (1, 2, 3, 4, 6, 8),
@@ -36,14 +32,9 @@ GROWTH = {
 Program = tuple[dict[str, Any], str | None]  # what is trained, and the tier of PyTorch or None for ours
 
 
-def default_tiers() -> Sequence[str]:
-    """What PyTorch is compared in; compiling takes it minutes on a CPU."""
-    return GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B")
-
-
 def size_of(known: argparse.Namespace) -> dict[str, Any]:
     """What a program is made for beside the fields of its configuration."""
-    return {"classes": known.classes, "images": known.images, "seeds": known.seeds}
+    return {name: getattr(known, name) for name in SIZES}
 
 
 def sweep(
@@ -98,7 +89,7 @@ def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Se
 
 def start(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
     """From the command to the first step of each network, with no program compiled before and with those of then."""
-    found = starts.measured(networks or levers.GRAPH_NETWORKS, fields, time.monotonic() + known.budget)
+    found = starts.measured(networks or levers.GRAPH_NETWORKS, fields, time.monotonic() + (known.budget or BUDGET))
     report.table(found, f"seconds from the command to the first step, {known.method}")
     return {"suite": "start", "found": found}
 
@@ -109,18 +100,18 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
     Several workers compile at once, so kernels are chosen on a busy card and compile times are left out; then they take
     turns alone. What is not ready in time, or has no time left, is named as not measured.
     """
-    begun = time.monotonic()
+    begun, budget = time.monotonic(), known.budget or BUDGET
     names = list(networks) or list(NETWORKS)
     tiers = known.tiers or GPU_TIERS
     found: dict[str, report.Found] = {}
     phases = filter(None, [compared(names, known, fields, tiers), changed(names, known, fields)])
     for programs, share in zip(phases, COMPILED_BY, strict=False):
-        measure(programs, begun + share * known.budget, begun + known.budget, known, found)
+        measure(programs, begun + share * budget, begun + budget, known, found)
     for one in found.values():
         if one.get("kernels_per_step"):
             one["launch_floor_ms"] = kernels.launch_floor_ms(one["kernels_per_step"])
     starting = [name for name in names if name in levers.GRAPH_NETWORKS]
-    found |= starts.measured(starting, fields, begun + known.budget)
+    found |= starts.measured(starting, fields, begun + budget)
     report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():

@@ -4,6 +4,7 @@ XLA compiles for a card from a description of it, on any machine that has JAX's 
 no algorithms of convolutions (autotuning is off). The instructions of the program are counted; times are not known.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -36,11 +37,11 @@ def described(target: str) -> str:
       UsageError: there is none.
     """
     path = _TARGETS / f"{target}.pbtxt" if re.fullmatch(r"\w+", target) else Path(target)
-    try:
-        return path.read_text()
-    except (OSError, ValueError) as error:
-        known = ", ".join(sorted(one.stem for one in _TARGETS.glob("*.pbtxt")))
-        raise UsageError(f"--target={target}: give one of {known}, or a file with XLA's target description") from error
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file():  # a device may have no end
+            return path.read_text()
+    known = ", ".join(sorted(one.stem for one in _TARGETS.glob("*.pbtxt")))
+    raise UsageError(f"--target={target}: give one of {known}, or a file with XLA's target description")
 
 
 def interpreter() -> str:
@@ -74,8 +75,8 @@ def on_target(spec: Mapping[str, Any], target: str, python: str) -> dict[str, An
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags.strip()}
     command = [python, "-m", "cutnmix_jax.benchmark.target"]
-    told = json.dumps({"spec": dict(spec), "target": target})
-    done = subprocess.run(command, env=environment, input=told, capture_output=True, text=True, check=False)
+    request = json.dumps({"spec": dict(spec), "target": target})
+    done = subprocess.run(command, env=environment, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.splitlines() or ["?"])[-1][:300]}
     found = json.loads(done.stdout.splitlines()[-1])
@@ -106,18 +107,19 @@ def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
     if count > 1:  # and lays a run out on these, to which nothing can be put
         jax.devices = lambda *_: list(cards.devices.flat)
         devices.put = lambda leaf, where: leaf
-    dataset = jax_side.made_up(_IMAGES, spec["classes"])
-    engine = assemble.engine(settings, dataset, assemble.networks(settings, spec["classes"]))
+    networks = assemble.networks(settings, spec["classes"])
+    dataset = jax_side.made_up(_IMAGES, spec["classes"], networks.backbones[0].image_shape)
+    engine = assemble.engine(settings, dataset, networks)
     function, carry, rest = jax_side.arranged(engine, engine.shapes(), engine.feed_shapes(), spec["seeds"])
     return function.lower(*map(there, (*carry, *rest, jnp.int32(1)))).compile()
 
 
 def main() -> None:
     """Reads what to compile from stdin, and prints what a step launches."""
-    told = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.read())
     begun = time.monotonic()
     try:
-        program = _compiled(told["spec"], told["target"])
+        program = _compiled(request["spec"], request["target"])
     except UsageError as error:
         sys.exit(str(error))
     memory, text = program.memory_analysis(), program.as_text()

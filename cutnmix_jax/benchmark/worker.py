@@ -66,7 +66,7 @@ class Worker(NamedTuple):
                 self.process.stdin.write(json.dumps(request) + "\n")
                 self.process.stdin.flush()
             line = self.process.stdout.readline()
-        found = json.loads(line) if line else {"error": self._last_words()}
+        found = json.loads(line) if line else {"error": self._why_it_ended()}
         if "error" in found:
             raise Failed(found["error"])
         return found
@@ -82,7 +82,7 @@ class Worker(NamedTuple):
         self.process.communicate()
         self.log.close()
 
-    def _last_words(self) -> str:
+    def _why_it_ended(self) -> str:
         self.process.wait()
         return f"ended with {self.process.returncode}: {last_line(self.log)}"
 

@@ -64,9 +64,14 @@ def find(name: str) -> ModuleType:
     is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
     if not is_shape or shape[2] != 3:
         raise UsageError(f"data set {name!r}: IMAGE_SHAPE of {_file(name)} is {shape!r}, not (height, width, 3)")
-    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
-        raise UsageError(f"data set {name!r}: RESAMPLING of {_file(name)} is {how!r}; {nearest(str(how), RESAMPLINGS)}")
+    _resampling_of(module, name, _file(name))
     return module
+
+
+def _resampling_of(module: ModuleType, name: str, where: str) -> str:
+    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
+        raise UsageError(f"data set {name!r}: RESAMPLING of {where} is {how!r}; {nearest(str(how), RESAMPLINGS)}")
+    return how
 
 
 def facts(name: str, data_dir: str | None = None, image_size: int | None = None) -> "Facts":
@@ -89,8 +94,10 @@ def facts(name: str, data_dir: str | None = None, image_size: int | None = None)
         about = _prepared.find(name, data_dir or "", _prepared.only_size(name, data_dir or "", image_size))
         return Facts(about.counts, len(about.class_names), (about.size, about.size, 3))
     if _names.is_own(name):
+        from cutnmix_jax.data import _own
+
         resampling(name)  # which is needed at the end
-        found = of_dataset(_of_own_code(name, data_dir or ""))
+        found = of_dataset(_own.load(name, data_dir or ""))
     else:
         module = find(name)
         found = Facts(module.COUNTS, module.NUM_CLASSES, getattr(module, "IMAGE_SHAPE", _CIFAR))
@@ -102,11 +109,8 @@ def resampling(name: str) -> str:
     if _names.is_prepared(name):
         return RESAMPLINGS[0]
     if not _names.is_own(name):
-        return getattr(find(name), "RESAMPLING", RESAMPLINGS[0])
-    module = own_code.module_of("data set", name)
-    if (how := getattr(module, "RESAMPLING", RESAMPLINGS[0])) not in RESAMPLINGS:
-        raise UsageError(f"data set {name!r}: RESAMPLING of its module is {how!r}; {nearest(str(how), RESAMPLINGS)}")
-    return how
+        return _resampling_of(find(name), name, _file(name))
+    return _resampling_of(own_code.module_of("data set", name), name, "its module")
 
 
 def settled(name: str, data_dir: str | None, image_size: int | None) -> tuple[str, int | None]:
@@ -146,13 +150,13 @@ def load(
       A `Dataset` of uint8 images and int32 labels; images of a folder or of tfds are maps of files.
 
     Raises:
-      UsageError: if the name is unknown, or a number of examples is negative or more than there are, or the module of
+      UsageError: if the name is unknown, a number of examples is less than 1 or more than there are, or the module of
         the data set, or a library that it uses, is broken.
       DataError: if the data set is missing or damaged.
     """
     data = _loaded(name, data_dir or "", image_size)
-    train = first("train_examples", train_examples, len(data.train_labels), name)
-    test = first("test_examples", test_examples, len(data.test_labels), name)
+    train = how_many("train_examples", train_examples, len(data.train_labels), name)
+    test = how_many("test_examples", test_examples, len(data.test_labels), name)
     return data._replace(
         train_images=data.train_images[:train],
         train_labels=data.train_labels[:train],
@@ -163,30 +167,21 @@ def load(
 
 def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
     if _names.is_prepared(name):
-        from cutnmix_jax.data import _facts, _prepared
+        from cutnmix_jax.data import _prepared
 
         name = canonical(name)
-        dataset = _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
-        if wrong := _facts.wrong(dataset, _facts.of_dataset(dataset)):
-            raise DataError(f"{name} as it was prepared is damaged: {wrong}; delete it and prepare it again")
-        return dataset
-    dataset = _of_own_code(name, data_dir) if _names.is_own(name) else _shipped(name, data_dir)
+        return _prepared.load(name, data_dir, _prepared.only_size(name, data_dir, image_size))
+    if _names.is_own(name):
+        from cutnmix_jax.data import _own
+
+        dataset = _own.load(name, data_dir)
+    else:
+        dataset = _shipped(name, data_dir)
     if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):
         return dataset
     from cutnmix_jax.data import _resized
 
     return _resized.to_size(dataset, (image_size, image_size), resampling(name))
-
-
-def _of_own_code(name: str, data_dir: str) -> "Dataset":
-    from cutnmix_jax.data import _facts, _own
-
-    dataset = _own.load(name, data_dir)
-    with blaming(f"data set {name!r}: its function fails", "mend it"):
-        wrong = _facts.wrong(dataset, _facts.of_dataset(dataset))
-    if wrong:
-        raise UsageError(f"data set {name!r}: its function returns {wrong}; see `types.Dataset`")
-    return dataset
 
 
 def _shipped(name: str, data_dir: str) -> "Dataset":
@@ -208,11 +203,11 @@ def _file(name: str) -> str:
     return f"cutnmix_jax/data/{name}.py"
 
 
-def first(field: str, wanted: int | None, available: int, name: str) -> int:
+def how_many(field: str, wanted: int | None, available: int, name: str) -> int:
     """How many examples of those that a data set has are wanted; None is all of them.
 
     Raises:
-      UsageError: with the name of the field, if it is negative or more than there are.
+      UsageError: with the name of the field, if it is less than 1 or more than there are.
     """
     if wanted is None:
         return available

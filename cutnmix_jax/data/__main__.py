@@ -9,6 +9,7 @@ from cutnmix_jax import data
 from cutnmix_jax.command import CommandLine, exit_code_of, given
 from cutnmix_jax.errors import UsageError, printable
 
+MOST_PIXELS_A_SIDE = 4096  # of an image
 EXAMPLES = """examples:
   {command} prepare --dataset=cifar100
   {command} prepare --dataset=cifar100 --archive=cifar-100-binary.tar.gz   (without a network)
@@ -57,13 +58,15 @@ def _check_options(options: argparse.Namespace) -> None:
     if options.archive and options.command == "verify":
         raise UsageError("--archive goes with prepare, not with verify: it checks what was prepared")
     pictures = data.is_prepared(options.dataset)
-    if options.archive and pictures:
+    if options.archive and (pictures or data.is_own(options.dataset)):
         raise UsageError(f"--archive={options.archive}: {options.dataset} is not made of an archive; leave it out")
     for flag, value in (("--skip-damaged", options.skip_damaged), ("--no-flip", options.no_flip)):
         if value and not (pictures and options.command == "prepare"):
             raise UsageError(f"{flag} goes with prepare of folder:PATH and tfds:NAME; leave it out")
     if options.size is not None and not pictures:
         raise UsageError("--size goes with folder:PATH and tfds:NAME; --config.image_size resizes others in training")
+    if options.size is not None and not 1 <= options.size <= MOST_PIXELS_A_SIDE:
+        raise UsageError(f"--size={options.size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
 
 
 def _pictures(options: argparse.Namespace) -> None:

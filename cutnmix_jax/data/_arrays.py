@@ -52,7 +52,7 @@ class Written(NamedTuple):
 
 
 def write(
-    split: Split, folder: Path, size: int, skip_damaged: bool, workers: int, told: Callable[[int], None]
+    split: Split, folder: Path, size: int, skip_damaged: bool, workers: int, progress: Callable[[int], None]
 ) -> Written:
     """Writes a split in a new folder.
 
@@ -62,7 +62,7 @@ def write(
       size: S.
       skip_damaged: leave out pictures that cannot be read.
       workers: how many threads decode.
-      told: called now and then with the number of pictures that are done.
+      progress: called after each task with the number of pictures that are done.
 
     Raises:
       DataError: a picture cannot be read.
@@ -87,7 +87,7 @@ def write(
             labels += block.labels
             failed += block.failed
             done += len(block.labels) + len(block.failed)
-            told(done)
+            progress(done)
         if failed:
             file.seek(0)
             _begin(file, (len(labels), size, size, 3))

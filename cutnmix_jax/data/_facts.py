@@ -40,6 +40,8 @@ def wrong(dataset: Dataset, known: Facts) -> str:
         return f"a std of {np.asarray(dataset.std).tolist()}, by which nothing can be divided"
     if len(dataset.class_names) != num_classes:
         return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
+    if twice := [name for name in dataset.class_names if dataset.class_names.count(name) > 1]:
+        return f"two classes called {twice[0]!r}, which no result could tell apart"
     for split in ("train", "test"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
         if images.dtype != np.uint8 or images.shape[1:] != shape:

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,16 @@ def imported() -> Any:
     except Exception as error:
         raise installation(error) from error
     return tfds
+
+
+def build(builder: Any, download_dir: Path | None = None, **config: Any) -> None:
+    """Has a builder of tfds write its data set, by its `DownloadConfig`; only a terminal is shown how far it is."""
+    import tensorflow_datasets as tfds
+
+    (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+    with contextlib.redirect_stdout(io.StringIO()):
+        chosen = tfds.download.DownloadConfig(try_download_gcs=False, **config)
+        builder.download_and_prepare(download_dir=download_dir, download_config=chosen)
 
 
 def png(image: np.ndarray) -> io.BytesIO:
@@ -90,9 +102,8 @@ def _write_and_read() -> None:
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             yield 0, {"id": "train_00000", "image": png(np.zeros((32, 32, 3), np.uint8)), "label": 0}
 
-    tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         written = Probe(data_dir=folder, file_format="array_record")
-        written.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        build(written)
         read = tfds.builder_from_directory(written.data_path).as_data_source("train")
         read.__getitems__([0])

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from cutnmix_jax import own_code
+from cutnmix_jax.data import _facts
 from cutnmix_jax.errors import DataError, UsageError, blaming, described, excused
 from cutnmix_jax.types import Dataset
 
@@ -18,10 +19,10 @@ def load(name: str, data_dir: str) -> Dataset:
       data_dir: as the settings have it; empty where they have none.
 
     Returns:
-      What it returns, under this name; not looked at.
+      What it returns, under this name.
 
     Raises:
-      UsageError: there is no such function, it fails, or it returns something else than a `Dataset`.
+      UsageError: there is no such function, it fails, or it returns something else than a `Dataset` says.
       DataError: it cannot read a file.
     """
     function = own_code.named("data set", name)
@@ -32,7 +33,7 @@ def load(name: str, data_dir: str) -> Dataset:
             raise excused(error) or DataError(f"data set {name!r} cannot be read ({described(error)})") from error
         if not isinstance(found, Dataset):
             raise UsageError(f"data set {name!r}: its function returns a {type(found).__name__}, not a types.Dataset")
-        return found._replace(
+        dataset = found._replace(
             name=name,
             class_names=tuple(map(str, found.class_names)),
             mean=np.asarray(found.mean, np.float32),
@@ -40,3 +41,7 @@ def load(name: str, data_dir: str) -> Dataset:
             flip=bool(found.flip),
             sha256="",
         )
+        wrong = _facts.wrong(dataset, _facts.of_dataset(dataset))
+    if wrong:
+        raise UsageError(f"data set {name!r}: its function returns {wrong}; see `types.Dataset`")
+    return dataset

@@ -13,14 +13,13 @@ import numpy as np
 
 from cutnmix_jax import console, decoding, files
 from cutnmix_jax.command import program
-from cutnmix_jax.data import _about, _names, _source
+from cutnmix_jax.data import _about, _facts, _names, _source
 from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import SPLITS, State
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError, described, excused, one_line
 from cutnmix_jax.types import Dataset
 
 ABOUT = "about.json"
-RESAMPLING = "bicubic"
 IMAGES, LABELS = "images.npy", "labels.npy"
 LOOKED_AT = 100_000  # files of a source that a start looks at, in half a second; those of larger ones `verify` does
 
@@ -59,10 +58,10 @@ def only_size(name: str, data_dir: str, size: int | None) -> int:
     return found[0]
 
 
-def command(name: str, data_dir: str, size: int | None, what: str = "prepare") -> str:
-    """The command that prepares, or verifies, a data set, for a person to copy."""
+def command(name: str, data_dir: str, size: int | None) -> str:
+    """The command that prepares a data set, for a person to copy."""
     where = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
-    return f"{program()} data {what} --dataset={shlex.quote(name)} --size={size or 32}{where}"
+    return f"{program()} data prepare --dataset={shlex.quote(name)} --size={size or 32}{where}"
 
 
 def _missing(name: str, data_dir: str, size: int | None) -> DataError:
@@ -135,7 +134,7 @@ def load(name: str, data_dir: str, size: int, quiet: bool = False) -> Dataset:
         console.warn(f"{name} was prepared by other rules than `predict` has now; delete {folder} to prepare it anew")
     if not quiet and about.source.files <= LOOKED_AT and (changed := change(about)):
         console.warn(f"{changed}; what was prepared then is used")
-    return Dataset(
+    dataset = Dataset(
         name=name,
         **arrays,
         class_names=about.class_names,
@@ -144,6 +143,9 @@ def load(name: str, data_dir: str, size: int, quiet: bool = False) -> Dataset:
         flip=about.flip,
         sha256=about.sha256,
     )
+    if wrong := _facts.wrong(dataset, _facts.of_dataset(dataset)):
+        raise damaged(name, folder, wrong)
+    return dataset
 
 
 def _opened(about: About, folder: Path, split: str, part: str) -> np.ndarray:

@@ -5,14 +5,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from cutnmix_jax import data
 from cutnmix_jax.console import PLAIN_SECONDS
 from cutnmix_jax.data import _arrays, _folder, _names, _prepared, _records, _writing
 from cutnmix_jax.data._about import About
 from cutnmix_jax.data._pictures import Source
-from cutnmix_jax.data._prepared import RESAMPLING
 from cutnmix_jax.errors import DataError, UsageError
-
-MOST_PIXELS_A_SIDE = 4096  # of an image
 
 
 def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_damaged: bool = False) -> str:
@@ -34,8 +32,6 @@ def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_
     """
     if size is None and name.startswith(_names.FOLDER):
         raise UsageError("--size=S is missing: pictures of a folder are brought to S x S pixels, 32 for instance")
-    if size is not None and not 1 <= size <= MOST_PIXELS_A_SIDE:
-        raise UsageError(f"--size={size}: give a number from 1 to {MOST_PIXELS_A_SIDE}")
     if size is not None and size in _prepared.sizes(name, data_dir):
         return _there(name, data_dir, size)
     source, size = _source(name, data_dir, size)
@@ -57,9 +53,9 @@ def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_
 
 def _source(name: str, data_dir: str, size: int | None) -> tuple[Source, int]:
     if name.startswith(_names.TFDS):
-        return _records.source(name, data_dir, size, RESAMPLING)
+        return _records.source(name, data_dir, size, data.resampling(name))
     assert size is not None
-    return _folder.source(name.removeprefix(_names.FOLDER), size, RESAMPLING), size
+    return _folder.source(name.removeprefix(_names.FOLDER), size, data.resampling(name)), size
 
 
 def _there(name: str, data_dir: str, size: int) -> str:

@@ -1,10 +1,7 @@
 """A data set of tensorflow-datasets as a source of pictures: one class label each, in array_record, no TensorFlow."""
 
-import contextlib
 import functools
-import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,9 +95,7 @@ def _built(name: str, data_dir: str) -> Path:
             if wrong := unreachable(url):
                 raise ConnectionError(f"{url}: {wrong}")
         print(f"having tfds prepare {rest}", flush=True)
-        (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        _library.build(builder)
         if found := _folder(name, data_dir):
             return found
         raise ValueError("nothing was written")

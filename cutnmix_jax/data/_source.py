@@ -97,21 +97,6 @@ def require(source: Source, data_dir: str) -> Path:
     return folder
 
 
-def problem(source: Source, arrays: Mapping[str, np.ndarray]) -> str:
-    """What is wrong with the arrays of a data set, in a few words; empty if nothing is."""
-    for split, count in source.counts.items():
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.shape != (count, *IMAGE_SHAPE) or images.dtype != np.uint8:
-            return f"{split} images are {images.dtype}{list(images.shape)}, not uint8{[count, *IMAGE_SHAPE]}"
-        if labels.shape != (count,) or labels.dtype != np.int32:
-            return f"{split} labels are {labels.dtype}{list(labels.shape)}, not int32{[count]}"
-        if labels.min() < 0 or labels.max() >= source.num_classes:
-            return f"{split} labels go from {labels.min()} to {labels.max()}, not from 0 to {source.num_classes - 1}"
-    if len(arrays["class_names"]) != source.num_classes:
-        return f"there are {len(arrays['class_names'])} class names, not {source.num_classes}"
-    return ""
-
-
 def damaged(source: Source, folder: Path, what: str) -> DataError:
     """The error for records that are not what they should be; `what` names the file or the thing."""
     again, run = f"{source.name} --data_dir={folder.parent.parent}", program()

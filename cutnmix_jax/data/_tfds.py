@@ -3,13 +3,15 @@
 tfds is imported only where records are read: its import costs about a second, and a cached load does without.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cutnmix_jax.command import program
-from cutnmix_jax.data import _cache, _library, _source
+from cutnmix_jax.data import _cache, _facts, _library, _source
+from cutnmix_jax.data._facts import Facts
 from cutnmix_jax.data._source import Source, Split, damaged, unreadable
 from cutnmix_jax.errors import DataError
 from cutnmix_jax.types import Dataset
@@ -33,10 +35,14 @@ def load(source: Source, data_dir: str) -> Dataset:
     """
     folder = _source.require(source, data_dir)
     file = _cache.file_for(source.name, folder)
-    arrays = _cache.read(file, lambda found: _source.problem(source, found))
+    arrays = _cache.read(file, lambda found: _wrong(source, found))
     if arrays is None:
         arrays = _decode_arrays(source, folder)
         _cache.write(file, arrays)
+    return _dataset(source, arrays)
+
+
+def _dataset(source: Source, arrays: Mapping[str, np.ndarray]) -> Dataset:
     return Dataset(
         name=source.name,
         train_images=arrays["train_images"],
@@ -48,6 +54,11 @@ def load(source: Source, data_dir: str) -> Dataset:
         std=np.array(source.std, np.float32),
         flip=True,
     )
+
+
+def _wrong(source: Source, arrays: Mapping[str, np.ndarray]) -> str:
+    known = Facts(source.counts, source.num_classes, _source.IMAGE_SHAPE)
+    return _facts.wrong(_dataset(source, arrays), known)
 
 
 def open_builder(source: Source, folder: Path) -> Any:
@@ -146,6 +157,6 @@ def _decode_arrays(source: Source, folder: Path) -> dict[str, np.ndarray]:
     arrays = {"class_names": np.array(class_names, dtype=np.str_)}
     for split, read in splits.items():
         arrays |= {f"{split}_images": read.images, f"{split}_labels": read.labels}
-    if wrong := _source.problem(source, arrays):
+    if wrong := _wrong(source, arrays):
         raise damaged(source, folder, f"in {folder}, {wrong}")
     return arrays

@@ -25,18 +25,11 @@ from cutnmix_jax.errors import DataError, described, excused
 
 MOST_WORKERS = 32  # threads, which share one interpreter: more do not help
 MOST_NAMED = 10  # pictures that were skipped
-Progress = Callable[[int, int], None]  # is told how many of how many pictures are done
+Progress = Callable[[int, int], None]  # called with how many of how many pictures are done
 
 
 def write(
-    source: Source,
-    name: str,
-    target: Path,
-    size: int,
-    flip: bool,
-    skip_damaged: bool,
-    progress: Progress,
-    workers: int | None = None,
+    source: Source, name: str, target: Path, size: int, flip: bool, skip_damaged: bool, progress: Progress
 ) -> tuple[About, dict[str, np.ndarray]]:
     """Prepares a data set.
 
@@ -47,8 +40,7 @@ def write(
       size: S of the images.
       flip: whether a mirror image keeps its class.
       skip_damaged: leave out pictures that cannot be read.
-      progress: told now and then.
-      workers: how many threads decode; None for one for each CPU that this process may use.
+      progress: called while the pictures are decoded.
 
     Returns:
       What is known of it; a split -> how many pictures each class has, [K].
@@ -57,12 +49,12 @@ def write(
       DataError: a picture cannot be read, a class has none left, the disk has too little room, the source changed
         meanwhile, or another process prepares the same.
     """
-    workers = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    workers = decoding.threads(MOST_WORKERS)
     total = sum(split.total for split in source.splits.values())
     _check_room(target, total * (size * size * 3 + 4))
     done = Counter[str]()
 
-    def told(split: str, rows: int) -> None:
+    def count(split: str, rows: int) -> None:
         done[split] = rows
         progress(done.total(), total)
 
@@ -70,7 +62,7 @@ def write(
         with _partial(target) as folder:
             written = {
                 split: _arrays.write(
-                    source.splits[split], folder / split, size, skip_damaged, workers, partial(told, split)
+                    source.splits[split], folder / split, size, skip_damaged, workers, partial(count, split)
                 )
                 for split in SPLITS
             }

@@ -3,11 +3,8 @@
 Only what it and `_records` prepare may use the network.
 """
 
-import contextlib
 import hashlib
-import io
 import queue
-import sys
 import tempfile
 import threading
 import urllib.error
@@ -83,20 +80,13 @@ def _write(source: _source.Source, data_dir: str, archive: str) -> None:
 
 
 def _generate(builder: Any, filename: str, archive: str) -> None:
-    import tensorflow_datasets as tfds
-
-    (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+    if not archive:
+        _library.build(builder, force_checksums_validation=True)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
         # tfds takes a local archive from a folder of them, by its official name and after checking its sha256.
-        config = {"manual_dir": scratch} if archive else {}
-        if archive:
-            (Path(scratch) / filename).symlink_to(Path(archive).expanduser().resolve())
-        builder.download_and_prepare(
-            download_dir=Path(scratch) / "downloads" if archive else None,
-            download_config=tfds.download.DownloadConfig(
-                try_download_gcs=False, force_checksums_validation=True, **config
-            ),
-        )
+        (Path(scratch) / filename).symlink_to(Path(archive).expanduser().resolve())
+        _library.build(builder, Path(scratch, "downloads"), force_checksums_validation=True, manual_dir=scratch)
 
 
 def _check_archive(file: Path, expected: Any) -> None:
@@ -159,8 +149,8 @@ def verify(name: str, data_dir: str = "") -> str:
     """
     module = data.find(name)
     if not hasattr(module, "SOURCE"):
-        read = module.load(data_dir)
-        return f"{name}: {len(read.train_labels)} training and {len(read.test_labels)} test images, nothing to verify"
+        whole = data.load(name, data_dir)
+        return f"{name}: {len(whole.train_labels)} training and {len(whole.test_labels)} test images, nothing to verify"
     source = module.SOURCE
     folder = _source.require(source, data_dir)
     splits, class_names = _tfds.decode(source, folder)

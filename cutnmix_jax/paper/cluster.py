@@ -18,6 +18,7 @@ from cutnmix_jax.paper.place import Place
 
 FOLDER = "cluster"  # below that of the runs: what belongs to no cell
 _LIBRARIES = {"ray": "ray", "slurm": "submitit"}
+_OURS = ("array", "job-name")  # options of sbatch, by which cells are found again
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +52,10 @@ def check(known: argparse.Namespace) -> None:
     if known.on == "slurm" and gpus not in (None, int(gpus or 0)):
         raise UsageError(f"--gpus-per-cell={gpus:g}: Slurm gives whole GPUs; docs/clusters.md says what shares one")
     for option in known.slurm:
-        if not all(option.partition("=")):
-            raise UsageError(f"--slurm {option}: must be NAME=VALUE, a long option of sbatch, as partition=gpu")
+        name, _, value = option.partition("=")
+        if not name or not value or name.replace("_", "-") in _OURS:
+            what = f"a long option of sbatch but {' and '.join(_OURS)}, as partition=gpu"
+            raise UsageError(f"--slurm {option}: must be NAME=VALUE, {what}")
     if not importlib.util.find_spec(library := _LIBRARIES[known.on]):
         in_clone = (Path(__file__).parents[2] / "requirements-cluster.txt").is_file()
         what = "-r requirements-cluster.txt" if in_clone else f"'cutnmix_jax[{known.on}]'"

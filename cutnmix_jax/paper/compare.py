@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cutnmix_jax import files, metrics
+from cutnmix_jax.errors import printable
 from cutnmix_jax.paper import figures, grids, options, progress
-from cutnmix_jax.paper.labels import NAMES, differing, label, printable, value
+from cutnmix_jax.paper.labels import NAMES, differing, label, value
 from cutnmix_jax.paper.runs import Gathered, Group, Run
 
 NUMBERS = ("n", "last epoch", "best epoch", "ensemble", "epochs", "seconds")
@@ -161,16 +162,8 @@ def _of_run(run: Run) -> list[Any]:
     is_finished = "yes" if run.results else "no"
     seconds = round(run.results["seconds"], 3) if run.results else ""
     accuracies = ["" if found is None else found for found in (run.last, run.best, run.ensemble)]
-    return [
-        run.seed,
-        is_finished,
-        len(run.rows),
-        run.epochs,
-        run.head,
-        *accuracies,
-        seconds,
-        printable(str(run.folder)),
-    ]
+    folder = printable(str(run.folder))
+    return [run.seed, is_finished, len(run.rows), run.epochs, run.head, *accuracies, seconds, folder]
 
 
 def markdown(gathered: Gathered) -> str:

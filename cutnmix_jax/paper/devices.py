@@ -31,9 +31,9 @@ def chosen(text: str | None) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     there = _listed(text)
     visible, hidden = there, ""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        visible = [gpu for name in chosen.split(",") for gpu in there if _means(name.strip(), gpu)]
-        hidden = f" that CUDA_VISIBLE_DEVICES={chosen} shows"
+    if (shown := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        visible = [gpu for name in shown.split(",") for gpu in there if _means(name.strip(), gpu)]
+        hidden = f" that CUDA_VISIBLE_DEVICES={shown} shows"
     known = ", ".join(gpu.number or gpu.uuid for gpu in visible) or "none"
     found: list[Gpu] = []
     for name in names:

@@ -139,6 +139,6 @@ def wait(process: subprocess.Popen) -> int:
         raise
 
 
-def is_told(cell: Cell, code: int, seconds: float) -> bool:
+def is_settled(cell: Cell, code: int, seconds: float) -> bool:
     """Whether a cell that ended so many seconds ago can be looked at: its results may not be seen here yet."""
     return code != 0 or seconds > STALE_SECONDS or finished.read(cell.workdir) is not None

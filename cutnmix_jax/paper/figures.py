@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +13,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from cutnmix_jax import layout, metrics
-from cutnmix_jax.paper.cells import Key, columns_of, datasets_of, headline, rows_of, title
+from cutnmix_jax.paper.cells import columns_of, datasets_of, headline, rows_of, title
+from cutnmix_jax.paper.grids import Grid
 from cutnmix_jax.pictures import COLOURS, DASHES, MARKERS, save
 
 
@@ -31,7 +32,7 @@ class Curve(NamedTuple):
     runs: Sequence[Sequence[metrics.EpochRow]]
 
 
-def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
+def accuracies(path: Path, heading: str, grid: Grid) -> None:
     """Draws the mean of the last epoch with its deviation: a panel per data set, a group per backbone.
 
     Args:
@@ -72,7 +73,7 @@ def accuracies(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
     save(figure, path, dpi=130)
 
 
-def curves(path: Path, heading: str, grid: Mapping[Key, Any]) -> None:
+def curves(path: Path, heading: str, grid: Grid) -> None:
     """Draws test accuracy over the epochs: a panel per data set and backbone, a mean curve and its deviation shaded."""
     places = list(dict.fromkeys((dataset, backbone) for dataset, backbone, _ in grid))
     figure = Figure(figsize=(6.4, 3.8 * len(places)), layout="constrained")
@@ -135,7 +136,7 @@ def _plain(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1").replace("$", r"\$")
 
 
-def _seeds(grid: Mapping[Key, Any]) -> set[int]:
+def _seeds(grid: Grid) -> set[int]:
     return {len(found.last) for found in grid.values() if found.last}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from cutnmix_jax import files
 from cutnmix_jax.errors import UsageError, UserError
 from cutnmix_jax.paper.cells import Cell
-from cutnmix_jax.paper.place import Ended, Place, Told
+from cutnmix_jax.paper.place import Ended, Place, Status
 from cutnmix_jax.paper.progress import LOG
 from cutnmix_jax.pool import Pool
 
@@ -21,7 +21,7 @@ def opened(devices: Sequence[str] = ()) -> Iterator[Place]:
     slots: dict[Cell, int] = {}  # the place among those at once that a cell holds
     with Pool[Cell]() as pool:
 
-        def place(cells: Sequence[Cell]) -> Told:
+        def place(cells: Sequence[Cell]) -> Status:
             ended = {cell: Ended(code) for cell, code in pool.ended().items()}
             for cell in ended:
                 del slots[cell]
@@ -32,7 +32,7 @@ def opened(devices: Sequence[str] = ()) -> Iterator[Place]:
                     slots[cell] = slot
                 except UserError as error:
                     ended[cell] = Ended(error.exit_code, error)
-            return Told(frozenset(slots), frozenset(), ended, pool.stopping)
+            return Status(frozenset(slots), frozenset(), ended, pool.stopping)
 
         yield place
 

@@ -11,7 +11,7 @@ from cutnmix_jax import digests, files, finished, layout, lock, signals
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
 from cutnmix_jax.paper import progress
 from cutnmix_jax.paper.cells import Cell, headline
-from cutnmix_jax.paper.place import Ended, Place, Told
+from cutnmix_jax.paper.place import Ended, Place, Status
 from cutnmix_jax.paper.progress import LOG, Started
 from cutnmix_jax.settings import command_line, tree, unused
 
@@ -108,32 +108,32 @@ def left_out(cells: Sequence[Cell]) -> str:
     return f"left out: {runs} in {cell.workdir} ({change[:300]})"
 
 
-def run(cells: Sequence[Cell], jobs: int, place: Place, patience: float | None = None) -> None:
+def run(cells: Sequence[Cell], jobs: int, place: Place, patience: float = HELD_SECONDS) -> None:
     """Trains what is not finished.
 
     Args:
       cells: teachers before those they teach.
       jobs: how many at once.
       place: where they run.
-      patience: seconds that a cell waits for a folder that somebody holds, if not `HELD_SECONDS`.
+      patience: seconds that a cell waits for a folder that somebody holds.
 
     Raises:
       StoppedError: by a signal; the cells have saved, or go on without this process.
       UserError: cells have failed, and all others are done; or the place is none.
     """
     waiting = [cell for cell in cells if not results_of(cell)]
-    table = _Table(len(cells), waiting, HELD_SECONDS if patience is None else patience)
+    table = _Table(len(cells), waiting, patience)
     print(f"{table.done} of {len(cells)} cells are done", flush=True)
     with progress.Display() as display:
-        told = place(())
-        _take(table, told)
-        while table.running or (table.waiting and not told.stopping):
-            told = place([] if told.stopping else _fresh(table, jobs))
-            _take(table, told)
+        status = place(())
+        _take(table, status)
+        while table.running or (table.waiting and not status.stopping):
+            status = place([] if status.stopping else _fresh(table, jobs))
+            _take(table, status)
             shown = [run for cell, run in table.running.items() if cell not in table.queued]
             display.update(shown, table.done, len(cells), len(table.queued))
             time.sleep(0.1)
-    if told.stopping:
+    if status.stopping:
         raise StoppedError("stopped; what was trained is saved, the same command continues")
     if table.failed:
         names = "; ".join(f"{cell.name} ({error})" for cell, error in table.failed.items())
@@ -145,7 +145,7 @@ def _fresh(table: _Table, jobs: int) -> list[Cell]:
     fresh: list[Cell] = []
     while len(table.running) < jobs and (cell := _next(table)):
         table.running[cell] = _started(cell)
-        table.queued.add(cell)  # until the place has told of it
+        table.queued.add(cell)  # until the place says otherwise
         fresh.append(cell)
     return fresh
 
@@ -156,22 +156,22 @@ def _started(cell: Cell) -> Started:
     return Started(cell, time.monotonic(), 0)
 
 
-def _take(table: _Table, told: Told) -> None:
-    """Writes down what a place has told, and prints what is new."""
-    for cell in [cell for cell in table.waiting if cell in told.running]:  # since an earlier start of this command
+def _take(table: _Table, status: Status) -> None:
+    """Writes down what a place says, and prints what is new."""
+    for cell in [cell for cell in table.waiting if cell in status.running]:  # since an earlier start of this command
         table.waiting.remove(cell)
         table.running[cell] = _started(cell)
         table.queued.add(cell)
-    for cell, ended in told.ended.items():
+    for cell, ended in status.ended.items():
         if cell not in table.running:  # it was done when this command was given
             continue
         if not ended.error and not ended.lost:
             _begun(table, cell)
         table.queued.discard(cell)
-        _ended(table, table.running.pop(cell), ended, told.stopping)
+        _ended(table, table.running.pop(cell), ended, status.stopping)
     # Those that are neither there nor have ended go on without this process.
-    table.running = {cell: run for cell, run in table.running.items() if cell in told.running}
-    for cell in [cell for cell in table.running if cell not in told.queued]:
+    table.running = {cell: run for cell, run in table.running.items() if cell in status.running}
+    for cell in [cell for cell in table.running if cell not in status.queued]:
         _begun(table, cell)
 
 

@@ -17,7 +17,7 @@ from cutnmix_jax.errors import UsageError, UserError, described, one_line
 from cutnmix_jax.paper import elsewhere
 from cutnmix_jax.paper.cells import Cell
 from cutnmix_jax.paper.elsewhere import Order
-from cutnmix_jax.paper.place import Ended, Place, Told
+from cutnmix_jax.paper.place import Ended, Place, Status
 
 LOOK_SECONDS = 1.0  # between looks at the logs of those that wait
 _END_SECONDS = 120.0  # for the cells to save in, when the table ends early
@@ -78,7 +78,7 @@ def _place(remote: Any, tasks: dict[Any, Task], stop: signals.Stop) -> Place:
     queued: set[Cell] = set()
     looked, cancelled = 0.0, False
 
-    def place(cells: Sequence[Cell]) -> Told:
+    def place(cells: Sequence[Cell]) -> Status:
         nonlocal looked, cancelled
         orders, ended = elsewhere.orders(cells)
         tasks.update({remote.remote(order): Task(cell, order) for cell, order in orders.items()})
@@ -90,7 +90,7 @@ def _place(remote: Any, tasks: dict[Any, Task], stop: signals.Stop) -> Place:
         for task in over:
             cell, now = tasks[task].cell, time.monotonic()
             how = _how(task)
-            if elsewhere.is_told(cell, how.code, now - answered.setdefault(task, now)):
+            if elsewhere.is_settled(cell, how.code, now - answered.setdefault(task, now)):
                 del tasks[task]
                 ended[cell] = how
                 queued.discard(cell)
@@ -98,7 +98,7 @@ def _place(remote: Any, tasks: dict[Any, Task], stop: signals.Stop) -> Place:
             looked = time.monotonic()
             waiting = [(cell, order) for cell, order in tasks.values() if cell in queued]
             queued.difference_update(cell for cell, o in waiting if elsewhere.has_begun(o.log, o.at, o.mark))
-        return Told(frozenset(cell for cell, _ in tasks.values()), frozenset(queued), ended, stop.requested)
+        return Status(frozenset(cell for cell, _ in tasks.values()), frozenset(queued), ended, stop.requested)
 
     return place
 

@@ -25,7 +25,7 @@ from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserEr
 from cutnmix_jax.paper import elsewhere, slurm_queue
 from cutnmix_jax.paper.cells import Cell
 from cutnmix_jax.paper.elsewhere import Order
-from cutnmix_jax.paper.place import Ended, Place, Told
+from cutnmix_jax.paper.place import Ended, Place, Status
 from cutnmix_jax.paper.progress import LOG
 from cutnmix_jax.paper.slurm_queue import Job
 
@@ -119,11 +119,11 @@ def _place(
     queued = set(running)
     looked = float("-inf")
 
-    def place(fresh: Sequence[Cell]) -> Told:
+    def place(fresh: Sequence[Cell]) -> Status:
         nonlocal looked
         ended: dict[Cell, Ended] = {}
         if stop.requested:
-            return Told(frozenset(), frozenset(), ended, True)
+            return Status(frozenset(), frozenset(), ended, True)
         if fresh:
             asked = _submit(executor, folder, fresh, parameters, ended)
             running.update(asked)
@@ -134,7 +134,7 @@ def _place(
             for cell, job in running.items():
                 missed[cell] = 0 if there is None or (job.array, job.number) in there else missed.get(cell, 0) + 1
                 how = _how(folder, job, missed[cell] > 1)
-                if how and elsewhere.is_told(cell, how.code, looked - answered.setdefault(cell, looked)):
+                if how and elsewhere.is_settled(cell, how.code, looked - answered.setdefault(cell, looked)):
                     ended[cell] = how
                 elif cell in queued and elsewhere.has_begun(_log(cell), job.at, job.mark):
                     queued.remove(cell)
@@ -143,7 +143,7 @@ def _place(
                 missed.pop(cell, None)
                 answered.pop(cell, None)
                 queued.discard(cell)
-        return Told(frozenset(running), frozenset(queued), ended, False)
+        return Status(frozenset(running), frozenset(queued), ended, False)
 
     return place
 

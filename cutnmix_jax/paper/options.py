@@ -9,17 +9,11 @@ from pathlib import Path
 from cutnmix_jax import command, seeds
 from cutnmix_jax.command import given, values_of
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.paper.cells import TABLES, Choice
+from cutnmix_jax.paper.cells import Choice
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which cells."""
-    parser.add_argument("table", choices=tuple(TABLES))
-    add_choices(parser)
-
-
-def add_choices(parser: argparse.ArgumentParser) -> None:
-    """The same without the table."""
+    """The arguments that say which cells of a table."""
     parser.add_argument("--datasets", type=given, metavar="A,B")
     parser.add_argument("--backbones", type=given, metavar="A,B")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Where the cells of a table run: what is said to such a place, and what it tells."""
+"""Where the cells of a table run: what such a place is asked, and what it answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,8 +21,8 @@ class Ended(NamedTuple):
     lost: str = ""
 
 
-class Told(NamedTuple):
-    """What a place tells.
+class Status(NamedTuple):
+    """Where the cells of a place stand.
 
     Attributes:
       running: the cells that are there and have not ended.
@@ -38,4 +38,4 @@ class Told(NamedTuple):
 
 
 # Begins cells and returns at once. Called again and again, also without any, as long as cells run.
-Place = Callable[[Sequence[Cell]], Told]
+Place = Callable[[Sequence[Cell]], Status]

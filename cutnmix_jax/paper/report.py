@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cutnmix_jax import command, files
-from cutnmix_jax.command import CommandLine
-from cutnmix_jax.errors import UsageError, nearest
-from cutnmix_jax.paper import compare, figures, grids, labels, launch, options, runs
+from cutnmix_jax.command import CommandLine, given
+from cutnmix_jax.errors import UsageError, nearest, printable
+from cutnmix_jax.paper import compare, figures, grids, launch, options, runs
 from cutnmix_jax.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
 from cutnmix_jax.paper.grids import Grid
 
@@ -146,8 +146,10 @@ def main() -> None:
     """Writes the table that the command line names, or compares the runs in its folders."""
     what = "Writes a table of the paper from its runs, or compares any runs."
     parser = CommandLine("scripts/report", what, EXAMPLES)
-    parser.add_argument("names", nargs="+", metavar="TABLE|RUN", help=f"{', '.join(TABLES)}, or folders of runs")
-    options.add_choices(parser)
+    parser.add_argument(
+        "names", nargs="+", type=given, metavar="TABLE|RUN", help=f"{', '.join(TABLES)}, or folders of runs"
+    )
+    options.add(parser)
     known = parser.parse_intermixed_args()
     known.table, *more = known.names
     if known.table not in TABLES:
@@ -160,8 +162,8 @@ def main() -> None:
 
 
 def _compare(known: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    for name, given in vars(known).items():
-        if name not in ("names", "table", "out") and given != parser.get_default(name):
+    for name, value in vars(known).items():
+        if name not in ("names", "table", "out") and value != parser.get_default(name):
             raise UsageError(
                 f"--{name} chooses cells of a table, and has no meaning with folders of runs; leave it out"
             )
@@ -177,7 +179,7 @@ def _compare(known: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _check_folder(folder: Path) -> None:
-    name = labels.printable(str(folder))
+    name = printable(str(folder))
     if folder.is_dir():
         return
     if folder.exists():

@@ -7,7 +7,7 @@ import sys
 from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.paper import cluster, devices, elsewhere, here, launch, options, report
-from cutnmix_jax.paper.cells import Cell, cells_of
+from cutnmix_jax.paper.cells import TABLES, Cell, cells_of
 from cutnmix_jax.paper.progress import NOT_KNOWN, clock, rows_of, seconds_per_epoch
 
 EXAMPLES = """  {command} table1                                    9 methods x 6 backbones x 2 data sets x 3 seeds
@@ -28,6 +28,7 @@ uses it for Slurm. docs/clusters.md has more of --on."""
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = CommandLine("scripts/reproduce", "Trains every cell of a table of the paper.", EXAMPLES)
+    parser.add_argument("table", choices=tuple(TABLES))
     options.add(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the cells and an estimate, and train nothing")
     parser.add_argument("--jobs", type=int, help="how many cells at once (1, or one on each of --devices; of --on all)")

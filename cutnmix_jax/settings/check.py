@@ -138,8 +138,8 @@ def _check_row(settings: Settings) -> None:
 
 def _check_sizes(settings: Settings) -> None:
     counts = facts(settings).counts
-    images = data.first("config.train_examples", settings.train_examples, counts["train"], settings.dataset)
-    data.first("config.test_examples", settings.test_examples, counts["test"], settings.dataset)
+    images = data.how_many("config.train_examples", settings.train_examples, counts["train"], settings.dataset)
+    data.how_many("config.test_examples", settings.test_examples, counts["test"], settings.dataset)
     if settings.batch_size > images:
         raise UsageError(f"config.batch_size={settings.batch_size} is more than the {images} images")
     if settings.epochs * (images // settings.batch_size) >= LARGEST:

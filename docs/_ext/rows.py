@@ -33,7 +33,7 @@ def _of_rows(rows: dict[str, Row]) -> Iterable[str]:
         networks = f"{row.num_peers}, one trunk" if row.share_trunk else f"{row.num_peers}"
         images = "own view" if row.views == "per_peer" else "the same for all" if row.num_peers > 1 else "its own"
         if len(row.method.views) > 1:
-            images = "and another of its class" if row.method.views[1].same_class else "two views of each"
+            images = "its own and another of its class" if row.method.views[1].same_class else "two views of each"
         yield f"| `{name}` | {networks} | {images} | {row.mix} | {weights}{rising} | `test/{row.headline}` |"
 
 

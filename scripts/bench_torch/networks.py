@@ -1,4 +1,4 @@
-"""The seven networks in PyTorch, NCHW, written from their papers and `cutnmix_jax/backbones/` in PyTorch's own idiom.
+"""Networks for CIFAR in PyTorch, NCHW, written from their papers and `cutnmix_jax/backbones/` in PyTorch's own idiom.
 
 Each returns (logits [n, K], features [n, D]). Layers run in the same order as in the Flax networks: that order is how
 weights are matched (`weights.py`).

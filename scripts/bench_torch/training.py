@@ -1,6 +1,6 @@
 """The same method, losses, augmentation and optimizer in PyTorch.
 
-What it trains is described by a plain dictionary, which `cutnmix_jax/benchmark/__main__.py` makes of a configuration:
+What it trains is described by a plain dictionary, which `cutnmix_jax/benchmark/reference.py` makes of a configuration:
 `networks` (names), `classes`, `batch`, `precision`, `views`, `mix` (kind, prob, alpha), `weights`, `temperature`,
 `teacher_moves_peers`, `momentum`, `nesterov`, `weight_decay`.
 """
