@@ -6,7 +6,7 @@ from typing import Any
 
 from cutnmix_jax import finished, layout, metrics
 from cutnmix_jax.command import folder_of
-from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings, command_line, tree
 from cutnmix_jax.types import EpochRow
 
@@ -28,6 +28,8 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
       >>> settings.dataset, settings.method, settings.num_peers, settings.optimizer.learning_rate
       ('cifar10', 'dml', 2, 0.05)
     """
+    if empty := [name for name, value in (fields or {}).items() if isinstance(value, Mapping) and not value]:
+        raise UsageError(f"config.{empty[0]} is given no fields; give it some, or leave it out")
     flags = [f"--config.{path}={_written(path, value)}" for path, value in tree.flat(fields or {})]
     return command_line.from_flags(fspath(config), flags)
 

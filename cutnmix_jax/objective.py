@@ -92,7 +92,7 @@ class Objective:
         if missing := set(self.method.teachers) - set(teachers or {}):
             raise ValueError(f"teachers: no outputs of the {sorted(missing)[0]!r} one, which this method learns from")
         for name, of_teacher in (teachers or {}).items():
-            _check_teacher(name, of_teacher, views)
+            _check_teacher(name, self.method, of_teacher, views)
         if self.method.remembers and indices is None:
             raise ValueError("indices are missing: this method remembers what it saw of an image")
         if self.method.counts_epochs:
@@ -101,12 +101,8 @@ class Objective:
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
         if indices is not None and self.method.remembers:
             _check_rows(indices, self.spec.num_train)
-        clock = Clock(
-            step=jnp.int32(0),
-            epoch=jnp.asarray(0 if epoch is None else epoch),
-            epochs=jnp.asarray(1 if epochs is None else epochs),
-            learning_rate=jnp.float32(0),
-        )
+        now, total = jnp.asarray(0 if epoch is None else epoch), jnp.asarray(1 if epochs is None else epochs)
+        clock = Clock(step=jnp.int32(0), epoch=now, epochs=total, learning_rate=jnp.float32(0))
         batch = Batch(
             images=jnp.zeros(()),  # no method looks at them
             targets=_targets(targets, views, n, self.spec.num_classes),
@@ -191,8 +187,10 @@ def _check(name: str, row: Row, made: Objective) -> None:
     check_weights(name, made.weights, row.weights, term_names(made.method, spec), spec)
 
 
-def _check_teacher(name: str, of_teacher: Views, views: Views) -> None:
-    """Raises ValueError unless a teacher says something to each view of each network."""
+def _check_teacher(name: str, method: Method, of_teacher: Views, views: Views) -> None:
+    """Raises ValueError unless a teacher is one of the method's and says something to each view of each network."""
+    if name not in method.teachers:
+        raise ValueError(f"teachers[{name!r}]: this method learns from no such teacher; leave it out")
     shape = views[0][0].logits.shape
     if len(of_teacher) != len(views) or any(len(view) != len(views[0]) for view in of_teacher):
         raise ValueError(f"teachers[{name!r}]: for each of {len(views)} views `Outputs` of {len(views[0])} networks")

@@ -371,6 +371,12 @@ def test_wrong_arguments_are_one_line(argument):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["dataset", "data_dir", "train_examples", "test_examples"])
+def test_fields_of_images_that_are_not_read_are_refused(name, monkeypatch):
+    with pytest.raises(UsageError, match=f"^--config.{name}=9: the images are made up"):
+        asked(monkeypatch, f"--config.{name}=9")
+
+
 def test_made_up_images_are_of_the_size_that_is_asked_for():
     dataset = jax_side.made_up(20, 7, (48, 64, 3))
     assert dataset.train_images.shape == (20, 48, 64, 3) and dataset.num_classes == 7

@@ -341,6 +341,8 @@ def test_teachers_are_looked_at():
     ):
         with pytest.raises(ValueError, match="teachers\\['frozen'\\]"):
             objective({}, {}, outputs_of(1), TARGETS, teachers={"frozen": wrong})
+    with pytest.raises(ValueError, match="teachers\\['mean'\\]: this method learns from no such teacher"):
+        objective({}, {}, outputs_of(1), TARGETS, teachers={"frozen": [outputs_of(1)], "mean": [outputs_of(1)]})
 
 
 # A loop of somebody's own.
@@ -419,6 +421,8 @@ def test_a_run_from_python(tmp_path):
         cutnmix_jax.history(tmp_path / "other")
     with pytest.raises(UsageError, match="optimizer.learning_rate"):
         cutnmix_jax.configure("quickstart", {"lr": 1})
+    with pytest.raises(UsageError, match="config.typo is given no fields"):
+        cutnmix_jax.configure("quickstart", {"typo": {}})
 
 
 def test_a_group_of_fields_leaves_the_others_as_they_are():

@@ -75,6 +75,8 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
         name, equals, value = text.removeprefix("--config.").partition("=")
         if not text.startswith("--config.") or not equals:
             raise UsageError(f"unknown argument {text!r}; see --help")
+        if name in ("dataset", "data_dir", "train_examples", "test_examples"):
+            raise UsageError(f"{text}: the images are made up; say --images, --classes or --config.image_size")
         fields[name] = value
     for name in ("windows", "steps", "classes", "images", "seeds", "peak", "budget"):
         value = getattr(known, name)
