@@ -57,7 +57,7 @@ def tempered_kl(student_logits: jax.Array, teacher_logits: jax.Array, temperatur
       [...] float >= 0, in nats; 0 where both distributions are equal.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ, or the temperature is not above 0.
 
     Example:
       >>> from cutnmix_jax.losses import tempered_kl
@@ -68,6 +68,8 @@ def tempered_kl(student_logits: jax.Array, teacher_logits: jax.Array, temperatur
       [0.0]
     """
     _same(student_logits=student_logits, teacher_logits=teacher_logits)
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
     return temperature**2 * _divergence(student_logits, teacher_logits, temperature)[0]
 
 

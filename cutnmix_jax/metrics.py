@@ -200,6 +200,6 @@ def read_rows(path: Path) -> list[EpochRow]:
 def summary(row: EpochRow) -> dict[str, Any]:
     """What results say of an epoch: its number and step, the accuracy of peers, of their mean and other heads."""
     tested = {name.removeprefix("test/"): value for name, value in row.items() if name.startswith("test/")}
-    peers = [name for name in tested if name.removeprefix("accuracy_peer_").isdigit()]
+    peers = [name for name in tested if name.removeprefix("accuracy_peer_").isdecimal()]
     heads = {name: value for name, value in tested.items() if name not in peers}
     return {"epoch": row["epoch"], "step": row["step"], "accuracy_per_peer": [tested[name] for name in peers], **heads}

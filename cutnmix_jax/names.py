@@ -15,13 +15,15 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """The names of a method's terms for peers of these sizes, in its order; nothing is computed.
 
     Raises:
-      UsageError: a term is neither a scalar nor one value per peer, so that its sum would not be over peers.
+      UsageError: a term is neither a scalar nor one value per peer, so that its sum would not be over peers; or a state
+        is not like the first one, so that no run could go on from it.
     """
     shape: Any = jax.ShapeDtypeStruct
     views: Views = (_outputs(spec),) * len(method.views)
     targets = shape((len(views), len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
     rows = shape((_images(spec),), jnp.int32)
-    batch = Batch(shape((), jnp.float32), targets, rows, rows, dict.fromkeys(method.teachers, views))
+    images = shape((len(views), len(spec.feature_sizes), _images(spec), 32, 32, 3), jnp.float32)
+    batch = Batch(images, targets, rows, rows, dict.fromkeys(method.teachers, views))
     whole = shape((), jnp.int32)
     clock = Clock(whole, whole, whole, shape((), jnp.float32))
     params, state = _variables(method, spec)
@@ -32,7 +34,11 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
         names.extend(terms)  # here, because a tree's own order is that of the names
         return terms, after
 
-    terms, _ = jax.eval_shape(loss, params, state, views, batch, clock)
+    terms, after = jax.eval_shape(loss, params, state, views, batch, clock)
+    _check_state(method, "loss", state, after)
+    if method.calibrates:
+        said = shape((len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
+        _check_state(method, "calibrate", state, jax.eval_shape(method.calibrate, state, said, rows))
     per_peer = (len(spec.feature_sizes),)
     if wrong := [name for name in names if terms[name].shape not in ((), per_peer)]:
         raise UsageError(
@@ -43,8 +49,35 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
 
 
 def head_names(method: Method, spec: Spec) -> tuple[str, ...]:
-    """The names of what a method reports besides its peers; nothing is computed."""
-    return tuple(jax.eval_shape(method.heads, *_variables(method, spec), _outputs(spec)))
+    """The names of what a method reports besides its peers; nothing is computed.
+
+    Raises:
+      UsageError: one of them is no classifier of each image, or its `students` are not the first of the networks.
+    """
+    outputs = _outputs(spec)
+    kept = method.students(outputs)
+    if not kept or any(one is not other for one, other in zip(kept, outputs, strict=False)):
+        raise UsageError(f"{type(method).__name__}: its students must be the first networks, at least one")
+    heads = jax.eval_shape(method.heads, *_variables(method, spec), outputs)
+    wanted = (_images(spec), spec.num_classes)
+    if wrong := [name for name, logits in heads.items() if logits.shape != wanted]:
+        raise UsageError(
+            f"{type(method).__name__}: its head {wrong[0]!r} has the shape {list(heads[wrong[0]].shape)} for "
+            f"{wanted[0]} images of {wanted[1]} classes; it must be {list(wanted)}"
+        )
+    return tuple(heads)
+
+
+def _check_state(method: Method, what: str, before: Tree, after: Tree) -> None:
+    """Raises UsageError unless a method's next state has the arrays of the one before."""
+    shown = [{jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in
+              jax.tree_util.tree_leaves_with_path(tree)} for tree in (before, after)]  # fmt: skip
+    if differs := sorted(set(shown[0].items()) ^ set(shown[1].items())):
+        name = differs[0][0]
+        raise UsageError(
+            f"{type(method).__name__}: its state{name} is {shown[0].get(name, 'not there')} in `init` and "
+            f"{shown[1].get(name, 'not there')} after `{what}`; a run goes on from the same arrays alone"
+        )
 
 
 def check_any_weight(weights: Mapping[str, float]) -> None:

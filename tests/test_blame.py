@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import backbones, data, main, methods, training
+from cutnmix_jax import backbones, data, environment, main, methods, training
 from cutnmix_jax.command import exit_code_of
 from cutnmix_jax.errors import UsageError, UserError, blaming, excused
-from cutnmix_jax.settings import recipe
+from cutnmix_jax.settings import command_line, recipe
 from tests.runs import write_finished
 
 SMALL = [
@@ -339,6 +339,44 @@ def test_a_file_of_two_methods_is_refused(folder, capsys):
     code, errors, made = run(["--config=configs/quickstart.py:digits,theirs_too", *SMALL[1:]], folder, capsys)
     assert (code, len(errors), made) == (2, 1, False), errors
     assert "the ROWS of cutnmix_jax/methods/theirs.py are of First and Second; give each class a file" in errors[0]
+
+
+ONE_METHOD = """
+import dataclasses
+from cutnmix_jax import fields
+from cutnmix_jax.method import Method, Row, View
+{above}class Theirs(Method):
+    {within}
+    def loss(self, params, state, views, batch, clock):
+        return {{"ce": views[0][0].logits.sum() * clock.learning_rate}}, state
+ROWS = {{"theirs": Row(Theirs(), {{"ce": 1.0}}, num_peers=1)}}
+"""
+OPTION = "cap: float | None = fields.field(2.0, fields.or_none(fields.number(0, 9)), 'the most')"
+
+
+@pytest.mark.parametrize(
+    ("above", "within", "said"),
+    [
+        ("", OPTION, "cap in cutnmix_jax/methods/theirs.py is no option without @dataclass(frozen=True) above"),
+        ("", "views = (View(same_class=True), View())", "its first view in cutnmix_jax/methods/theirs.py"),
+    ],
+)
+def test_a_method_that_would_be_read_otherwise_is_refused(above, within, said, folder, capsys):
+    (folder / "methods" / "theirs.py").write_text(ONE_METHOD.format(above=above, within=within))
+    methods._rows_of.cache_clear()
+    code, errors, made = run(["--config=configs/quickstart.py:digits,theirs", *SMALL[1:]], folder, capsys)
+    assert (code, len(errors), made) == (2, 1, False), errors
+    assert said in errors[0]
+
+
+def test_an_option_of_a_method_may_be_none_and_its_file_is_known(folder):
+    (folder / "methods" / "theirs.py").write_text(
+        ONE_METHOD.format(above="@dataclasses.dataclass(frozen=True)\n", within=OPTION)
+    )
+    methods._rows_of.cache_clear()
+    settings = command_line.from_flags("configs/quickstart.py:digits,theirs", ["--config.loss.cap=none"])
+    assert settings.loss.cap is None
+    assert "cutnmix_jax.methods.theirs" in environment._source(())
 
 
 GOOD_SET = """

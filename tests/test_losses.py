@@ -77,6 +77,12 @@ def test_kl_of_equals_is_exactly_zero_and_ignores_shifts(temperature):
     np.testing.assert_allclose(losses.tempered_kl(logits, logits + 5.0, temperature), 0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0, -3.0, float("nan")])
+def test_a_temperature_is_above_0(temperature):
+    with pytest.raises(ValueError, match=f"temperature={temperature}: must be above 0"):
+        losses.tempered_kl(jnp.array(STUDENT), jnp.array(TEACHER), temperature)
+
+
 def test_kl_scales_with_the_square_of_the_temperature():
     at_three = losses.tempered_kl(jnp.array(3 * STUDENT), jnp.array(3 * TEACHER), 3.0)
     at_one = losses.tempered_kl(jnp.array(STUDENT), jnp.array(TEACHER), 1.0)

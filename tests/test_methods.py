@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +16,8 @@ from cutnmix_jax.method import Method
 from cutnmix_jax.methods import cutnmix
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.methods.ps_kd import PSKD
-from cutnmix_jax.names import check_weights, term_names
-from cutnmix_jax.settings import command_line, recipe, tree
+from cutnmix_jax.names import check_weights, head_names, term_names
+from cutnmix_jax.settings import check, command_line, recipe, tree
 from cutnmix_jax.types import Outputs, Spec
 from tests.oracles import (
     CLOCK,
@@ -328,6 +329,45 @@ def test_a_term_that_is_not_one_value_per_peer_is_refused(num_peers, monkeypatch
         term_names(CutnMix(), Spec(K, (4,) * num_peers, N))
     with pytest.raises(ValueError, match="'ce' has the shape"):
         objective.make("cutnmix", K, (4,) * num_peers)
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "said"),
+    [
+        ("heads", lambda self, params, state, outputs: {"both": jnp.stack([out.logits for out in outputs])},
+         r"head 'both' has the shape \[2, 3, 4\] for 3 images of 4 classes; it must be \[3, 4\]"),
+        ("heads", lambda self, params, state, outputs: {"of": outputs[0].features},
+         r"head 'of' has the shape \[3, 5\]"),
+        ("students", lambda self, outputs: outputs[1:], "its students must be the first networks"),
+        ("students", lambda self, outputs: (), "its students must be the first networks"),
+        ("init", lambda self, key, spec: ({}, {"seen": jnp.int32(0)}),
+         r"its state\['seen'\] is int32\[\] in `init` and float32\[\] after `loss`"),
+        ("calibrates", True, r"its state\['new'\] is not there in `init` and int32\[\] after `calibrate`"),
+    ],
+)  # fmt: skip
+def test_what_would_be_wrong_or_lost_later_is_refused_before_a_step(part, given, said, monkeypatch):
+    """A head of both peers had the accuracy of four; a state of other numbers was saved and never read again."""
+    supervised = methods.find("supervised")
+
+    def loss(self, params, state, views, batch, clock):
+        ce = jnp.stack([(out.logits * batch.targets[0, 0] * batch.images.mean()).sum() for out in views[0]])
+        return {"ce": ce}, {name: leaf + 0.5 for name, leaf in state.items()}
+
+    monkeypatch.setattr(supervised, "loss", loss)
+    monkeypatch.setattr(supervised, "calibrate", lambda self, state, logits, labels: {"new": labels[0]})
+    names = term_names if part in ("init", "calibrates") else head_names
+    assert names(supervised(), Spec(4, (5, 5), N)) in ((), ("ce",))
+    monkeypatch.setattr(supervised, part, given)
+    with pytest.raises(UsageError, match=said):
+        names(supervised(), Spec(4, (5, 5), N))
+
+
+def test_a_method_from_elsewhere_is_no_method():
+    """A run is read back by the last part of its module's name: another `dml.py` trained as ours."""
+    ours = methods.row("dml").method
+    mine = type("Dml", (type(ours),), {"__module__": "research.dml"})()
+    with pytest.raises(UsageError, match=r"research\.dml\.Dml is no method; see docs/own_method\.md"):
+        check.checked(dataclasses.replace(command_line.from_flags("quickstart:digits,dml", []), loss=mine))
 
 
 def test_a_teacher_that_there_is_not(monkeypatch):

@@ -1,5 +1,7 @@
 """Networks that begin as others, what a folder may not make a process do, and a student that was never written."""
 
+import contextlib
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +16,7 @@ from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.paper import labels, runs
+from cutnmix_jax.settings import command_line
 from cutnmix_jax.student import exported, load, program, start
 from tests.test_student import trained_in
 
@@ -142,3 +145,14 @@ def test_evaluate_tells_of_other_images_and_of_an_empty_value(before, tmp_path, 
     monkeypatch.setattr(data, "_loaded", lambda *_: changed)
     assert evaluate.main([str(before), "--backbone=tests.tiny:Tiny"]) == 0
     assert "the images of digits may be others than those that the run was tested with" in capsys.readouterr().err
+
+
+def test_a_run_that_began_at_random_is_not_said_to_have_begun_otherwise(tmp_path):
+    settings = dataclasses.replace(command_line.from_flags("quickstart", []), init_from=str(tmp_path / "gone"))
+    for before, told in (
+        ({"source": {}}, True),
+        ({"init_sha256": "1"}, False),
+        ({}, False),
+    ):  # {}: it could not be kept
+        with pytest.raises(UsageError, match="holds other networks") if told else contextlib.nullcontext():
+            assert start.begun_as(settings, before, is_new=False) == before.get("init_sha256")

@@ -36,8 +36,11 @@ def wrong(dataset: Dataset, known: Facts) -> str:
     for name in ("mean", "std"):
         if (value := np.asarray(getattr(dataset, name))).shape != (3,) or not np.isfinite(value).all():
             return f"a {name} of {value.tolist()}, not of three finite numbers"
-    if not np.all(np.asarray(dataset.std) > 0):
-        return f"a std of {np.asarray(dataset.std).tolist()}, by which nothing can be divided"
+    mean, std = np.asarray(dataset.mean), np.asarray(dataset.std)
+    if not np.all((std > 0) & (std <= 1) & (mean >= 0) & (mean <= 1)):
+        return f"mean {mean.tolist()} and std {std.tolist()}, not of pixels from 0 to 1"
+    if num_classes < 2:
+        return f"{num_classes} classes, not at least 2"
     if len(dataset.class_names) != num_classes:
         return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
     if twice := [name for name in dataset.class_names if dataset.class_names.count(name) > 1]:

@@ -27,8 +27,16 @@ def find(name: str) -> type[Method]:
 
 
 def name_of(method: Method) -> str:
-    """The name of the module that a method is from."""
-    return type(method).__module__.rpartition(".")[2]
+    """The name of the module that a method is from, by which a run is read back.
+
+    Raises:
+      UsageError: it is from somewhere else, where nothing would find it again.
+    """
+    kind = type(method)
+    name = kind.__module__.rpartition(".")[2]
+    if name not in names() or find(name) is not kind:
+        raise UsageError(f"config.loss: {kind.__module__}.{kind.__name__} is no method; see docs/own_method.md")
+    return name
 
 
 def row(name: str) -> Row:
@@ -82,7 +90,12 @@ def _rows_of(name: str) -> dict[str, Row]:
     rows = getattr(module, "ROWS", None)
     if not rows:
         raise UsageError(f"method {name!r}: {file} has no ROWS; see docs/own_method.md")
-    if plain := [it.name for it in dataclasses.fields(next(iter(rows.values())).method) if "check" not in it.metadata]:
+    if any(row.method.views[0].same_class for row in rows.values()):
+        raise UsageError(f"method {name!r}: its first view in {file} is the batch's image; same_class is of others")
+    kind = type(next(iter(rows.values())).method)
+    if left := [option for option, value in vars(kind).items() if isinstance(value, dataclasses.Field)]:
+        raise UsageError(f"method {name!r}: {left[0]} in {file} is no option without @dataclass(frozen=True) above")
+    if plain := [it.name for it in dataclasses.fields(kind) if "check" not in it.metadata]:
         raise UsageError(f"method {name!r}: its option {plain[0]} in {file} has no range; make it with `fields.field`")
     # A run is read back by the name of the module, which therefore has to tell the class.
     if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:

@@ -4,6 +4,7 @@ A tree is what a ConfigDict holds and what `config.json` says: dictionaries by t
 as its name and its options.
 """
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -145,8 +146,12 @@ def leaves(kind: type = Settings, path: str = "") -> Iterator[tuple[str, Any, da
 
 
 def optional_fields() -> tuple[str, ...]:
-    """The paths of all fields that may be None."""
-    return tuple(path for path, hint, _ in leaves() if type(None) in _kinds(hint))
+    """The paths of all fields that may be None, with the options of all methods that are not broken."""
+    options: list[tuple[str, Any, dataclasses.Field]] = []
+    for name in methods.names():
+        with contextlib.suppress(UsageError):  # told by whoever asks for one of its rows
+            options += leaves(methods.find(name), "loss.")
+    return tuple(path for path, hint, _ in (*leaves(), *options) if type(None) in _kinds(hint))
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:

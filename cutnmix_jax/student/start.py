@@ -67,7 +67,8 @@ def begun_as(settings: Settings, before: Mapping[str, Any], is_new: bool) -> str
     now, then = sha256(settings), before.get("init_sha256")
     if is_new:
         return now
-    if now and then and now != then:
+    began_at_random = bool(before) and not then
+    if (now and then and now != then) or (settings.init_from and began_at_random):
         raise UsageError(
             f"config.init_from={settings.init_from} holds other networks than those that the run was begun as; "
             "choose another --workdir"
