@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from cutnmix_jax import cache, console
+from cutnmix_jax import cache, console, streams
 from cutnmix_jax.errors import UsageError, described, excused, one_line
 from cutnmix_jax.precision import Precision
 
@@ -33,7 +33,7 @@ def set_up_jax(precision: Precision) -> Iterator[None]:
       UsageError: JAX finds no device of the kind that it was told to use.
     """
     find_devices()
-    with jax.default_matmul_precision(precision.products), _programs_kept():
+    with jax.default_matmul_precision(precision.products), _PROGRAMS_KEPT.held():
         yield
 
 
@@ -55,6 +55,9 @@ def _programs_kept() -> Iterator[None]:
             yield
         finally:
             _change(before)
+
+
+_PROGRAMS_KEPT = streams.Shared(_programs_kept)
 
 
 def programs_are_kept() -> bool:
@@ -120,7 +123,7 @@ def blamed(names: Sequence[str]) -> Iterator[None]:
       UsageError: it has failed.
     """
     try:
-        with _logged_once():
+        with _LOGGED_ONCE.held():
             yield
     except jax.errors.JaxRuntimeError as error:
         raise excused(error) or _failure(error, names) from error
@@ -149,6 +152,9 @@ def _logged_once() -> Iterator[None]:
     finally:
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
+
+
+_LOGGED_ONCE = streams.Shared(_logged_once)
 
 
 def _mend_cache(folder: Path) -> None:

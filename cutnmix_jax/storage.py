@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import files
+from cutnmix_jax import files, streams
 from cutnmix_jax.errors import CheckpointError, one_line
 from cutnmix_jax.layout import DAMAGED, ROWS
 
@@ -21,6 +21,13 @@ def hush() -> contextlib.ExitStack:
     Orbax and TensorStore tell of every save as a warning and of a failed one with tracebacks, Matplotlib of a cache
     folder that it cannot write in, and of each letter of a class's name that its font lacks.
     """
+    _HUSHED.enter()
+    undo = contextlib.ExitStack()
+    undo.callback(_HUSHED.leave)
+    return undo
+
+
+def _hushed() -> contextlib.ExitStack:
     undo, otherwise = contextlib.ExitStack(), sys.unraisablehook
 
     def unraisable(raised: Any) -> None:
@@ -36,6 +43,9 @@ def hush() -> contextlib.ExitStack:
     undo.callback(setattr, sys, "unraisablehook", otherwise)
     sys.unraisablehook = unraisable
     return undo
+
+
+_HUSHED = streams.Shared(_hushed)
 
 
 def reason(error: Exception) -> str:

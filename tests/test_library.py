@@ -1,5 +1,6 @@
 """The program as a part of another one: what it leaves behind in the process, and what it does with its signals."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import jax
 import pytest
 import tensorboardX  # noqa: F401  the import of which sets variables
 
-from cutnmix_jax import main, training
+from cutnmix_jax import device, main, storage, training
 from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
@@ -63,6 +64,38 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
         assert state_of_process() == warm
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_what_overlaps_in_two_threads_is_undone_after_the_last():
+    """Each restored what it had found: the program's own settings were those of another thread for good."""
+
+    def found():
+        levels = [logging.getLogger(name).level for name in ("absl", "asyncio", "matplotlib")]
+        callbacks = logging.getLogger("jax._src.callback").disabled
+        return (
+            callbacks,
+            levels,
+            sys.unraisablehook,
+            warnings.showwarning,
+            list(warnings.filters),
+            dict(jax.config.values),
+        )
+
+    before = found()
+    for change in (storage.hush, device._PROGRAMS_KEPT.held, lambda: device.blamed(())):
+        first, second = contextlib.ExitStack(), contextlib.ExitStack()
+        threads = [threading.Thread(target=stack.enter_context, args=(change(),)) for stack in (first, second)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        assert found() != before
+        within = found()
+        for stack in (first, second):
+            assert found() == within
+            thread = threading.Thread(target=stack.close)
+            thread.start()
+            thread.join()
+        assert found() == before
 
 
 def test_reading_records_leaves_no_level_behind():
