@@ -20,7 +20,9 @@ from cutnmix_jax.backbones.mobilenet import MobileNetV2
 from cutnmix_jax.backbones.pooling import max_pool
 from cutnmix_jax.backbones.resnet import ResNet
 from cutnmix_jax.backbones.vgg import VGG
+from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import command_line
 
 # ResNet-8 by hand: 3x3 and 1x1 kernels, then two numbers per channel of each batch norm, then the linear layer.
 RESNET8_KERNELS = (
@@ -205,6 +207,25 @@ def test_a_name_that_two_files_have(tmp_path, monkeypatch):
     monkeypatch.setattr(backbones, "__path__", [*backbones.__path__, str(tmp_path)])
     with pytest.raises(UsageError, match="backbone 'resnet8' is in the __all__ of mine and resnet; rename one"):
         backbones.load("resnet8", 10)
+
+
+@pytest.mark.parametrize(
+    ("logits", "said"),
+    [
+        ("x.mean((1, 2))", r"its logits are \(2, 3\) and its features \(2, 3\)"),
+        ("x", r"its logits are \(2, 32, 32, 3\)"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_before_a_step(logits, said, tmp_path, monkeypatch):
+    (tmp_path / "shapeless.py").write_text(
+        "import flax.linen as nn\n__all__ = ['shapeless']\n"
+        "class Net(nn.Module):\n    @nn.compact\n    def __call__(self, x, train):\n"
+        f"        return {logits}, x.mean((1, 2))\ndef shapeless(num_classes, dtype): return Net()\n"
+    )
+    monkeypatch.setattr(backbones, "__path__", [*backbones.__path__, str(tmp_path)])
+    settings = command_line.from_flags("quickstart:digits,baseline", ["--config.backbone.name=shapeless"])
+    with pytest.raises(UsageError, match=f"backbone 'shapeless': of 2 images {said}"):
+        assemble.networks(settings, 10)
 
 
 # A second implementation, in NumPy, one image at a time and in evaluation mode.

@@ -309,6 +309,9 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
               "loss.name": "NEVER", "loss.temperature": "FORCED", "epochs": "EXTENDED", "checkpoint.keep": "FREE",
               "teacher": "FREE", "nothing": "FORCED"}  # fmt: skip
     assert {path: tree.change_of(path).name for path in wanted} == wanted
+    for bn, change in (("global", "FREE"), ("local", "FORCED")):
+        before, after = ({"bn": bn, "devices": count} for count in (2, 4))
+        assert [one.change.name for one in tree.differences(before, after)] == [change]
     assert tree.change_of("loss.target", "kdcl").name == "NEVER"  # with `general` a checkpoint holds weights of peers
     assert tree.change_of("loss.temperature", "kdcl").name == "FORCED"
     one, other = ({"loss": {"name": "kdcl", "target": target}} for target in ("mean", "general"))

@@ -260,6 +260,16 @@ def test_changes_are_tried_where_the_tests_pass_without_them(monkeypatch, tmp_pa
     """A test that is gone fails for each change, and all of them seemed to be noticed."""
     for name in mutation.TESTS:
         assert all((ROOT / path).is_file() for path in (f"cutnmix_jax/{name}.py", *mutation.tests_of(name))), name
+    science = {f"{part}/{path.stem}" for part in ("engine", "methods", "backbones")
+               for path in (ROOT / "cutnmix_jax" / part).glob("*.py") if path.stem != "__init__"}  # fmt: skip
+    by_processes = {
+        "devices",
+        "led",
+        "placement",
+        "spread",
+    }  # what several devices or processes do takes minutes a change
+    plain = {"assemble", "state", "supervised", "adapters", "foreign", "nnx_adapter", "running_order"}
+    assert {name.split("/")[1] for name in science - set(mutation.TESTS)} == by_processes | plain
     monkeypatch.setitem(mutation.TESTS, "losses", "of_nothing")
     with pytest.raises(UsageError, match="losses: its tests fail without any change"):
         mutation._tried(tmp_path, "losses", 1, 0)

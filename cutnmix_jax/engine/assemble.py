@@ -56,7 +56,7 @@ def networks(
     with backbones.shapes_only():
         dtype, shape = precision.CHOICES[settings.precision].activations, known.image_shape
         made = {name: backbones.load(name, num_classes, dtype, shape) for name in set(settings.backbones)}
-        size_of = {name: _traced(network, network.apply).features.shape[1] for name, network in made.items()}
+        size_of = {name: _feature_size(network, num_classes) for name, network in made.items()}
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
             seen = "x".join(map(str, shape))
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
@@ -173,6 +173,17 @@ def _num_train(settings: Settings, known: Facts) -> int:
     """How many images are trained on, as is known before they are read."""
     images = settings.train_examples or known.counts["train"]
     return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
+
+
+def _feature_size(network: Backbone, num_classes: int) -> int:
+    seen = _traced(network, network.apply)
+    logits, features = seen.logits.shape, seen.features.shape
+    if logits != (2, num_classes) or len(features) != 2:
+        raise UsageError(
+            f"backbone {network.name!r}: of 2 images its logits are {logits} and its features {features}; they must be "
+            f"{(2, num_classes)} and [2, D]"
+        )
+    return features[1]
 
 
 def _trunk_size(network: Backbone) -> int:

@@ -157,7 +157,12 @@ def optional_fields() -> tuple[str, ...]:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Each field in which two trees differ, in the order of their names."""
     method = after["loss"].get("name", "") if isinstance(after.get("loss"), Mapping) else ""
-    return [Difference(path, old, new, change_of(path, method)) for path, old, new in _unlike(before, after, "")]
+    # A device normalises its own images then: with others it is another network that is trained.
+    parts = {"devices": Change.FORCED} if after.get("bn") == "local" else {}
+    return [
+        Difference(path, old, new, parts.get(path) or change_of(path, method))
+        for path, old, new in _unlike(before, after, "")
+    ]
 
 
 def _unlike(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
