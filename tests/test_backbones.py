@@ -209,22 +209,16 @@ def test_a_name_that_two_files_have(tmp_path, monkeypatch):
         backbones.load("resnet8", 10)
 
 
-@pytest.mark.parametrize(
-    ("logits", "said"),
-    [
-        ("x.mean((1, 2))", r"its logits are \(2, 3\) and its features \(2, 3\)"),
-        ("x", r"its logits are \(2, 32, 32, 3\)"),
-    ],
-)
-def test_a_file_of_another_shape_is_refused_before_a_step(logits, said, tmp_path, monkeypatch):
+def test_a_file_of_another_shape_is_refused_before_a_step(tmp_path, monkeypatch):
     (tmp_path / "shapeless.py").write_text(
-        "import flax.linen as nn\n__all__ = ['shapeless']\n"
-        "class Net(nn.Module):\n    @nn.compact\n    def __call__(self, x, train):\n"
-        f"        return {logits}, x.mean((1, 2))\ndef shapeless(num_classes, dtype): return Net()\n"
+        "import flax.linen as nn\n__all__ = ['shapeless']\nclass Net(nn.Module):\n    @nn.compact\n"
+        "    def __call__(self, x, train):\n        return x.mean((1, 2)), x\n"
+        "def shapeless(num_classes, dtype): return Net()\n"
     )
     monkeypatch.setattr(backbones, "__path__", [*backbones.__path__, str(tmp_path)])
     settings = command_line.from_flags("quickstart:digits,baseline", ["--config.backbone.name=shapeless"])
-    with pytest.raises(UsageError, match=f"backbone 'shapeless': of 2 images {said}"):
+    said = r"backbone 'shapeless': of 2 images its logits are \(2, 3\) and its features \(2, 32, 32, 3\)"
+    with pytest.raises(UsageError, match=said):
         assemble.networks(settings, 10)
 
 
