@@ -16,16 +16,17 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
 
     Raises:
       UsageError: a term is neither a scalar nor one value per peer, so that its sum would not be over peers; or a state
-        is not like the first one, so that no run could go on from it.
+        is not like the first one, so that no run could go on from it; or the method looks at what it does not declare.
     """
     shape: Any = jax.ShapeDtypeStruct
     views: Views = (_outputs(spec),) * len(method.views)
     targets = shape((len(views), len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
     rows = shape((_images(spec),), jnp.int32)
     images = shape((len(views), len(spec.feature_sizes), _images(spec), 32, 32, 3), jnp.float32)
-    batch = Batch(images, targets, rows, rows, dict.fromkeys(method.teachers, views))
-    whole = shape((), jnp.int32)
-    clock = Clock(whole, whole, whole, shape((), jnp.float32))
+    indices = shape((_images(spec),), jnp.int32)
+    batch = Batch(images, targets, rows, indices, dict.fromkeys(method.teachers, views))
+    whole, epochs = shape((), jnp.int32), shape((), jnp.int32)
+    clock = Clock(whole, whole, epochs, shape((), jnp.float32))
     params, state = _variables(method, spec)
     names: list[str] = []
 
@@ -34,7 +35,14 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
         names.extend(terms)  # here, because a tree's own order is that of the names
         return terms, after
 
-    terms, after = jax.eval_shape(loss, params, state, views, batch, clock)
+    given = params, state, views, batch, clock
+    jaxpr, (terms, after) = jax.make_jaxpr(loss, return_shape=True)(*given)
+    for flag, leaf, what in (
+        ("counts_epochs", epochs, "how many epochs a run has"),
+        ("remembers", indices, "which images a batch has"),
+    ):
+        if not getattr(method, flag) and _is_read(jaxpr.jaxpr, jax.tree.leaves(given), leaf):
+            raise UsageError(f"{type(method).__name__}: its loss looks at {what}, so that it needs {flag} = True")
     _check_state(method, "loss", state, after)
     if method.calibrates:
         said = shape((len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
@@ -66,6 +74,13 @@ def head_names(method: Method, spec: Spec) -> tuple[str, ...]:
             f"{wanted[0]} images of {wanted[1]} classes; it must be {list(wanted)}"
         )
     return tuple(heads)
+
+
+def _is_read(jaxpr: Any, leaves: list[Any], leaf: Any) -> bool:
+    """Whether a traced function does anything with one of the leaves of its arguments."""
+    number = next(number for number, one in enumerate(leaves) if one is leaf)
+    used = [*jaxpr.outvars, *(variable for equation in jaxpr.eqns for variable in equation.invars)]
+    return any(variable is jaxpr.invars[number] for variable in used)
 
 
 def _check_state(method: Method, what: str, before: Tree, after: Tree) -> None:

@@ -342,6 +342,10 @@ def test_a_term_that_is_not_one_value_per_peer_is_refused(num_peers, monkeypatch
         ("students", lambda self, outputs: (), "its students must be the first networks"),
         ("init", lambda self, key, spec: ({}, {"seen": jnp.int32(0)}),
          r"its state\['seen'\] is int32\[\] in `init` and float32\[\] after `loss`"),
+        ("loss", lambda self, params, state, views, batch, clock: ({"ce": 1.0 / clock.epochs}, state),
+         "looks at how many epochs a run has, so that it needs counts_epochs = True"),
+        ("loss", lambda self, params, state, views, batch, clock: ({"ce": batch.indices.sum() * 1.0}, state),
+         "looks at which images a batch has, so that it needs remembers = True"),
         ("calibrates", True, r"its state\['new'\] is not there in `init` and int32\[\] after `calibrate`"),
     ],
 )  # fmt: skip
@@ -355,7 +359,7 @@ def test_what_would_be_wrong_or_lost_later_is_refused_before_a_step(part, given,
 
     monkeypatch.setattr(supervised, "loss", loss)
     monkeypatch.setattr(supervised, "calibrate", lambda self, state, logits, labels: {"new": labels[0]})
-    names = term_names if part in ("init", "calibrates") else head_names
+    names = head_names if part in ("heads", "students") else term_names
     assert names(supervised(), Spec(4, (5, 5), N)) in ((), ("ce",))
     monkeypatch.setattr(supervised, part, given)
     with pytest.raises(UsageError, match=said):
