@@ -1,4 +1,4 @@
-"""The names of what a method computes, from its own code: only shapes are traced; and whether weights are of those."""
+"""What a method computes, by tracing the shapes alone: its names, whether a run can use it, and whether weights fit."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
