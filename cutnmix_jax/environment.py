@@ -143,14 +143,15 @@ def _flags() -> list[str]:
 
 
 def _source(networks: Sequence[str]) -> dict[str, str]:
-    """A SHA-256 of the source of this package, and of each file of a user's own with a network or a method."""
+    """A SHA-256 of the source of this package, and of each file of a user's own with a network or a method.
+
+    Such a file may have been added to a package of ours, by its `__path__`.
+    """
     found = {"cutnmix_jax": _source_of_ours()}
-    here = str(Path(__file__).parent)
-    added = [  # to `methods.__path__`
-        name
-        for name, module in list(sys.modules.items())
-        if name.startswith("cutnmix_jax.methods.") and not (getattr(module, "__file__", None) or here).startswith(here)
-    ]
+    here = Path(__file__).parent
+    files = {name: getattr(sys.modules[name], "__file__", None) for name in [*sys.modules]}
+    ours = {name: file for name, file in files.items() if file and name.startswith(f"{here.name}.")}
+    added = [name for name, file in ours.items() if not Path(file).is_relative_to(here)]
     for module in sorted({*added, *(name.partition(":")[0] for name in networks)}):
         with contextlib.suppress(KeyError, AttributeError, TypeError, OSError):  # typed in, not read from a file
             found[module] = hashlib.sha256(Path(sys.modules[module].__file__ or "").read_bytes()).hexdigest()[:16]

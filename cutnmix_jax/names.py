@@ -1,5 +1,6 @@
 """What a method computes, by tracing the shapes alone: its names, whether a run can use it, and whether weights fit."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from cutnmix_jax.errors import UsageError, nearest
 from cutnmix_jax.method import Method
-from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
+from cutnmix_jax.types import CIFAR, Batch, Clock, Outputs, Spec, Terms, Tree, Views
 
 
 def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
@@ -20,13 +21,12 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
     """
     shape: Any = jax.ShapeDtypeStruct
     views: Views = (_outputs(spec),) * len(method.views)
-    targets = shape((len(views), len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
+    of_each = len(views), len(spec.feature_sizes), _images(spec)
+    images, targets = (shape((*of_each, *axes), jnp.float32) for axes in (CIFAR, (spec.num_classes,)))
     rows = shape((_images(spec),), jnp.int32)
-    images = shape((len(views), len(spec.feature_sizes), _images(spec), 32, 32, 3), jnp.float32)
-    indices = shape((_images(spec),), jnp.int32)
-    batch = Batch(images, targets, rows, indices, dict.fromkeys(method.teachers, views))
-    whole, epochs = shape((), jnp.int32), shape((), jnp.int32)
-    clock = Clock(whole, whole, epochs, shape((), jnp.float32))
+    batch = Batch(images, targets, rows, rows, dict.fromkeys(method.teachers, views))
+    whole = shape((), jnp.int32)
+    clock = Clock(whole, whole, whole, shape((), jnp.float32))
     params, state = _variables(method, spec)
     names: list[str] = []
 
@@ -37,11 +37,14 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
 
     given = params, state, views, batch, clock
     jaxpr, (terms, after) = jax.make_jaxpr(loss, return_shape=True)(*given)
-    for flag, leaf, what in (
-        ("counts_epochs", epochs, "how many epochs a run has"),
-        ("remembers", indices, "which images a batch has"),
+    *_, read_batch, read_clock = jax.tree.map(
+        functools.partial(_is_read, jaxpr.jaxpr), jax.tree.unflatten(jax.tree.structure(given), jaxpr.jaxpr.invars)
+    )
+    for flag, is_read, what in (
+        ("counts_epochs", read_clock.epochs, "how many epochs a run has"),
+        ("remembers", read_batch.indices, "which images a batch has"),
     ):
-        if not getattr(method, flag) and _is_read(jaxpr.jaxpr, jax.tree.leaves(given), leaf):
+        if is_read and not getattr(method, flag):
             raise UsageError(f"{type(method).__name__}: its loss looks at {what}, so that it needs {flag} = True")
     _check_state(method, "loss", state, after)
     if method.calibrates:
@@ -76,11 +79,10 @@ def head_names(method: Method, spec: Spec) -> tuple[str, ...]:
     return tuple(heads)
 
 
-def _is_read(jaxpr: Any, leaves: list[Any], leaf: Any) -> bool:
-    """Whether a traced function does anything with one of the leaves of its arguments."""
-    number = next(number for number, one in enumerate(leaves) if one is leaf)
-    used = [*jaxpr.outvars, *(variable for equation in jaxpr.eqns for variable in equation.invars)]
-    return any(variable is jaxpr.invars[number] for variable in used)
+def _is_read(jaxpr: Any, variable: Any) -> bool:
+    """Whether a traced function does anything with one of its arguments."""
+    used = [*jaxpr.outvars, *(one for equation in jaxpr.eqns for one in equation.invars)]
+    return any(variable is one for one in used)
 
 
 def _check_state(method: Method, what: str, before: Tree, after: Tree) -> None:

@@ -9,16 +9,15 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cutnmix_jax import command, seeds, storage, training
+from cutnmix_jax import command, seeds, training
 from cutnmix_jax.continued import Allowed
-from cutnmix_jax.device import blamed, set_up_jax
+from cutnmix_jax.device import blamed
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.joint import Joint
 from cutnmix_jax.engine.placement import OnHost
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.parts import Parts, assembled, load
-from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import DEVICE, Settings
 from cutnmix_jax.settings.check import checked
 from cutnmix_jax.signals import Stop, StopRequest
@@ -66,8 +65,7 @@ def run(
             except Exception:  # a fault of ours, which leaves the others
                 traceback.print_exc()
 
-    # What threads undo on their own, at different times, has to be done before.
-    with storage.hush(), blamed(()), set_up_jax(CHOICES[first.precision]), labelled() as label:
+    with labelled() as label:
         threads = [threading.Thread(target=trained, args=one, daemon=True) for one in enumerate(settings)]
         for thread in threads:
             thread.start()

@@ -94,20 +94,21 @@ def _check(known: argparse.Namespace) -> None:
     """Raises UsageError at what would not be looked at beside the rest, or found wrong only after it was measured."""
     ways = ("target", "suite", "trace", "sweep", "bare", "vs_torch")
     chosen = [f"--{way.replace('_', '-')}" for way in ways if getattr(known, way)]
+    in_time = known.suite in ("gpu", "start")
     if chosen[1:] and chosen != ["--bare", "--vs-torch"]:
         raise UsageError(f"{chosen[0]} and {chosen[1]}: leave one of them out")
     for name, goes_with, is_looked_at in (
         ("backbone", "all but --suite, which takes --backbones", not known.suite),
         ("backbones", "--suite and --target", known.suite or known.target),
         ("tiers", "--vs-torch and --suite=gpu", known.vs_torch or known.suite == "gpu"),
-        ("budget", "--suite=gpu and --suite=start", known.suite in ("gpu", "start")),
+        ("budget", "--suite=gpu and --suite=start", in_time),
         ("json", "what is measured, not with --trace", not known.trace),
     ):
         if getattr(known, name) and not is_looked_at:
             raise UsageError(f"--{name} goes with {goes_with}; leave it out")
-    others = [f"--suite={known.suite}"] if known.suite in ("gpu", "start") else chosen
-    if known.seeds > 1 and {*others} & {"--suite=gpu", "--suite=start", "--vs-torch", "--bare"}:
-        raise UsageError(f"--seeds and {others[0]}: leave one of them out; what it compares with trains one seed")
+    if known.seeds > 1 and (in_time or known.vs_torch or known.bare):
+        other = f"--suite={known.suite}" if in_time else chosen[0]
+        raise UsageError(f"--seeds and {other}: leave one of them out; what it compares with trains one seed")
     if known.suite == "growth" and len(known.backbones or ()) > 1:
         raise UsageError("--backbones: --suite=growth measures one network; leave the others out")
     if known.sweep:
@@ -159,9 +160,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
     timing = {"windows": known.windows, "steps": known.steps, "peak": known.peak}
     if known.sweep:
         name, _, values = known.sweep.partition("=")
-        for value in (
-            values_of(values) if name not in suites.SIZES else ()
-        ):  # a wrong one is said before anything starts
+        for value in values_of(values) if name not in suites.SIZES else ():  # a wrong one is said at once
             spec = run.spec_of(fields | {name: value})
             command_line.from_flags(spec["config"], spec["overrides"])
         found = suites.sweep(name, values_of(values), fields, size, timing)
@@ -193,9 +192,7 @@ def main() -> None:
     """Measures what the command line says, prints a table and a line of JSON."""
     known, fields = arguments()
     spec = run.spec_of(fields, **suites.size_of(known))
-    settings = command_line.from_flags(
-        spec["config"], spec["overrides"]
-    )  # a wrong field is said before anything starts
+    settings = command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said at once
     if known.seeds > 1 or (known.sweep or "").startswith("seeds="):
         together.check(settings)
     if known.target:

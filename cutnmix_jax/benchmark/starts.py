@@ -1,10 +1,7 @@
 """How long a user waits from the command to the first step: importing, reading data and, most of it, compiling."""
 
-import contextlib
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -61,29 +58,15 @@ def _first_step(command: Sequence[str], environment: Mapping[str, str], end: flo
     Raises:
       worker.Failed: there was none; says why.
     """
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-
-        def kill() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-        watchdog = threading.Timer(max(0.0, end - time.monotonic()), kill)
-        watchdog.start()
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if said := _FIRST_STEP.search(line):
-                    return float(said[1])
-        finally:
-            watchdog.cancel()
-            kill()
-            process.communicate()
-        raise worker.Failed("no time left" if time.monotonic() > end else worker.last_line(log))
+    one = worker.of_command("start", command, environment)
+    watchdog = threading.Timer(max(0.0, end - time.monotonic()), one.kill)
+    watchdog.start()
+    try:
+        assert one.process.stdout
+        for line in one.process.stdout:
+            if said := _FIRST_STEP.search(line):
+                return float(said[1])
+        raise worker.Failed("no time left" if time.monotonic() > end else worker.last_line(one.log))
+    finally:
+        watchdog.cancel()
+        one.close()

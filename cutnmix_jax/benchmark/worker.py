@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 Window = Callable[[int], float]  # a number of steps -> the seconds that they took
@@ -98,14 +98,19 @@ def start(
     name: str, python: str, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Worker:
     """Starts a worker; it prepares while the caller does other things."""
+    return of_command(name, [python, "-m", module, json.dumps(spec)], os.environ | dict(environment or {}))
+
+
+def of_command(name: str, command: Sequence[str], environment: Mapping[str, str]) -> Worker:
+    """Starts a process of any command, with these variables alone; one that answers no requests is not to be asked."""
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by the worker
     process = subprocess.Popen(
-        [python, "-m", module, json.dumps(spec)],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env=os.environ | dict(environment or {}),
+        env=environment,
         start_new_session=True,
     )
     return Worker(name, process, log)

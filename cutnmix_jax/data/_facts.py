@@ -1,5 +1,6 @@
 """What is known of a data set before its images are read, and whether what was read is as `types.Dataset` says."""
 
+import collections
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -43,8 +44,9 @@ def wrong(dataset: Dataset, known: Facts) -> str:
         return f"{num_classes} classes, not at least 2"
     if len(dataset.class_names) != num_classes:
         return f"{len(dataset.class_names)} class names where NUM_CLASSES is {num_classes}"
-    if twice := [name for name in dataset.class_names if dataset.class_names.count(name) > 1]:
-        return f"two classes called {twice[0]!r}, which no result could tell apart"
+    [(name, count)] = collections.Counter(dataset.class_names).most_common(1)
+    if count > 1:
+        return f"two classes called {name!r}, which no result could tell apart"
     for split in ("train", "test"):
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
         if images.dtype != np.uint8 or images.shape[1:] != shape:
