@@ -47,6 +47,24 @@ def signals_as_before():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def process_as_before(monkeypatch):
+    """A command holds to its end what it changes of its process: run in this one, its test's end is its own.
+
+    Held on, it is not made for the next, and pytest undoes what of it are filters of warnings after each test.
+    """
+    from cutnmix_jax import device, storage
+    from cutnmix_jax.streams import Shared
+
+    places = (storage, "_HUSHED"), (device, "_PROGRAMS_KEPT"), (device, "_LOGGED_ONCE")
+    changes = [Shared(getattr(module, name)._change) for module, name in places]
+    for (module, name), change in zip(places, changes, strict=True):
+        monkeypatch.setattr(module, name, change)
+    yield
+    for change in reversed(changes):
+        change._undo.close()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def pictures_are_not_drawn():
     """Runs in a test's own process make their figures and write a blank picture: to draw it is a quarter of a tiny run.

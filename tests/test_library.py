@@ -21,7 +21,6 @@ from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
-from cutnmix_jax.streams import Shared
 from tests.runs import few
 from tests.test_run import ONE_STEP, ROOT, TINY, rows_of
 
@@ -67,7 +66,7 @@ def test_a_run_leaves_nothing_behind(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_what_overlaps_in_two_threads_is_undone_after_the_last(monkeypatch):
+def test_what_overlaps_in_two_threads_is_undone_after_the_last():
     """Each restored what it had found: the program's own settings were those of another thread for good."""
 
     def found():
@@ -82,9 +81,6 @@ def test_what_overlaps_in_two_threads_is_undone_after_the_last(monkeypatch):
             dict(jax.config.values),
         )
 
-    # A command that was run in this process may hold them to its end.
-    for module, name in ((storage, "_HUSHED"), (device, "_PROGRAMS_KEPT"), (device, "_LOGGED_ONCE")):
-        monkeypatch.setattr(module, name, Shared(getattr(module, name)._change))
     before = found()
     for change in (storage.hush, lambda: device._PROGRAMS_KEPT.held(), lambda: device.blamed(())):
         first, second = contextlib.ExitStack(), contextlib.ExitStack()
