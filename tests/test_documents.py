@@ -75,15 +75,26 @@ def test_every_row_has_one_page_and_stands_in_the_readme():
 COMPARED = [name for name, row in BY_NAME.items() if methods.name_of(row.method) not in ("supervised", "cutnmix")]
 
 
+# How a page tells of each option that a row has.
+OPTIONS = {
+    "temperature": r"\b(?:tau|temperature|temperature is) {:g}\b",
+    "last_share": r"\balpha {}\b",
+    "target": r"\| `{}` \(default\)",
+    "correct": r" {} & c = y\b",
+}
+
+
 @pytest.mark.parametrize("name", COMPARED)
 def test_options_are_those_that_are_told(name):
     options, text = dataclasses.asdict(BY_NAME[name].method), " ".join(pages()[name].split())
+    if options.pop("teacher_is_like_peers", None):
+        assert re.search(f"teacher of the student's own architecture [^`]*`{name}`", text)
+    else:
+        assert not re.search(f"own architecture [^`]*`{name}`", text)
     if f"`{name}`: " in text:  # a page of several rows
         text = re.split(r"`\w+`: ", text.partition(f"`{name}`: ")[2])[0]
-    if "temperature" in options:
-        assert re.search(rf"\b(tau|temperature|temperature is) {options['temperature']:g}\b", text)
-    if "last_share" in options:
-        assert f"alpha {options['last_share']}" in text
+    for option, value in options.items():
+        assert re.search(OPTIONS[option].format(value), text), option
     assert ("ramp-up" in text) == bool(BY_NAME[name].ramp_up)
 
 
