@@ -77,7 +77,7 @@ def _terms(settings: Settings) -> dict[str, str]:
 
 
 def _networks(engine: Engine) -> str:
-    params = engine.shapes().state.params
+    params = engine.shapes.state.params
     pairs = zip(engine.settings.backbones, jax.eval_shape(stack.apart, params["peers"]), strict=True)
     sizes = [f"{name}, {_count(tree):,} parameters" for name, tree in pairs]
     networks = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "; ".join(sizes)

@@ -162,7 +162,7 @@ def go_on(
     keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
     with contextlib.closing(Checkpoints(workdir / layout.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
         # What was saved, if anything.
-        restored, changed = checkpoints.restore(engine.shapes()), []
+        restored, changed = checkpoints.restore(engine.shapes), []
         if restored:
             changed = _check_saved(workdir, engine, restored, opened)
             print(f"continued from step {int(restored.state.state.step)}", flush=True)

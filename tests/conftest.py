@@ -135,7 +135,7 @@ def programs_kept():
         of = alike(settings), found.sizes, found.trunk_size, taught_by(found.teacher)
         key = repr((*of, arrays, pixels, made.steps_per_call))
         if key not in PROGRAMS:
-            own = {name: getattr(made, name) for name in ("_fresh", "_evaluator")}
+            own = {name: getattr(made, name) for name in ("_fresh", "shapes", "_evaluator")}
             PROGRAMS[key] = own | {"steps_kept": traced.func(made)}, made._epochs._draw
         own, draw = PROGRAMS[key]
         vars(made).update(own)

@@ -27,7 +27,7 @@ def trained(row, steps, *more, folder=None):
     With a folder it begins with what is saved there, and saves where it ends.
     """
     engine = Made(row, "--config.precision=float32", "--config.epochs=20", *more).engine
-    restored = Reader(folder).restore(engine.shapes()) if folder else None
+    restored = Reader(folder).restore(engine.shapes) if folder else None
     saved, feeds = engine.placed(restored.state) if restored else engine.begin(), engine.feeds()
     state, totals = saved.state, saved.totals
     for step in range(int(state.step), steps):
@@ -60,8 +60,8 @@ def handed_on(row, steps, *more):
 def within_branches(row, steps, *more):
     """The groups of devices whose numbers meet within a branch of the program that not all devices take."""
     engine = Made(row, "--config.precision=float32", "--config.epochs=20", *more).engine
-    shapes = engine.shapes()
-    program = engine.train_steps.lower(shapes.state, shapes.totals, engine.feed_shapes(), steps).compile().as_text()
+    shapes = engine.shapes
+    program = engine.train_steps.lower(shapes.state, shapes.totals, engine.feed_shapes, steps).compile().as_text()
     branches = re.findall(r"[\w.\-]+", " ".join(re.findall(r"branch_computations=\{(.*?)\}", program)))
     bodies = dict(re.findall(r"^%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
     meet = [line for name in branches for line in bodies[name].splitlines() if "channel_id" in line]

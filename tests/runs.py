@@ -51,7 +51,7 @@ class Made:
     @functools.cached_property
     def shapes(self):
         """Kept, because each time the networks are traced."""
-        return self.engine.shapes()
+        return self.engine.shapes
 
     def train(self, workdir, stop=None, engine=None, began=None):
         """Begins or goes on; returns the step it went on from."""

@@ -172,11 +172,9 @@ def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     """Branches on a trunk too, and images as many as they see."""
     engine = Made(row).engine
     _, (params, stats, _), (images, _), _ = jax_side.bare(engine.settings, 10)
-    state = engine.shapes().state
+    state = engine.shapes.state
     chex.assert_trees_all_equal_shapes((params, stats), (state.params["peers"], state.batch_stats))
-    assert (
-        images.shape == jax.eval_shape(lambda feed: engine.batch_at(0, feed)[0].images, engine.feed_shapes()).shape[1:]
-    )
+    assert images.shape == jax.eval_shape(lambda feed: engine.batch_at(0, feed)[0].images, engine.feed_shapes).shape[1:]
 
 
 def test_pytorch_is_beside_the_rows_that_it_has_alone():

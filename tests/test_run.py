@@ -61,7 +61,7 @@ def shapes_of(arguments):
     """Of what a run with these arguments saves."""
     settings = command_line.from_flags(arguments[0].removeprefix("--config="), arguments[1:])
     dataset = data.load(settings.dataset, settings.data_dir, settings.train_examples, settings.test_examples)
-    return assemble.engine(settings, dataset, training.plan(settings)).shapes()
+    return assemble.engine(settings, dataset, training.plan(settings)).shapes
 
 
 def saved_in(workdir, arguments):

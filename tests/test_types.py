@@ -155,9 +155,9 @@ def of_shapes(tree):
 
 def kept(engine):
     """The shapes of the state and the totals, which a step does not change."""
-    saved = engine.shapes()
+    saved = engine.shapes
     before = saved.state, saved.totals
-    after = jax.eval_shape(engine.train_steps, *before, engine.feed_shapes(), 1)
+    after = jax.eval_shape(engine.train_steps, *before, engine.feed_shapes, 1)
     assert of_shapes(before) == of_shapes(after)
     assert not any(weak for *_, weak in of_shapes(before).values())
     return saved.state

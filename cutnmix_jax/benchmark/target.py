@@ -110,7 +110,7 @@ def _compiled(spec: Mapping[str, Any], target: str) -> jax.stages.Compiled:
     networks = assemble.networks(settings, spec["classes"])
     dataset = jax_side.made_up(_IMAGES, spec["classes"], networks.backbones[0].image_shape)
     engine = assemble.engine(settings, dataset, networks)
-    function, carry, rest = jax_side.arranged(engine, engine.shapes(), engine.feed_shapes(), spec["seeds"])
+    function, carry, rest = jax_side.arranged(engine, engine.shapes, engine.feed_shapes, spec["seeds"])
     return function.lower(*map(there, (*carry, *rest, jnp.int32(1)))).compile()
 
 

@@ -111,6 +111,7 @@ class Engine:
         teachers = self.companions.with_loaded(saved.state.teachers)
         return saved._replace(state=saved.state._replace(teachers=teachers))
 
+    @functools.cached_property  # to trace it takes a tenth of a second and more
     def shapes(self) -> Saved:
         """Shapes and types of what `init` returns."""
         return jax.eval_shape(self._fresh, self.key, {})
@@ -162,6 +163,7 @@ class Engine:
         """What the calls of a run are made of, one after the other."""
         return feeding.make(self._epochs, self.steps_per_call, self.method.views)
 
+    @functools.cached_property
     def feed_shapes(self) -> Feed:
         """What the feed of a call looks like, with nothing drawn."""
         return self.feeds().shapes()
@@ -217,12 +219,12 @@ class Engine:
                 return self.step(state, sums, feed)
             return calls.until(state.step + count, lambda before, totals: self.step(before, totals, feed), state, sums)
 
-        return compiled(train, donate=0, **self.devices.of_steps(self.shapes().state, self.feed_shapes()))
+        return compiled(train, donate=0, **self.devices.of_steps(self.shapes.state, self.feed_shapes))
 
     def compiled_beside(self) -> contextlib.AbstractContextManager[None]:
         """While entered, compiles `train_steps` in another thread."""
-        saved = self.shapes()
-        return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes(), 1)
+        saved = self.shapes
+        return compiled_beside(self.train_steps, saved.state, saved.totals, self.feed_shapes, 1)
 
     def first_batch(self) -> tuple[Batch, Mix]:
         """The batch of step 0 as training sees it."""

@@ -130,7 +130,7 @@ class Joint:
 
     def compiled_beside(self, engine: Engine) -> contextlib.AbstractContextManager[None]:
         """While entered, compiles the program that all runs share."""
-        saved, feed = engine.shapes(), engine.feed_shapes()
+        saved, feed = engine.shapes, engine.feed_shapes
         states, totals = (saved.state,) * self.count, (saved.totals,) * self.count
         feeds = (feed[1:],) * self.count
         return compiler.compiled_beside(self._program, states, totals, feed.data, feeds, 1)

@@ -106,7 +106,7 @@ def follow(engine: Engine, commands: Iterable[list[Any]], meet: Meet) -> tuple[i
       The exit code of the run, and why it is not 0.
     """
     feeds, feed = engine.feeds(), None
-    none: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes())
+    none: Saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), engine.shapes)
     saved, state, totals = none, none.state, none.totals
     for name, *arguments in commands:
         if name == "end":
