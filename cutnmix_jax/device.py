@@ -6,19 +6,19 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from cutnmix_jax import cache, console, streams
+from cutnmix_jax import cache, console, process
 from cutnmix_jax.errors import UsageError, described, excused, one_line
 from cutnmix_jax.precision import Precision
 
+_TROUBLE = r"Error (reading|writing) persistent compilation cache entry for '(.*?)'"
 _CACHE, _SHORTEST = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
@@ -48,16 +48,14 @@ def _programs_kept() -> Iterator[None]:
     before = {name: jax.config.values[name] for name in settings}
     _change(settings)
     folder = jax.config.values[_CACHE]
-    with warnings.catch_warnings():
-        if folder:
-            _mend_cache(Path(folder))
-        try:
+    try:
+        with process.heard(_TROUBLE, _mender(Path(folder))) if folder else contextlib.nullcontext():
             yield
-        finally:
-            _change(before)
+    finally:
+        _change(before)
 
 
-_PROGRAMS_KEPT = streams.Shared(_programs_kept)
+_PROGRAMS_KEPT = process.Shared(_programs_kept)
 
 
 def programs_are_kept() -> bool:
@@ -154,22 +152,21 @@ def _logged_once() -> Iterator[None]:
             logger.disabled = was
 
 
-_LOGGED_ONCE = streams.Shared(_logged_once)
+_LOGGED_ONCE = process.Shared(_logged_once)
 
 
-def _mend_cache(folder: Path) -> None:
-    """Removes compiled programs that were cut off when JAX comes upon one, by a kill while it was written for instance.
+def _mender(folder: Path) -> Callable[[str], None]:
+    """What is called with JAX's warnings of the cache, and removes a program that was cut off while it was written.
 
     JAX alone compiles such a program again at every start, and never writes it again because its file is there.
     """
-    otherwise, full = warnings.showwarning, False
+    full = False
 
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+    def mend(text: str) -> None:
         nonlocal full
-        match = re.search(r"Error (reading|writing) persistent compilation cache entry for '(.*?)'", str(message))
-        if not match:
-            otherwise(message, *where, **more)
-        elif match[1] == "reading":
+        match = re.match(_TROUBLE, text)
+        assert match
+        if match[1] == "reading":
             console.warn(f"trouble with reading the compiled program {match[2]} in {folder}; it is compiled again")
             for path in folder.glob(f"{match[2]}-*-cache"):
                 with contextlib.suppress(OSError):  # another user's, or removed by another run
@@ -177,11 +174,10 @@ def _mend_cache(folder: Path) -> None:
                         path.unlink()
         elif not full and not cache.takes_nothing(folder):  # a disk that is full for one program is full for the next
             full = True
-            why = " ".join(str(message).rpartition(": ")[2].split())[:120]
+            why = " ".join(text.rpartition(": ")[2].split())[:120]
             console.warn(f"cannot keep compiled programs in {folder} ({why}); they are compiled in each start")
 
-    warnings.showwarning = show
-    warnings.filterwarnings("always", "Error .* persistent compilation cache entry", UserWarning)
+    return mend
 
 
 def _is_whole(path: Path) -> bool:

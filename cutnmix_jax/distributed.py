@@ -14,7 +14,7 @@ import jax
 from cutnmix_jax import environment, group, storage, training
 from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import blamed, set_up_jax
-from cutnmix_jax.engine import assemble, led
+from cutnmix_jax.engine import assemble, devices, led
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.placement import OnHost
 from cutnmix_jax.errors import DataError, StoppedError, UsageError, UserError, described, one_line
@@ -84,6 +84,7 @@ def _follow(settings: Settings, members: Group, stop: StopRequest) -> int:
         with _blamed(settings.own_backbones), storage.hush():
             settings = checked(settings)
             networks = training.plan(settings)
+            settings = devices.counted(settings)
             dataset = load(settings, networks)
             with set_up_jax(CHOICES[settings.precision]):
                 engine = assembled(settings, dataset, networks)

@@ -19,36 +19,18 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
       UsageError: a term is neither a scalar nor one value per peer, so that its sum would not be over peers; or a state
         is not like the first one, so that no run could go on from it; or the method looks at what it does not declare.
     """
-    shape: Any = jax.ShapeDtypeStruct
-    views: Views = (_outputs(spec),) * len(method.views)
-    of_each = len(views), len(spec.feature_sizes), _images(spec)
-    images, targets = (shape((*of_each, *axes), jnp.float32) for axes in (CIFAR, (spec.num_classes,)))
-    rows = shape((_images(spec),), jnp.int32)
-    batch = Batch(images, targets, rows, rows, dict.fromkeys(method.teachers, views))
-    whole = shape((), jnp.int32)
-    clock = Clock(whole, whole, whole, shape((), jnp.float32))
-    params, state = _variables(method, spec)
-    names: list[str] = []
-
-    def loss(*arguments: Tree) -> tuple[Terms, Tree]:
-        terms, after = method.loss(*arguments)
-        names.extend(terms)  # here, because a tree's own order is that of the names
-        return terms, after
-
-    given = params, state, views, batch, clock
-    jaxpr, (terms, after) = jax.make_jaxpr(loss, return_shape=True)(*given)
-    *_, read_batch, read_clock = jax.tree.map(
-        functools.partial(_is_read, jaxpr.jaxpr), jax.tree.unflatten(jax.tree.structure(given), jaxpr.jaxpr.invars)
-    )
+    state = _variables(method, spec)[1]
+    names, terms, after, batch, clock = _traced(method, spec)
     for flag, is_read, what in (
-        ("counts_epochs", read_clock.epochs, "how many epochs a run has"),
-        ("remembers", read_batch.indices, "which images a batch has"),
+        ("counts_epochs", clock.epochs, "how many epochs a run has"),
+        ("remembers", batch.indices, "which images a batch has"),
     ):
         if is_read and not getattr(method, flag):
             raise UsageError(f"{type(method).__name__}: its loss looks at {what}, so that it needs {flag} = True")
     _check_state(method, "loss", state, after)
     if method.calibrates:
-        said = shape((len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
+        said = jax.ShapeDtypeStruct((len(spec.feature_sizes), _images(spec), spec.num_classes), jnp.float32)
+        rows = jax.ShapeDtypeStruct((_images(spec),), jnp.int32)
         _check_state(method, "calibrate", state, jax.eval_shape(method.calibrate, state, said, rows))
     per_peer = (len(spec.feature_sizes),)
     if wrong := [name for name in names if terms[name].shape not in ((), per_peer)]:
@@ -56,7 +38,35 @@ def term_names(method: Method, spec: Spec) -> tuple[str, ...]:
             f"{type(method).__name__}: its loss term {wrong[0]!r} has the shape {list(terms[wrong[0]].shape)}; it must "
             f"be a scalar or one value per peer, {list(per_peer)}"
         )
-    return tuple(names)
+    return names
+
+
+def is_looked_at(method: Method, spec: Spec) -> tuple[Batch, Clock]:
+    """Whether a method's loss looks at each field of a batch and of a clock: True or False in the place of each."""
+    return _traced(method, spec)[3:]
+
+
+def _traced(method: Method, spec: Spec) -> tuple[tuple[str, ...], Terms, Tree, Batch, Clock]:
+    """The names, shapes and next state of a loss, and what it looks at."""
+    shape: Any = jax.ShapeDtypeStruct
+    views: Views = (_outputs(spec),) * len(method.views)
+    of_each = len(views), len(spec.feature_sizes), _images(spec)
+    images, targets = (shape((*of_each, *axes), jnp.float32) for axes in (CIFAR, (spec.num_classes,)))
+    rows, whole = shape((_images(spec),), jnp.int32), shape((), jnp.int32)
+    batch = Batch(images, targets, rows, rows, dict.fromkeys(method.teachers, views))
+    names: list[str] = []
+
+    def loss(*arguments: Tree) -> tuple[Terms, Tree]:
+        terms, after = method.loss(*arguments)
+        names.extend(terms)  # here, because a tree's own order is that of the names
+        return terms, after
+
+    given = *_variables(method, spec), views, batch, Clock(whole, whole, whole, shape((), jnp.float32))
+    jaxpr, (terms, after) = jax.make_jaxpr(loss, return_shape=True)(*given)
+    *_, read_batch, read_clock = jax.tree.map(
+        functools.partial(_is_read, jaxpr.jaxpr), jax.tree.unflatten(jax.tree.structure(given), jaxpr.jaxpr.invars)
+    )
+    return tuple(names), terms, after, read_batch, read_clock
 
 
 def head_names(method: Method, spec: Spec) -> tuple[str, ...]:

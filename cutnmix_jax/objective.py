@@ -4,17 +4,18 @@ J peers, K classes, n images, D features.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import fields, methods
+from cutnmix_jax import arguments, fields, methods
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method, Row, Setup, same_images
-from cutnmix_jax.names import check_any_weight, check_weights, term_names
-from cutnmix_jax.types import Batch, Clock, Outputs, Spec, Terms, Tree, Views
+from cutnmix_jax.names import check_any_weight, check_weights, is_looked_at, term_names
+from cutnmix_jax.types import Batch, Clock, Spec, Terms, Tree, Views
 
 
 def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Array:
@@ -38,8 +39,8 @@ def weighted(terms: Terms, weight: Callable[[str], jax.Array | float]) -> jax.Ar
 class Objective:
     """The loss of a row of the tables for J networks, made by `objective_of`.
 
-    A method of one's own gets no images, and 0 for `Batch.labels`, `Clock.step` and `Clock.learning_rate`, at which
-    none of ours looks; one that does is trained with `train`.
+    It knows no images, no labels that are not mixed, no steps and no learning rate: a method of one's own that looks at
+    them is trained with `train`.
 
     Attributes:
       method: with its options.
@@ -54,6 +55,11 @@ class Objective:
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """The method's own parameters, as those of the peer teacher, which want an optimizer too; and its state."""
         return self.method.init(key, self.spec)
+
+    @functools.cached_property
+    def _variables(self) -> tuple[Tree, Tree]:
+        """What `init` returns, without numbers."""
+        return jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
 
     def __call__(
         self,
@@ -87,25 +93,27 @@ class Objective:
         Raises:
           ValueError: arrays of other shapes; or something that this method wants is missing, or out of range.
         """
-        views = _views(self.method, outputs)
-        n = _check_outputs(views, self.spec)
+        views = arguments.views_of(self.method, outputs)
+        n = arguments.check_outputs(views, self.spec)
         if missing := set(self.method.teachers) - set(teachers or {}):
             raise ValueError(f"teachers: no outputs of the {sorted(missing)[0]!r} one, which this method learns from")
         for name, of_teacher in (teachers or {}).items():
-            _check_teacher(name, self.method, of_teacher, views)
+            arguments.check_teacher(name, self.method, of_teacher, views)
         if self.method.remembers and indices is None:
             raise ValueError("indices are missing: this method remembers what it saw of an image")
         if self.method.counts_epochs:
-            _check_epoch(epoch, epochs)
+            arguments.check_epoch(epoch, epochs)
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
         if indices is not None and self.method.remembers:
-            _check_rows(indices, self.spec.num_train)
+            arguments.check_rows(indices, self.spec.num_train)
+        for what, given, like in zip(("params", "state"), (params, state), self._variables, strict=True):
+            arguments.check_like(what, given, like)
         now, total = jnp.asarray(0 if epoch is None else epoch), jnp.asarray(1 if epochs is None else epochs)
         clock = Clock(step=jnp.int32(0), epoch=now, epochs=total, learning_rate=jnp.float32(0))
         batch = Batch(
-            images=jnp.zeros(()),  # no method looks at them
-            targets=_targets(targets, views, n, self.spec.num_classes),
+            images=jnp.zeros(()),  # at which the method does not look, see `make`
+            targets=arguments.whole_targets(targets, views, n, self.spec.num_classes),
             labels=jnp.zeros(n, jnp.int32),  # likewise
             indices=jnp.zeros(n, jnp.int32) if indices is None else indices,
             teachers=teachers or {},
@@ -185,64 +193,7 @@ def _check(name: str, row: Row, made: Objective) -> None:
     made.method.check(Setup("the method", spec.num_classes, names, row.share_trunk, row.mix, same, 0, names[0]))
     check_any_weight(made.weights)
     check_weights(name, made.weights, row.weights, term_names(made.method, spec), spec)
-
-
-def _check_teacher(name: str, method: Method, of_teacher: Views, views: Views) -> None:
-    """Raises ValueError unless a teacher is one of the method's and says something to each view of each network."""
-    if name not in method.teachers:
-        raise ValueError(f"teachers[{name!r}]: this method learns from no such teacher; leave it out")
-    shape = views[0][0].logits.shape
-    if len(of_teacher) != len(views) or any(len(view) != len(views[0]) for view in of_teacher):
-        raise ValueError(f"teachers[{name!r}]: for each of {len(views)} views `Outputs` of {len(views[0])} networks")
-    for out in (out for view in of_teacher for out in view):
-        if not isinstance(out, Outputs) or out.logits.shape != shape:
-            found = list(out.logits.shape) if isinstance(out, Outputs) else type(out).__name__
-            raise ValueError(f"teachers[{name!r}]: logits are {list(shape)}, not {found}")
-
-
-def _check_rows(indices: jax.Array, num_train: int) -> None:
-    """Raises ValueError for rows that the training set does not have; within a compiled function nobody knows them."""
-    known = not isinstance(indices, jax.core.Tracer) and indices.size
-    if known and (indices.min() < 0 or indices.max() >= num_train):
-        raise ValueError(f"indices are {indices.min()} to {indices.max()}, not rows 0 to {num_train - 1} of num_train")
-
-
-def _check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None) -> None:
-    """Raises ValueError for an epoch that the training does not have; within a compiled function nobody knows it."""
-    if epoch is None or epochs is None:
-        raise ValueError("epoch or epochs are missing: the terms of this method depend on them")
-    if not isinstance(epoch, jax.core.Tracer) and not isinstance(epochs, jax.core.Tracer) and not 0 <= epoch < epochs:
-        raise ValueError(f"epoch={epoch} of epochs={epochs}: the first one is 0, and the last one epochs - 1")
-
-
-def _views(method: Method, outputs: Sequence[Any]) -> Views:
-    """The outputs as one tuple for each view."""
-    count = len(method.views)
-    views = (outputs,) if count == 1 else tuple(outputs)
-    if len(views) != count or not all(isinstance(out, Outputs) for view in views for out in view):
-        wanted = "`Outputs` of each network" if count == 1 else f"{count} views, each with `Outputs` of each network"
-        raise ValueError(f"outputs must be {wanted}")
-    return tuple(tuple(view) for view in views)
-
-
-def _check_outputs(views: Views, spec: Spec) -> int:
-    """Raises ValueError unless every network's arrays have the shapes of the objective; returns n."""
-    n = views[0][0].logits.shape[0] if views[0] and views[0][0].logits.ndim else 0
-    for view in views:
-        if len(view) != len(spec.feature_sizes):
-            raise ValueError(f"outputs are of {len(view)} networks, not of {len(spec.feature_sizes)}")
-        for j, (out, size) in enumerate(zip(view, spec.feature_sizes, strict=True)):
-            for name, array, width in (("logits", out.logits, spec.num_classes), ("features", out.features, size)):
-                if array.shape != (n, width):
-                    raise ValueError(f"{name} of network {j} are {list(array.shape)}, not {[n, width]}")
-    return n
-
-
-def _targets(targets: jax.Array, views: Views, n: int, num_classes: int) -> jax.Array:
-    """Targets with all axes: [views, J, n, K]."""
-    whole = (len(views), len(views[0]), n, num_classes)
-    allowed = [whole[2:], whole[1:], whole]
-    if targets.shape not in allowed:
-        shapes = " or ".join(str(list(shape)) for shape in allowed)
-        raise ValueError(f"targets are {list(targets.shape)}, not {shapes}")
-    return jnp.broadcast_to(targets, whole)
+    batch, clock = is_looked_at(made.method, spec)
+    unknown = {"images": batch.images, "labels": batch.labels, "step": clock.step, "learning_rate": clock.learning_rate}
+    if looked_at := [field for field, is_read in unknown.items() if is_read]:
+        raise UsageError(f"the loss of {name} looks at the {looked_at[0]!r} of a batch; train it with `train`")

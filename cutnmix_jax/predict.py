@@ -4,11 +4,10 @@ import csv
 import itertools
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cutnmix_jax import storage
+from cutnmix_jax import process, storage
 from cutnmix_jax.command import CommandLine, before_jax, exit_code_of, folder_of, given
 from cutnmix_jax.errors import DataError, UsageError, one_line, printable
 from cutnmix_jax.student import choice
@@ -73,8 +72,7 @@ def _run(arguments: Sequence[str]) -> None:
     total, failed = 0, 0
     shown: list[tuple[str, np.ndarray, list[tuple[str, float]]]] = []
     say = _say_csv(min(known.top, len(student.class_names))) if known.csv else _say_json if known.json else _say_text
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that are damaged, where the picture is not
+    with process.ignored(module=r"PIL\."):  # of tags that are damaged, where the picture is not
         for answer in answers(student, paths, known.top):
             total += 1
             if isinstance(answer, DataError):

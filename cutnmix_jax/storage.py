@@ -5,12 +5,11 @@ import errno
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import files, streams
+from cutnmix_jax import files, process
 from cutnmix_jax.errors import CheckpointError, one_line
 from cutnmix_jax.layout import DAMAGED, ROWS
 
@@ -34,18 +33,16 @@ def _hushed() -> contextlib.ExitStack:
         if str(raised.exc_value) != "Event loop is closed":  # left by each read or write of Orbax that failed
             otherwise(raised)
 
-    for logger in map(logging.getLogger, ("absl", "asyncio", "matplotlib")):
-        undo.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL)
-    undo.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-    warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+    for name in ("absl", "asyncio", "matplotlib"):
+        undo.enter_context(process.quieter(name, logging.CRITICAL))
+    undo.enter_context(process.ignored("coroutine .* was never awaited", RuntimeWarning))
+    undo.enter_context(process.ignored("Glyph .* missing from", UserWarning))
     undo.callback(setattr, sys, "unraisablehook", otherwise)
     sys.unraisablehook = unraisable
     return undo
 
 
-_HUSHED = streams.Shared(_hushed)
+_HUSHED = process.Shared(_hushed)
 
 
 def reason(error: Exception) -> str:

@@ -13,41 +13,6 @@ from typing import Any
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a reader that ended, a terminal that was closed
 
 
-class Shared:
-    """A change of the whole process that several threads may want at once: made for the first, undone after the last.
-
-    Each that restored what it had found itself would leave, where they overlap, the change of another for good.
-    """
-
-    def __init__(self, change: Callable[[], contextlib.AbstractContextManager]):
-        """`change` makes it when it is entered, and undoes it when it is left."""
-        self._change, self._lock, self._count = change, threading.Lock(), 0
-        self._undo = contextlib.ExitStack()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """While entered, the change holds."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
-
-    def enter(self) -> None:
-        """Wants it from here on."""
-        with self._lock:
-            if not self._count:
-                self._undo.enter_context(self._change())
-            self._count += 1
-
-    def leave(self) -> None:
-        """Wants it no more."""
-        with self._lock:
-            self._count -= 1
-            if not self._count:
-                self._undo.close()
-
-
 @contextlib.contextmanager
 def unbreakable() -> Iterator[None]:
     """While entered, output that cannot be written is lost, and nothing else: no training ends for want of a reader."""

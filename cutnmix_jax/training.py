@@ -28,7 +28,7 @@ from cutnmix_jax.checkpoint_reader import Restored
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.continued import Allowed
 from cutnmix_jax.device import check_settings, programs_are_kept, set_up_jax
-from cutnmix_jax.engine import assemble
+from cutnmix_jax.engine import assemble, devices
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, one_line
 from cutnmix_jax.parts import Parts
@@ -104,6 +104,7 @@ def run(
     """Like `train`, of settings that are checked, for a command that has set up its process."""
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     networks = plan(settings)
+    settings = devices.counted(settings)
     is_new = not os.path.exists(workdir)  # noqa: PTH110 - it takes any name
     if is_new and settings.init_from:
         start_from.check(settings)

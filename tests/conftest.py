@@ -54,7 +54,7 @@ def process_as_before(monkeypatch):
     Held on, it is not made for the next, and pytest undoes what of it are filters of warnings after each test.
     """
     from cutnmix_jax import device, storage
-    from cutnmix_jax.streams import Shared
+    from cutnmix_jax.process import Shared
 
     places = (storage, "_HUSHED"), (device, "_PROGRAMS_KEPT"), (device, "_LOGGED_ONCE")
     changes = [Shared(getattr(module, name)._change) for module, name in places]

@@ -312,6 +312,10 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
     for bn, change in (("global", "FREE"), ("local", "FORCED")):
         before, after = ({"bn": bn, "devices": count} for count in (2, 4))
         assert [one.change.name for one in tree.differences(before, after)] == [change]
+        before, after = (read("quickstart", f"--config.bn={bn}", f"--config.devices={count}") for count in (2, 4))
+        assert (
+            (tree.deciding(before) == tree.deciding(after)) == (tree.changes(before, after) == []) == (bn == "global")
+        )
     assert tree.change_of("loss.target", "kdcl").name == "NEVER"  # with `general` a checkpoint holds weights of peers
     assert tree.change_of("loss.temperature", "kdcl").name == "FORCED"
     one, other = ({"loss": {"name": "kdcl", "target": target}} for target in ("mean", "general"))
@@ -394,6 +398,25 @@ def test_a_file_may_leave_fields_out(tmp_path):
     settings = command_line.from_flags(str(file), ["--config.epochs=4"])
     assert (settings.epochs, settings.optimizer.decay, settings.optimizer.momentum) == (4, 0.5, 0.9)
     assert settings.loss.temperature == 3.0
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ("optimizer = ConfigDict({'learning_rate': 0.02})",
+         "config.optimizer has no 'name': set the fields of a group one by one, as config.optimizer.learning_rate ="),
+        ("loss = ConfigDict({'name': 'dml'})", "config.loss has no 'temperature': set the fields"),
+    ],
+)  # fmt: skip
+def test_a_file_that_replaces_a_group_of_a_recipe_is_told_what_it_loses(group, said, tmp_path):
+    """A rate of its own gave quickstart's 20 epochs the milestones of 240."""
+    file = tmp_path / "mine.py"
+    text = "from ml_collections import ConfigDict\nfrom cutnmix_jax.settings import recipe\n"
+    file.write_text(
+        f"{text}def get_config(arg=None):\n  c = recipe.quickstart('digits,dml')\n  c.{group}\n  return c\n"
+    )
+    with pytest.raises(UsageError, match=re.escape(said)):
+        command_line.from_flags(str(file), [])
 
 
 def test_the_list_of_fields_is_up_to_date():

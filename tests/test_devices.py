@@ -201,6 +201,33 @@ def test_one_device_needs_no_mesh():
     assert devices.choose(settings({"devices": 0})) is devices.ONE  # there is one here
 
 
+@pytest.mark.parametrize(
+    ("fields", "there", "wanted"),
+    [
+        ({"bn": "local", "devices": 0}, 4, 4),
+        ({"bn": "local", "devices": 0}, 1, 0),
+        ({"bn": "local", "devices": 2}, 4, 2),
+        ({"devices": 0}, 4, 0),
+    ],
+)
+def test_all_devices_are_counted_where_the_numbers_depend_on_them(fields, there, wanted, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * there)
+    assert devices.counted(settings(fields)).devices == wanted
+
+
+@pytest.mark.slow
+def test_a_run_of_local_batch_norm_does_not_go_on_with_another_number_of_devices(tmp_path):
+    """`all` was two devices first and then four, without a word."""
+    command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py:digits,cutnmix", *TEN_EPOCHS]
+    command += ["--config.bn=local", "--config.devices=0", f"--workdir={tmp_path / 'run'}"]
+    for there, epochs, code in ((2, 1, 0), (4, 2, 2), (2, 2, 0)):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(there)}
+        more = [f"--config.epochs={epochs}", "--extend"][: epochs + (epochs > 1)]
+        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["devices"] == 2
+
+
 def test_what_is_where_is_shown(tmp_path):
     command = [sys.executable, "-m", "cutnmix_jax.main", "--config=configs/quickstart.py:digits,cutnmix", *TEN_EPOCHS]
     command += ["--config.epochs=1", "--config.devices=4", "--config.mapping=shard", f"--workdir={tmp_path / 'run'}"]

@@ -1,6 +1,7 @@
 """The program as a part of another one: what it leaves behind in the process, and what it does with its signals."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -13,12 +14,14 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tensorboardX  # noqa: F401  the import of which sets variables
 
-from cutnmix_jax import device, main, storage, training
+from cutnmix_jax import device, main, process, storage, training
+from cutnmix_jax.backbones import foreign
 from cutnmix_jax.data import _library
-from cutnmix_jax.errors import StoppedError
+from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
 from tests.runs import few
@@ -81,21 +84,77 @@ def test_what_overlaps_in_two_threads_is_undone_after_the_last():
             dict(jax.config.values),
         )
 
+    changes = (
+        storage.hush,
+        lambda: device._PROGRAMS_KEPT.held(),
+        lambda: device.blamed(()),
+        _library.quiet,
+        lambda: foreign.types_as_asked_for("a"),
+        lambda: process.ignored(module="PIL"),
+    )
     before = found()
-    for change in (storage.hush, lambda: device._PROGRAMS_KEPT.held(), lambda: device.blamed(())):
-        first, second = contextlib.ExitStack(), contextlib.ExitStack()
-        threads = [threading.Thread(target=stack.enter_context, args=(change(),)) for stack in (first, second)]
-        for thread in threads:
-            thread.start()
-            thread.join()
-        assert found() != before
+    for one, other in itertools.product(changes, repeat=2):
+        stacks = contextlib.ExitStack(), contextlib.ExitStack()
+        for stack, change in zip(stacks, (one, other), strict=True):
+            in_a_thread(lambda stack=stack, change=change: stack.enter_context(change()))
         within = found()
-        for stack in (first, second):
-            assert found() == within
-            thread = threading.Thread(target=stack.close)
-            thread.start()
-            thread.join()
+        assert within != before
+        in_a_thread(stacks[0].close)
+        assert found() == within or one is not other
+        in_a_thread(stacks[1].close)
         assert found() == before
+
+
+def in_a_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_networks_of_two_threads_are_checked_each_for_itself():
+    """A network of float64 was trained as float32 where another was looked at meanwhile, which was refused for it."""
+    both, said = threading.Barrier(2), {}
+
+    def check(name, dtype):
+        try:
+            with foreign.types_as_asked_for(name):
+                both.wait(60)
+                jax.eval_shape(lambda: jnp.zeros(2, dtype))
+                both.wait(60)
+        except UsageError as error:
+            said[name] = str(error)
+
+    threads = [threading.Thread(target=check, args=one) for one in (("double", "float64"), ("single", "float32"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(said) == ["double"] and "asks for float64" in said["double"]
+
+
+def test_what_nobody_listens_to_is_shown_as_ever():
+    heard = []
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with process.heard("a b", heard.append), process.heard("c", heard.append, own_thread=True):
+            for text in ("a bit", "c 1", "d"):
+                warnings.warn(text, stacklevel=1)
+            in_a_thread(lambda: warnings.warn("c 2", stacklevel=1))
+            in_a_thread(lambda: warnings.warn("a b 2", stacklevel=1))
+        warnings.warn("a b 3", stacklevel=1)
+    assert heard == ["a bit", "c 1", "a b 2"]
+    assert [str(one.message) for one in shown] == ["d", "c 2", "a b 3"]
+
+
+def test_a_logger_is_as_quiet_as_the_quietest_wants_and_never_louder_than_it_was():
+    logger = logging.getLogger("cutnmix.of.a.test")
+    logger.setLevel(logging.ERROR)
+    with process.quieter(logger.name, logging.WARNING):
+        assert logger.level == logging.ERROR
+        with process.quieter(logger.name, logging.CRITICAL):
+            assert logger.level == logging.CRITICAL
+        assert logger.level == logging.ERROR
+    assert logger.level == logging.ERROR
 
 
 def test_reading_records_leaves_no_level_behind():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import continued, methods, objective
+from cutnmix_jax import continued, evaluate, methods, objective
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
@@ -34,6 +34,7 @@ from tests.oracles import (
     setup_of,
     spec_of,
 )
+from tests.test_student import trained_in
 
 ROWS = methods.rows_by_name()
 
@@ -364,6 +365,18 @@ def test_what_would_be_wrong_or_lost_later_is_refused_before_a_step(part, given,
     monkeypatch.setattr(supervised, part, given)
     with pytest.raises(UsageError, match=said):
         names(supervised(), Spec(4, (5, 5), N))
+
+
+def test_a_run_is_evaluated_with_the_number_of_images_that_it_was_trained_on(tmp_path, monkeypatch):
+    """Those that chose an epoch were taken off twice: more than half of the images, and it ended in a traceback."""
+    seen, made_before = set(), PSKD.init
+    folder, fields = tmp_path / "run", ["--config.validation_examples=1450", "--config.eval_batch_size=99"]
+    trained_in(folder, "ps_kd", ":Tiny", "--config.train_examples=none", *fields, "--config.epochs=1")
+    monkeypatch.setattr(
+        PSKD, "init", lambda self, key, spec: (seen.add(spec.num_train), made_before(self, key, spec))[1]
+    )
+    assert evaluate.main([str(folder), "--backbone=tests.tiny:Tiny", f"--out={tmp_path / 'out'}"]) == 0
+    assert seen == {50}
 
 
 def test_a_method_from_elsewhere_is_no_method():

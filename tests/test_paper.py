@@ -300,6 +300,18 @@ def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
     assert "1 of 2 cells have no finished run" in (tmp_path / "fig1_mini.md").read_text()
 
 
+def test_all_devices_are_however_many_there_were(tmp_path):
+    """With local batch norm a run notes their number, which only the machine that trains knows."""
+    more = ("--config.bn=local", "--config.devices=0")
+    choice = Choice("table2", mini=True, variants=("cutnmix",), seeds=(95,), runs=tmp_path)
+    [cell] = cells_of(choice)
+    cell = cell._replace(arguments=(*cell.arguments, *more))
+    save(cell, 0.9, devices=4)
+    assert launch.other_fields(cell) == []
+    save(cell, 0.9, devices=4, bn="global")
+    assert launch.other_fields(cell) == ["config.bn: 'global' -> 'local'"]
+
+
 def test_a_best_epoch_of_fewer_does_not_count(tmp_path):
     [cell] = cells_of(Choice("table2", mini=True, variants=("cutnmix",), seeds=(95,), runs=tmp_path))
     save(cell, 0.9, eval_every_epochs=4)

@@ -240,6 +240,10 @@ def test_every_row_has_its_objective_or_a_reason():
     assert len(made) > 12
 
 
+def of_more_images(objective):
+    return dataclasses.replace(objective, spec=objective.spec._replace(num_train=N + 1)).init(KEY)[1]
+
+
 def remembering(objective, indices):
     return objective(*objective.init(KEY), outputs_of(1), TARGETS, indices=indices, epoch=0, epochs=4)
 
@@ -262,6 +266,21 @@ def remembering(objective, indices):
             "indices are 100 to 105, not rows 0 to 5 of num_train",
         ),
         ("ps_kd", lambda o: remembering(o, jnp.arange(N) - 1), "indices are -1 to 4, not rows 0 to 5"),
+        (
+            "ps_kd",
+            lambda o: o({}, of_more_images(o), outputs_of(1), TARGETS, indices=jnp.arange(N), epoch=0, epochs=4),
+            r"state\['last'\] is given \[1, 7, 3\] and of this objective \[1, 6, 3\]; take what this objective's",
+        ),
+        (
+            "dml",
+            lambda o: o({"w": jnp.ones(2)}, {}, outputs_of(), TARGETS),
+            r"params\['w'\] is given \[2\] and of this obj",
+        ),
+        (
+            "cutnmix",
+            lambda o: o({}, {}, outputs_of(), TARGETS),
+            r"params\['.*'\] is given not there and of this objective \[",
+        ),
     ],
 )
 def test_a_wrong_call_is_a_value_error(row, call, message):
@@ -291,6 +310,25 @@ def test_a_wrong_call_is_a_value_error(row, call, message):
 def test_a_wrong_objective_is_a_value_error(row, more, message):
     with pytest.raises(ValueError, match=message):
         cutnmix_jax.objective_of(row, **{"num_classes": K, "feature_sizes": (D, D)} | more)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        (lambda batch, clock: batch.labels.sum(), "labels"),
+        (lambda batch, clock: batch.images.mean(), "images"),
+        (lambda batch, clock: clock.step * 2, "step"),
+        (lambda batch, clock: clock.learning_rate + 1, "learning_rate"),
+    ],
+)
+def test_a_loss_of_what_an_objective_does_not_know_is_refused(term, said, monkeypatch):
+    """Each image was of class 0: a classifier that was always right had a loss of 6.67."""
+    loss = lambda self, params, state, views, batch, clock: ({"ce": term(batch, clock) * 1.0}, state)  # noqa: E731
+    monkeypatch.setattr(methods.find("supervised"), "loss", loss)
+    with pytest.raises(
+        ValueError, match=f"the loss of baseline looks at the '{said}' of a batch; train it with `train`"
+    ):
+        cutnmix_jax.objective_of("baseline", K, (D,))
 
 
 def test_a_row_whose_weights_rise_is_refused(monkeypatch):

@@ -2,15 +2,13 @@
 
 import contextlib
 import functools
-import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cutnmix_jax import digests
+from cutnmix_jax import digests, process
 from cutnmix_jax.backbones import adapters, nnx_adapter
 from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError, blaming
@@ -82,13 +80,11 @@ def check_types(backbone: Backbone) -> None:
 @contextlib.contextmanager
 def types_as_asked_for(name: str) -> Iterator[None]:
     """Raises UsageError where a network asks for float64: JAX makes float32 of it, and says so in a warning alone."""
-    with warnings.catch_warnings(record=True) as shown:
-        warnings.simplefilter("always")  # or it would be shown once in a process only
+    shown: list[str] = []
+    with process.heard("Explicitly requested dtype (float64|complex128) .*truncated", shown.append, own_thread=True):
         yield
-    if any(re.search("dtype (float64|complex128) .*truncated", str(warning.message)) for warning in shown):
+    if shown:
         raise UsageError(f"backbone {name!r} asks for float64; what can be trained is {', '.join(TRAINED)}")
-    for other in shown:
-        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
 
 
 def check(backbone: Backbone, num_classes: int) -> None:

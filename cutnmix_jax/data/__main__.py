@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 
-from cutnmix_jax import data
+from cutnmix_jax import data, process
 from cutnmix_jax.command import CommandLine, exit_code_of, given
 from cutnmix_jax.errors import UsageError, printable
 
@@ -46,8 +45,7 @@ def _run(argv: Sequence[str] | None) -> None:
         raise UsageError(f"--dataset={printable(options.dataset)[:300]}: {wrong}")
     _check_options(options)
     if data.is_prepared(options.dataset):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that are damaged, where the picture is not
+        with process.ignored(module=r"PIL\."):  # of tags that are damaged, where the picture is not
             _pictures(options)
     else:
         _shipped(options)

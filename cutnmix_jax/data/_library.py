@@ -2,32 +2,30 @@
 
 import contextlib
 import io
+import logging
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cutnmix_jax import process
 from cutnmix_jax.errors import installation
 from cutnmix_jax.streams import handlers_kept
 
+_BUILDING = threading.Lock()  # standard output belongs to the process
+
 
 @contextlib.contextmanager
-def quiet(level: str = "ERROR") -> Iterator[None]:
+def quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Silences absl's log below a level: tfds reports every step, and that OpenCV would decode faster."""
-    from absl import logging
+    import absl.logging  # noqa: F401  which makes the logger of a class of its own
 
-    logger = logging.get_absl_logger()
-    verbosity, before = logging.get_verbosity(), logger.level  # the first changes the second, and knows fewer of them
-    logging.set_verbosity(getattr(logging, level))
-    try:
-        with handlers_kept():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logger.setLevel(before)
+    with process.quieter("absl", level), handlers_kept():
+        yield
 
 
 def imported() -> Any:
@@ -37,7 +35,7 @@ def imported() -> Any:
       UsageError: some of it cannot be imported.
     """
     try:
-        with quiet("FATAL"):
+        with quiet(logging.FATAL):
             import tensorflow_datasets as tfds
             import tree  # type: ignore[import-untyped] # noqa: F401
             from array_record.python import array_record_module  # type: ignore[import-untyped] # noqa: F401
@@ -52,10 +50,13 @@ def build(builder: Any, download_dir: Path | None = None, **config: Any) -> None
     """Has a builder of tfds write its data set, by its `DownloadConfig`; only a terminal is shown how far it is."""
     import tensorflow_datasets as tfds
 
-    (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
-    with contextlib.redirect_stdout(io.StringIO()):
-        chosen = tfds.download.DownloadConfig(try_download_gcs=False, **config)
-        builder.download_and_prepare(download_dir=download_dir, download_config=chosen)
+    chosen = tfds.download.DownloadConfig(try_download_gcs=False, **config)
+    with _BUILDING, contextlib.redirect_stdout(io.StringIO()):
+        (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+        try:
+            builder.download_and_prepare(download_dir=download_dir, download_config=chosen)
+        finally:
+            tfds.enable_progress_bar()  # as it is in tfds, which cannot be asked
 
 
 def png(image: np.ndarray) -> io.BytesIO:

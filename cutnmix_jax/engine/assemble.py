@@ -161,18 +161,21 @@ def companions(settings: Settings, joined: peers.Peers, trained: Trained | None)
 
 def _split(count: int, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which training images are trained on, weigh peers, and choose an epoch; the same ones for the same seed."""
-    weighing, choosing = settings.held_out_examples or 0, settings.validation_examples or 0
-    if not weighing + choosing:
+    if not kept_back(settings):
         return np.arange(count), np.arange(0), np.arange(0)
     rows = np.random.default_rng(settings.seed).permutation(count)
-    held_out, validation, train = np.split(rows, [weighing, weighing + choosing])
+    held_out, validation, train = np.split(rows, [settings.held_out_examples or 0, kept_back(settings)])
     return np.sort(train), np.sort(held_out), np.sort(validation)
 
 
 def _num_train(settings: Settings, known: Facts) -> int:
     """How many images are trained on, as is known before they are read."""
-    images = settings.train_examples or known.counts["train"]
-    return images - (settings.held_out_examples or 0) - (settings.validation_examples or 0)
+    return (settings.train_examples or known.counts["train"]) - kept_back(settings)
+
+
+def kept_back(settings: Settings) -> int:
+    """How many training images are not trained on, but weigh peers or choose an epoch."""
+    return (settings.held_out_examples or 0) + (settings.validation_examples or 0)
 
 
 def _feature_size(network: Backbone, num_classes: int) -> int:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cutnmix_jax import stack
 from cutnmix_jax.compiler import compiled
+from cutnmix_jax.device import find_devices
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.settings import SHARD, Settings
 from cutnmix_jax.types import Tree
@@ -160,6 +161,21 @@ def put(leaf: Any, where: NamedSharding) -> jax.Array:
 
 
 ONE = Devices()
+
+
+def counted(settings: Settings) -> Settings:
+    """The settings with the number of devices, where they say `all` and the numbers depend on how many that are.
+
+    With one device they stay as they are: of one alone there is no local batch norm.
+
+    Raises:
+      UsageError: JAX finds no device of the kind that it was told to use.
+    """
+    if settings.bn != "local" or settings.devices:
+        return settings
+    find_devices()
+    there = len(jax.devices())
+    return dataclasses.replace(settings, devices=there) if there > 1 else settings
 
 
 def choose(settings: Settings) -> Devices:

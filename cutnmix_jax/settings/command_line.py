@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import runpy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,31 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     Raises:
       UsageError: with the field, what is wrong and the nearest valid name.
     """
-    given = tree.to_settings(_found(file))  # so that it has no field that is not known
+    found = _found(file)
+    given = tree.to_settings(found)  # so that it has no field that is not known
+    _check_groups(found, tree.of_settings(given))
     settings = checked(_overridden(tree.to_config_dict(given), file, arguments))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
     # The same folder by another name is the same network.
     teacher, init_from = _resolved(settings, "teacher"), _resolved(settings, "init_from")
     return dataclasses.replace(settings, teacher=teacher, init_from=init_from)
+
+
+def _check_groups(found: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+    """Raises UsageError where a file has put another group in the place of a recipe's, whose other fields are lost.
+
+    A configuration that a file writes itself, as its missing fields show, may leave them out of groups too.
+    """
+    if set(whole) - set(found):
+        return
+    for group, fields in found.items():
+        if not isinstance(fields, Mapping) or group == "weights":
+            continue
+        if lacks := [name for name in whole[group] if name not in fields]:
+            raise UsageError(
+                f"config.{group} has no {lacks[0]!r}: set the fields of a group one by one, as config.{group}."
+                f"{next(iter(fields), lacks[0])} = ..., so that it keeps the others"
+            )
 
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -156,13 +156,14 @@ def optional_fields() -> tuple[str, ...]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Each field in which two trees differ, in the order of their names."""
-    method = after["loss"].get("name", "") if isinstance(after.get("loss"), Mapping) else ""
-    # A device normalises its own images then: with others it is another network that is trained.
-    parts = {"devices": Change.FORCED} if after.get("bn") == "local" else {}
-    return [
-        Difference(path, old, new, parts.get(path) or change_of(path, method))
-        for path, old, new in _unlike(before, after, "")
-    ]
+    return [Difference(path, old, new, _change_in(after, path)) for path, old, new in _unlike(before, after, "")]
+
+
+def _change_in(tree: Mapping[str, Any], path: str) -> Change:
+    """Whether a run with these settings may change a field."""
+    if path == "devices" and tree.get("bn") == "local":
+        return Change.FORCED  # a device normalises its own images: with others it is another network that is trained
+    return change_of(path, tree["loss"].get("name", "") if isinstance(tree.get("loss"), Mapping) else "")
 
 
 def _unlike(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -183,9 +184,8 @@ def deciding(tree: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       A path, as `mix.kind`, -> a value; lists are tuples.
     """
-    method = tree["loss"]["name"]
     fields = {path: tuple(value) if isinstance(value, list) else value for path, value in flat(tree)}
-    return {path: value for path, value in fields.items() if change_of(path, method) is not Change.FREE}
+    return {path: value for path, value in fields.items() if _change_in(tree, path) is not Change.FREE}
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,12 +77,13 @@ def of_run(run: Run, which: str, images: Images) -> Evaluated:
         _check_same(run, digests.of_data(dataset))
     dataset = dataset._replace(mean=np.asarray(seen["mean"], np.float32), std=np.asarray(seen["std"], np.float32))
     # Not asked of the data set: what is written in a folder must not choose what code is run.
-    known = Facts({"train": run.results["train_examples"]}, len(classes), tuple(seen["image_shape"]))
+    trained_on = run.results["train_examples"]  # of the images that the run began with, see `kept_back`
+    known = Facts({"train": trained_on + assemble.kept_back(settings)}, len(classes), tuple(seen["image_shape"]))
     networks = assemble.networks(settings, len(classes), known=known)
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
     arrays = saved_arrays(run, epoch["step"])
     companions = assemble.companions(settings, joined, None)
-    spec = Spec(len(classes), networks.sizes, run.results["train_examples"], networks.trunk_size)
+    spec = Spec(len(classes), networks.sizes, trained_on, networks.trunk_size)
     evaluator = Evaluator(settings.loss, joined, companions, dataset, settings.eval_batch_size)
     with set_up_jax(CHOICES[settings.precision]):
         compiler.check()

@@ -1,0 +1,107 @@
+"""In which mode a network is passed in a step, what random numbers it draws there, and whose statistics are kept."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutnmix_jax import stack
+from cutnmix_jax.engine import mappings
+from cutnmix_jax.types import Backbone, Split
+from tests.test_step import KEY, begun, build, linear_backbone, summaries
+
+
+def drawing_backbone():
+    """A number drawn in training is added to the logits, and the last two are kept among the batch statistics."""
+    plain = linear_backbone()
+
+    def init(key):
+        return plain.init(key) | {"batch_stats": {"drawn": jnp.zeros(2)}}
+
+    def drawn(outputs, stats, train, key):
+        if not train:
+            return outputs, stats
+        number = 1 + jax.random.uniform(key)
+        outputs = outputs + number if isinstance(outputs, jax.Array) else outputs._replace(logits=outputs[0] + number)
+        return outputs, {"drawn": jnp.stack([stats["drawn"][1], number])}
+
+    def apply(variables, images, train, key=None):
+        return drawn(plain.apply(variables, images, train)[0], variables["batch_stats"], train, key)
+
+    def tail(variables, maps, train, key=None):
+        return drawn(plain.split.tail(variables, maps, train)[0], variables["batch_stats"], train, key)
+
+    return Backbone("drawing", init, apply, split=Split(plain.split.names, plain.split.trunk, tail))
+
+
+def drawn_in_steps(engine, count):
+    """The state after each of some steps."""
+    state, totals, feed = begun(engine)
+    states = []
+    for _ in range(count):
+        state, totals = engine.train_steps(state, totals, feed, 1)
+        states.append(jax.device_get(state))
+    return states
+
+
+def all_differ(numbers):
+    numbers = np.asarray(numbers).ravel()
+    return np.all(numbers >= 1) and all(abs(a - b) > 1e-6 for a, b in itertools.combinations(numbers, 2))
+
+
+def test_each_step_and_each_peer_draws_other_numbers():
+    states = drawn_in_steps(build("dml", backbone=drawing_backbone()), 3)
+    assert all_differ([stats["drawn"][1] for state in states for stats in state.batch_stats])
+
+
+def test_each_view_draws_other_numbers():
+    [state] = drawn_in_steps(build("ddgsd", backbone=drawing_backbone()), 1)
+    assert all_differ(state.batch_stats[0]["drawn"])
+
+
+def test_running_means_are_passed_as_in_training_and_draw_other_numbers_than_the_peers():
+    [state] = drawn_in_steps(build("pcl", backbone=drawing_backbone(), share_trunk=False), 1)
+    of_all = *state.batch_stats, *state.teachers["mean"]["batch_stats"]
+    assert len(of_all) == 6 and all_differ([stats["drawn"][1] for stats in of_all])
+
+
+def test_each_branch_draws_other_numbers():
+    backbone = drawing_backbone()
+    branches = [backbone.init(key) for key in jax.random.split(KEY, 3)]
+    params, stats = (tuple(branch[part] for branch in branches) for part in ("params", "batch_stats"))
+    images = jax.random.normal(KEY, (1, 5, 32, 32, 3))
+    _, after = mappings.branched(backbone.split, 3)(params, stats, images, True, KEY)
+    assert all_differ([own["drawn"][1] for own in after])
+
+
+def test_stacked_networks_draw_what_they_draw_one_after_the_other():
+    backbone = drawing_backbone()
+    made = [backbone.init(key) for key in jax.random.split(KEY, 3)]
+    params, stats = (tuple(one[part] for one in made) for part in ("params", "batch_stats"))
+    images = jax.random.normal(KEY, (3, 5, 32, 32, 3))
+    _, alone = mappings.unrolled([backbone] * 3)(params, stats, images, True, KEY)
+    stacked = (stack.of_arrays(jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree), 3) for tree in (params, stats))
+    _, at_once = mappings.vmapped([backbone] * 3)(*stacked, images, True, KEY)
+    found = [own["drawn"][1] for own in stack.apart(at_once)]
+    assert all_differ(found)
+    np.testing.assert_allclose(found, [own["drawn"][1] for own in alone], rtol=1e-6)
+
+
+def test_an_average_follows_the_statistics_that_the_step_has_left():
+    [state] = drawn_in_steps(build("baseline", backbone=drawing_backbone(), average=0.9), 1)
+    kept = 2 / 11  # min(.9, (1 + t) / (10 + t)) after one step
+    [average] = state.teachers["average"]["batch_stats"]
+    np.testing.assert_allclose(average["drawn"], (1 - kept) * state.batch_stats[0]["drawn"], rtol=1e-6)
+    assert average["drawn"][1] > 0.5
+
+
+def test_a_frozen_teacher_is_passed_as_in_evaluation():
+    engine = build("kd", backbone=drawing_backbone())
+    state, _, _ = begun(engine)
+    images = jax.random.normal(KEY, (1, 5, 32, 32, 3))
+    outputs, own = engine.companions.forward(state.teachers, state.params["peers"], images, KEY)
+    weights = state.teachers["frozen"]["params"][0]
+    expected = summaries(images[0]) @ weights["body"] @ weights["head"]
+    np.testing.assert_allclose(outputs["frozen"][0].logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(own["frozen"]["batch_stats"][0]["drawn"], 0)
