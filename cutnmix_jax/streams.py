@@ -32,15 +32,22 @@ def unbreakable() -> Iterator[None]:
 def handlers_kept() -> Iterator[None]:
     """Takes back what absl's log, which Orbax and tfds write to, adds to the root logger where nothing is there.
 
-    With a handler there a program's own `logging.basicConfig` would do nothing, without a word.
+    With a handler there a program's own `logging.basicConfig` would do nothing, without a word. Those that the program
+    itself adds meanwhile, in another thread, stay.
     """
     root = logging.getLogger()
     before = list(root.handlers)
     try:
         yield
     finally:
-        for handler in [handler for handler in root.handlers if handler not in before]:
+        for handler in [handler for handler in root.handlers if handler not in before and _is_plain(handler)]:
             root.removeHandler(handler)
+
+
+def _is_plain(handler: logging.Handler) -> bool:
+    """Whether it is as `logging.basicConfig()` makes one, which is what absl calls."""
+    form = handler.formatter
+    return type(handler) is logging.StreamHandler and form is not None and form._fmt == logging.BASIC_FORMAT
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import pytest
@@ -24,6 +25,7 @@ from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
+from cutnmix_jax.streams import handlers_kept
 from tests.runs import few
 from tests.test_run import ONE_STEP, ROOT, TINY, rows_of
 
@@ -144,6 +146,18 @@ def test_what_nobody_listens_to_is_shown_as_ever():
         warnings.warn("a b 3", stacklevel=1)
     assert heard == ["a bit", "c 1", "a b 2"]
     assert [str(one.message) for one in shown] == ["d", "c 2", "a b 3"]
+
+
+def test_handlers_of_the_program_around_stay(tmp_path, monkeypatch):
+    """Those that it added while a run went on in another thread were taken away with absl's."""
+    root, mine = logging.getLogger(), [logging.FileHandler(tmp_path / "log"), logging.StreamHandler()]
+    monkeypatch.setattr(root, "handlers", [])
+    with handlers_kept():
+        absl.logging.info("which adds one")
+        assert len(root.handlers) == 1
+        for handler in mine:
+            root.addHandler(handler)
+    assert root.handlers == mine
 
 
 def test_a_logger_is_as_quiet_as_the_quietest_wants_and_never_louder_than_it_was():
