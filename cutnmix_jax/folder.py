@@ -82,17 +82,27 @@ def opened(workdir: Path, settings: Settings, allowed: Allowed) -> Iterator[Open
     _check_kinds(workdir)
     with lock.held(workdir) as check:  # which writes in it, so that it is seen as it is
         files.look_anew(workdir / CHECKPOINTS)
-        is_new, changed = not files.kind(workdir / CONFIG), False
-        if is_new:
+        if not files.kind(workdir / CONFIG):
             _check_new(workdir)
-        else:
-            changed = continued.check_file(workdir, settings, begun=_begun(workdir), allowed=allowed)
+        changed = check_fields(workdir, settings, allowed)
         try:
             for name in (CHECKPOINTS, EVENTS):
                 (workdir / name).mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(workdir, error) from error
         yield Opened(allowed, changed, check)
+
+
+def check_fields(workdir: Path, settings: Settings, allowed: Allowed) -> bool:
+    """Whether the run in a folder goes on with other fields than those of its `config.json`; False where there is none.
+
+    Raises:
+      UsageError: other fields, that may not have changed.
+      CheckpointError: the file cannot be read.
+    """
+    if not files.kind(workdir / CONFIG):
+        return False
+    return continued.check_file(workdir, settings, begun=_begun(workdir), allowed=allowed)
 
 
 def check_images(workdir: Path, sha256: str) -> None:

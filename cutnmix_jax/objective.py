@@ -111,9 +111,10 @@ class Objective:
             arguments.check_like(what, given, like)
         now, total = jnp.asarray(0 if epoch is None else epoch), jnp.asarray(1 if epochs is None else epochs)
         clock = Clock(step=jnp.int32(0), epoch=now, epochs=total, learning_rate=jnp.float32(0))
+        whole = arguments.whole_targets(targets, views, n, self.spec.num_classes)
         batch = Batch(
-            images=jnp.zeros(()),  # at which the method does not look, see `make`
-            targets=arguments.whole_targets(targets, views, n, self.spec.num_classes),
+            images=jnp.zeros((*whole.shape[:3], 0, 0, 0)),  # at which the method does not look, see `make`
+            targets=whole,
             labels=jnp.zeros(n, jnp.int32),  # likewise
             indices=jnp.zeros(n, jnp.int32) if indices is None else indices,
             teachers=teachers or {},
@@ -196,4 +197,5 @@ def _check(name: str, row: Row, made: Objective) -> None:
     batch, clock = is_looked_at(made.method, spec)
     unknown = {"images": batch.images, "labels": batch.labels, "step": clock.step, "learning_rate": clock.learning_rate}
     if looked_at := [field for field, is_read in unknown.items() if is_read]:
-        raise UsageError(f"the loss of {name} looks at the {looked_at[0]!r} of a batch; train it with `train`")
+        what = f"the loss of {name} looks at {looked_at[0]!r}, which an objective does not know"
+        raise UsageError(f"{what}; train it with `train`")

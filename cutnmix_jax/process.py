@@ -1,7 +1,9 @@
-"""What is changed of the whole process for a while, by several threads at once: undone in any order, nothing is left.
+"""What is changed of the whole process for a while, by several threads at once, and undone in any order.
 
 Warnings and loggers belong to the process, and to restore what was found undoes, where two threads overlap, the change
-of the other one, or keeps it for good. So each change here is taken back by itself, or when the last one ends.
+of the other one, or keeps it for good. So each change here is taken back by itself, or when the last one ends. Other
+code still restores: where its `warnings.catch_warnings` in one thread begins before or ends after a change of another
+thread, it undoes that early, or brings it back.
 """
 
 import contextlib
@@ -63,7 +65,7 @@ class Heard(NamedTuple):
 _LOCK = threading.RLock()
 _HEARD: list[Heard] = []
 _FILTERS: Counter = Counter()  # of those that are wanted now
-_LEVELS: dict[str, tuple[int, list[int]]] = {}  # the name of a logger -> its own level, and those that are wanted
+_LEVELS: dict[str, tuple[int, int, list[int]]] = {}  # of a logger: its own, the one it follows, those that are wanted
 
 
 @contextlib.contextmanager
@@ -83,37 +85,46 @@ def heard(message: str, by: Callable[[str], None], own_thread: bool = False) -> 
       own_thread: leave alone what other threads warn of.
     """
     one = Heard(re.compile(message), threading.get_ident() if own_thread else None, by)
-    with _HOOK.held(), _filtered("always", message, Warning, ""):
-        _HEARD.append(one)
+    with _filtered("always", message, Warning, ""):
+        with _LOCK:
+            _HEARD.append(one)
+            if not isinstance(warnings.showwarning, _Hook):  # nobody's yet, or a `catch_warnings` has put it aside
+                warnings.showwarning = _Hook(warnings.showwarning)
         try:
             yield
         finally:
-            _HEARD.remove(one)
+            with _LOCK:
+                _HEARD.remove(one)
+                while not _HEARD and isinstance(warnings.showwarning, _Hook):
+                    warnings.showwarning = warnings.showwarning.otherwise
 
 
 @contextlib.contextmanager
 def quieter(name: str, level: int) -> Iterator[None]:
-    """While entered, a logger and those below it drop what is less than a level."""
+    """While entered, a logger and those below it drop what is less than a level, and all that they dropped before."""
     logger = logging.getLogger(name)
     with _LOCK:
-        own, wanted = _LEVELS.setdefault(name, (logger.level, []))
+        own, least, wanted = _LEVELS.setdefault(name, (logger.level, logger.getEffectiveLevel(), []))
         wanted.append(level)
-        logger.setLevel(max(own, *wanted))
+        logger.setLevel(max(least, *wanted))
     try:
         yield
     finally:
         with _LOCK:
             wanted.remove(level)
-            logger.setLevel(max([own, *wanted]))
+            logger.setLevel(max(least, *wanted) if wanted else own)
             if not wanted:
                 del _LEVELS[name]
 
 
 @contextlib.contextmanager
 def _filtered(action: Any, message: str, category: type[Warning], module: str) -> Iterator[None]:
+    # No program has a filter with an empty group in front, so that none of its own is taken for this one.
+    message, module = (pattern and f"(?:){pattern}" for pattern in (message, module))
+    texts, modules = re.compile(message, re.I) if message else None, re.compile(module) if module else None
+    one = (action, texts, category, modules, 0)  # as `filterwarnings` makes it
     with _LOCK:
         warnings.filterwarnings(action, message, category, module)
-        one = warnings.filters[0]
         _FILTERS[one] += 1
     try:
         yield
@@ -121,28 +132,20 @@ def _filtered(action: Any, message: str, category: type[Warning], module: str) -
         with _LOCK:
             _FILTERS[one] -= 1
             if not _FILTERS[one]:
-                with contextlib.suppress(ValueError):  # undone already by a `catch_warnings` around us that has ended
+                with contextlib.suppress(ValueError):  # undone by a `catch_warnings` that has ended meanwhile
                     warnings.filters.remove(one)  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def _hooked() -> Iterator[None]:
-    otherwise = warnings.showwarning
+class _Hook:
+    """What shows warnings while somebody listens."""
 
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+    def __init__(self, otherwise: Callable):
+        self.otherwise = otherwise
+
+    def __call__(self, message: Warning | str, *where: Any, **more: Any) -> None:
         text, thread = str(message), threading.get_ident()
-        for one in reversed(_HEARD):
+        for one in _HEARD[::-1]:  # a copy, because other threads come and go
             if one.thread in (None, thread) and one.message.match(text):
                 one.by(text)
                 return
-        otherwise(message, *where, **more)
-
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        if warnings.showwarning is show:
-            warnings.showwarning = otherwise
-
-
-_HOOK = Shared(_hooked)
+        self.otherwise(message, *where, **more)

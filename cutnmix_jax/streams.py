@@ -33,15 +33,16 @@ def handlers_kept() -> Iterator[None]:
     """Takes back what absl's log, which Orbax and tfds write to, adds to the root logger where nothing is there.
 
     With a handler there a program's own `logging.basicConfig` would do nothing, without a word. Those that the program
-    itself adds meanwhile, in another thread, stay.
+    itself adds meanwhile, in another thread, stay; but for that of a bare `basicConfig()`, which is as absl's.
     """
     root = logging.getLogger()
-    before = list(root.handlers)
+    before, level = list(root.handlers), root.level
     try:
         yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in before and _is_plain(handler)]:
-            root.removeHandler(handler)
+            if root.level == level:  # which absl leaves as it is
+                root.removeHandler(handler)
 
 
 def _is_plain(handler: logging.Handler) -> bool:

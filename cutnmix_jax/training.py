@@ -104,7 +104,6 @@ def run(
     """Like `train`, of settings that are checked, for a command that has set up its process."""
     # What is wrong with the networks and the data is said before the folder is made or a device is touched.
     networks = plan(settings)
-    settings = devices.counted(settings)
     is_new = not os.path.exists(workdir)  # noqa: PTH110 - it takes any name
     if is_new and settings.init_from:
         start_from.check(settings)
@@ -118,6 +117,10 @@ def run(
             console.table(results)
             print(f"finished before: {workdir}", flush=True)
             return results
+        counted = devices.counted(settings)  # not above: what is finished is shown wherever it is asked for
+        if counted != settings:
+            folder.check_fields(workdir, counted, allowed)
+        settings = counted
         folder.check_checkpoints(workdir)
         dataset = dataset or made.load(settings, networks)
         with set_up_jax(CHOICES[settings.precision]), _named(workdir):

@@ -316,6 +316,8 @@ def test_what_may_change_within_a_run_stands_beside_the_field():
         assert (
             (tree.deciding(before) == tree.deciding(after)) == (tree.changes(before, after) == []) == (bn == "global")
         )
+    before, after = ({"bn": "local", "devices": count} for count in (0, 4))  # as earlier versions kept `all`
+    assert [one.change.name for one in tree.differences(before, after)] == ["FREE"]
     assert tree.change_of("loss.target", "kdcl").name == "NEVER"  # with `general` a checkpoint holds weights of peers
     assert tree.change_of("loss.temperature", "kdcl").name == "FORCED"
     one, other = ({"loss": {"name": "kdcl", "target": target}} for target in ("mean", "general"))
@@ -404,8 +406,8 @@ def test_a_file_may_leave_fields_out(tmp_path):
     ("group", "said"),
     [
         ("optimizer = ConfigDict({'learning_rate': 0.02})",
-         "config.optimizer has no 'name': set the fields of a group one by one, as config.optimizer.learning_rate ="),
-        ("loss = ConfigDict({'name': 'dml'})", "config.loss has no 'temperature': set the fields"),
+         "config.optimizer has no 'name': give all fields of a group, or set those of a recipe one by one, as config"),
+        ("loss = ConfigDict({'name': 'dml'})", "config.loss has no 'temperature': give all fields"),
     ],
 )  # fmt: skip
 def test_a_file_that_replaces_a_group_of_a_recipe_is_told_what_it_loses(group, said, tmp_path):

@@ -134,6 +134,35 @@ def test_networks_of_two_threads_are_checked_each_for_itself():
     assert list(said) == ["double"] and "asks for float64" in said["double"]
 
 
+@pytest.mark.parametrize("where", ["within", "after"])
+def test_who_listens_is_told_whatever_became_of_the_one_before(where):
+    """A run goes on in the process, and somebody's `catch_warnings` has put aside what listens for it."""
+    heard, others = [], []
+    with contextlib.ExitStack() as stack:
+        around = stack.enter_context(contextlib.ExitStack())
+        if where == "after":
+            around.enter_context(warnings.catch_warnings())
+        stack.enter_context(process.heard("a run", others.append))
+        if where == "after":
+            around.close()
+        else:
+            stack.enter_context(warnings.catch_warnings(record=True))
+        with process.heard("a network", heard.append, own_thread=True):
+            warnings.warn("a network", stacklevel=1)
+    assert heard == ["a network"]
+
+
+def test_filters_of_the_program_around_stay():
+    mine = {"message": "coroutine .* was never awaited", "category": RuntimeWarning}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", **mine)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        before = list(warnings.filters)
+        with storage.hush(), process.ignored(module=r"PIL\."), process.ignored(module=r"PIL\."):
+            assert len(warnings.filters) > len(before)
+        assert warnings.filters == before
+
+
 def test_what_nobody_listens_to_is_shown_as_ever():
     heard = []
     with warnings.catch_warnings(record=True) as shown:
@@ -158,6 +187,36 @@ def test_handlers_of_the_program_around_stay(tmp_path, monkeypatch):
         for handler in mine:
             root.addHandler(handler)
     assert root.handlers == mine
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    with handlers_kept():
+        logging.basicConfig(level=logging.INFO)
+    assert len(root.handlers) == 1
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_progress_bars_of_tfds_are_as_before(active):
+    import tensorflow_datasets as tfds
+
+    class Builder:
+        def download_and_prepare(self, **_):
+            print("not shown")
+
+    bars = tfds.core.utils.tqdm_utils
+    tfds.display_progress_bar(active)
+    try:
+        _library.build(Builder())
+        assert bars._active == active
+    finally:
+        tfds.display_progress_bar(True)
+
+
+def test_a_logger_that_follows_a_quiet_one_is_as_quiet():
+    parent, logger = logging.getLogger("cutnmix.of"), logging.getLogger("cutnmix.of.another")
+    parent.setLevel(logging.CRITICAL)
+    with process.quieter(logger.name, logging.WARNING):
+        assert logger.level == logging.CRITICAL
+    assert logger.level == logging.NOTSET
 
 
 def test_a_logger_is_as_quiet_as_the_quietest_wants_and_never_louder_than_it_was():

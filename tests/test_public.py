@@ -326,7 +326,8 @@ def test_a_loss_of_what_an_objective_does_not_know_is_refused(term, said, monkey
     loss = lambda self, params, state, views, batch, clock: ({"ce": term(batch, clock) * 1.0}, state)  # noqa: E731
     monkeypatch.setattr(methods.find("supervised"), "loss", loss)
     with pytest.raises(
-        ValueError, match=f"the loss of baseline looks at the '{said}' of a batch; train it with `train`"
+        ValueError,
+        match=f"the loss of baseline looks at '{said}', which an objective does not know; train it with `train`",
     ):
         cutnmix_jax.objective_of("baseline", K, (D,))
 

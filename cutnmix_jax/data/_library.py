@@ -52,11 +52,12 @@ def build(builder: Any, download_dir: Path | None = None, **config: Any) -> None
 
     chosen = tfds.download.DownloadConfig(try_download_gcs=False, **config)
     with _BUILDING, contextlib.redirect_stdout(io.StringIO()):
-        (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
+        before = getattr(tfds.core.utils.tqdm_utils, "_active", True)  # there is no other way to ask
+        tfds.display_progress_bar(sys.stderr.isatty())
         try:
             builder.download_and_prepare(download_dir=download_dir, download_config=chosen)
         finally:
-            tfds.enable_progress_bar()  # as it is in tfds, which cannot be asked
+            tfds.display_progress_bar(before)
 
 
 def png(image: np.ndarray) -> io.BytesIO:

@@ -166,16 +166,13 @@ ONE = Devices()
 def counted(settings: Settings) -> Settings:
     """The settings with the number of devices, where they say `all` and the numbers depend on how many that are.
 
-    With one device they stay as they are: of one alone there is no local batch norm.
-
     Raises:
       UsageError: JAX finds no device of the kind that it was told to use.
     """
     if settings.bn != "local" or settings.devices:
         return settings
     find_devices()
-    there = len(jax.devices())
-    return dataclasses.replace(settings, devices=there) if there > 1 else settings
+    return dataclasses.replace(settings, devices=len(jax.devices()))
 
 
 def choose(settings: Settings) -> Devices:

@@ -68,8 +68,7 @@ def other_fields(cell: Cell) -> list[str]:
             return ["its fields were changed by --force"]
     except (OSError, ValueError, CheckpointError) as error:
         return [f"its {layout.CONFIG} cannot be read: {one_line(error)}"]
-    there = {} if asked["devices"] else {"devices": 0}  # all, however many there were
-    changed = list(map(str, unused.changes(held | there, asked)))
+    changed = list(map(str, unused.changes(held, asked)))
     if cell.teacher and results:
         changed += _other_teacher(cell.teacher, results, held.get("teacher") == asked["teacher"])
     return changed

@@ -51,8 +51,8 @@ def _check_groups(found: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
             continue
         if lacks := [name for name in whole[group] if name not in fields]:
             raise UsageError(
-                f"config.{group} has no {lacks[0]!r}: set the fields of a group one by one, as config.{group}."
-                f"{next(iter(fields), lacks[0])} = ..., so that it keeps the others"
+                f"config.{group} has no {lacks[0]!r}: give all fields of a group, or set those of a recipe one by one, "
+                f"as config.{group}.{next(iter(fields), lacks[0])} = ..., so that it keeps the others"
             )
 
 

@@ -156,7 +156,11 @@ def optional_fields() -> tuple[str, ...]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Each field in which two trees differ, in the order of their names."""
-    return [Difference(path, old, new, _change_in(after, path)) for path, old, new in _unlike(before, after, "")]
+    return [
+        # `all` devices are as many as there are when they are counted, which a run does before it trains.
+        Difference(path, old, new, Change.FREE if path == "devices" and 0 in (old, new) else _change_in(after, path))
+        for path, old, new in _unlike(before, after, "")
+    ]
 
 
 def _change_in(tree: Mapping[str, Any], path: str) -> Change:
