@@ -252,6 +252,12 @@ def remembering(objective, indices):
     ("row", "call", "message"),
     [
         ("dml", lambda o: o({}, {}, outputs_of(3), TARGETS), "outputs are of 3 networks, not of 2"),
+        ("dml", lambda o: o({}, {}, [], TARGETS), "outputs are of 0 networks, not of 2"),
+        (
+            "dml",
+            lambda o: o({}, {}, [Outputs(jnp.float32(1), out.features) for out in outputs_of()], TARGETS),
+            r"logits of network 0 are \[\], not \[0, 3\]",
+        ),
         ("dml", lambda o: o({}, {}, outputs_of(size=4), TARGETS), r"features of network 0 are \[6, 4\], not \[6, 5\]"),
         ("dml", lambda o: o({}, {}, outputs_of(), TARGETS[:4]), r"targets are \[4, 3\], not \[6, 3\] or \[2, 6, 3\]"),
         ("dml", lambda o: o({}, {}, outputs_of(), TARGETS[None]), r"targets are \[1, 6, 3\]"),
