@@ -42,11 +42,20 @@ def check_rows(indices: jax.Array, num_train: int) -> None:
         raise ValueError(f"indices are {indices.min()} to {indices.max()}, not rows 0 to {num_train - 1} of num_train")
 
 
-def check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None) -> None:
-    """Raises ValueError for an epoch that the training does not have; within a compiled function nobody knows it."""
-    if epoch is None or epochs is None:
-        raise ValueError("epoch or epochs are missing: the terms of this method depend on them")
-    if not isinstance(epoch, jax.core.Tracer) and not isinstance(epochs, jax.core.Tracer) and not 0 <= epoch < epochs:
+def check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None, is_counted: bool) -> None:
+    """Raises ValueError for an epoch that the training does not have; within a compiled function nobody knows it.
+
+    Args:
+      epoch: 0-based.
+      epochs: how many there are; None where nobody says.
+      is_counted: whether the method depends on how many there are.
+    """
+    if epoch is None or (is_counted and epochs is None):
+        what = "epoch or epochs are missing" if is_counted else "epoch is missing"
+        raise ValueError(f"{what}: the terms of this method depend on {'them' if is_counted else 'it'}")
+    if isinstance(epoch, jax.core.Tracer) or isinstance(epochs, jax.core.Tracer):
+        return
+    if epoch < 0 or (epochs is not None and epoch >= epochs):
         raise ValueError(f"epoch={epoch} of epochs={epochs}: the first one is 0, and the last one epochs - 1")
 
 

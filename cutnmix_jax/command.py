@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cutnmix_jax.errors import StoppedError, UsageError, UserError, excused, one_line
-from cutnmix_jax.streams import unbreakable
+from cutnmix_jax.streams import handlers_kept, unbreakable
 
 PROGRAM = "cutnmix"
 
@@ -110,7 +110,7 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
     Raises:
       Exception: a fault of ours, with its traceback.
     """
-    with unbreakable():
+    with unbreakable(), handlers_kept():
         return exit_code_of_part(command)
 
 

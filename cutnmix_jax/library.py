@@ -28,10 +28,16 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
       >>> settings.dataset, settings.method, settings.num_peers, settings.optimizer.learning_rate
       ('cifar10', 'dml', 2, 0.05)
     """
-    if empty := [name for name, value in (fields or {}).items() if isinstance(value, Mapping) and not value]:
+    if empty := _empty(fields or {}):
         raise UsageError(f"config.{empty[0]} is given no fields; give it some, or leave it out")
     flags = [f"--config.{path}={_written(path, value)}" for path, value in tree.flat(fields or {})]
     return command_line.from_flags(fspath(config), flags)
+
+
+def _empty(fields: Mapping[str, Any], path: str = "") -> list[str]:
+    """The paths of groups without a field, which `tree.flat` passes over."""
+    groups = [(path + name, value) for name, value in fields.items() if isinstance(value, Mapping)]
+    return [found for where, value in groups for found in (_empty(value, f"{where}.") if value else [where])]
 
 
 def _written(path: str, value: Any) -> str:

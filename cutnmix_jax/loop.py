@@ -123,6 +123,8 @@ def _end_epoch(
     Returns:
       What the next epoch begins with, whether this one is the best so far, and what `on_epoch` raised.
     """
+    # First, so that what is evaluated is what is saved.
+    saved = saved._replace(state=engine.calibrate(saved.state))
     row, refused = rows.of_epoch(engine, saved, speed), None
     files.append(row)
     display.epoch_done(row, engine.settings.epochs)
@@ -130,8 +132,7 @@ def _end_epoch(
         on_epoch(dict(row))
     except Exception as error:
         refused = error
-    state, totals = engine.calibrate(saved.state), engine.zero_totals()
-    begun = saved._replace(state=state, totals=totals, seconds=jnp.zeros(()))
+    begun = saved._replace(totals=engine.zero_totals(), seconds=jnp.zeros(()))
     return begun, metrics.ranked(files.rows)[0] is row, refused
 
 

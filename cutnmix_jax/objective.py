@@ -57,6 +57,10 @@ class Objective:
         return self.method.init(key, self.spec)
 
     @functools.cached_property
+    def _reads_epochs(self) -> bool:
+        return self.method.counts_epochs or bool(is_looked_at(self.method, self.spec)[1].epoch)
+
+    @functools.cached_property
     def _variables(self) -> tuple[Tree, Tree]:
         """What `init` returns, without numbers."""
         return jax.eval_shape(self.init, jax.eval_shape(jax.random.key, 0))
@@ -82,8 +86,8 @@ class Objective:
             a sequence of such, one for each view.
           targets: [n, K] for all networks alike, or [J, n, K]; with several views also [views, J, n, K].
           indices: [n] int32, the rows of the training set that the images are, where the method remembers images.
-          epoch: 0-based, and
-          epochs: of the whole training, both where its terms depend on them.
+          epoch: 0-based, where its terms depend on it.
+          epochs: of the whole training, likewise.
           teachers: the name of a teacher -> for each view its J `Outputs`, where the method has any.
 
         Returns:
@@ -101,8 +105,8 @@ class Objective:
             arguments.check_teacher(name, self.method, of_teacher, views)
         if self.method.remembers and indices is None:
             raise ValueError("indices are missing: this method remembers what it saw of an image")
-        if self.method.counts_epochs:
-            arguments.check_epoch(epoch, epochs)
+        if self._reads_epochs:
+            arguments.check_epoch(epoch, epochs, self.method.counts_epochs)
         if indices is not None and indices.shape != (n,):
             raise ValueError(f"indices are {list(indices.shape)}, not {[n]}")
         if indices is not None and self.method.remembers:

@@ -113,6 +113,7 @@ def run(
         if results and not opened.changed:
             if networks.teacher and "teacher_sha256" in results:
                 teacher.check(networks.teacher, results["teacher_sha256"])
+            start_from.check_begun(settings, results)
             outcome.leave_student(workdir)
             console.table(results)
             print(f"finished before: {workdir}", flush=True)

@@ -24,13 +24,13 @@ from scripts import clone
 # A file of the package, and the tests that should notice what is wrong with it.
 TESTS = {
     "losses": "losses",
-    "augment": "augment",
-    "crops": "crops augment",
+    "augment": "augment keys",
+    "crops": "crops augment keys",
     "mixing": "augment public",
     "arguments": "public methods",
     "objective": "public methods",
     "stack": "stack peers",
-    "engine/batches": "step passes",
+    "engine/batches": "step passes feeding",
     "engine/calls": "step divergence",
     "engine/engine": "step optim teachers passes",
     "engine/evaluation": "evaluate step",

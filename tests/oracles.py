@@ -37,6 +37,12 @@ def batch_of(num_peers, seed=1, views=1):
     return Batch(jnp.zeros((views, num_peers, N, 32, 32, 3)), targets, labels, jnp.arange(N)[::-1] + 2, teachers)
 
 
+def others_of(row):
+    """Other values than the row's own of each option that is a number."""
+    others = {"temperature": 1.7, "correct": 0.7, "last_share": 0.3}
+    return {name: others[name] for name in dataclasses.asdict(method_of(row)) if name in others}
+
+
 def method_of(row, **options):
     return dataclasses.replace(methods.row(row).method, **options)
 

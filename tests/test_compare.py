@@ -16,7 +16,7 @@ import pytest
 from cutnmix_jax import finished, training
 from cutnmix_jax.errors import printable
 from cutnmix_jax.methods import rows_by_name
-from cutnmix_jax.paper import compare, figures, labels, launch, options, progress, report, reproduce, runs
+from cutnmix_jax.paper import compare, figures, labels, options, progress, ran, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
 from cutnmix_jax.settings import command_line, tree, unused
 from tests.runs import write_finished
@@ -539,7 +539,7 @@ def test_tables_of_ones_own_network(tmp_path, monkeypatch, capsys):
     flags = [argument for argument in cell.arguments[1:] if not argument.startswith("--workdir")]
     config = tree.of_settings(command_line.from_flags(cell.arguments[0].removeprefix("--config="), flags))
     write_finished(cell.workdir, config, rows_of(0.875, 2))
-    assert config["backbone"] == {"name": "tests.tiny:Tiny"} and launch.results_of(cell)
+    assert config["backbone"] == {"name": "tests.tiny:Tiny"} and ran.results_of(cell)
     assert called(monkeypatch, *arguments, "--epochs=2", f"--out={tmp_path / 'out'}") == 0
     text = (tmp_path / "out" / "fig1_mini.md").read_text()
     assert "| method | tests.tiny:Tiny | ResNet-8 |" in text

@@ -22,6 +22,7 @@ from tests.oracles import (
     made,
     method_of,
     mmd64,
+    others_of,
     outputs_of,
     seen_by,
     setup_of,
@@ -38,25 +39,26 @@ def ces(outputs, targets):
     return [ce64(out.logits, targets[j]) for j, out in enumerate(outputs)]
 
 
-def cs_kd(params, views, batch):
+def cs_kd(params, views, batch, temperature=4):
     first, second = views
     return {
         "ce": ces(first, batch.targets[0]),
-        "kd": [kl64(one.logits, other.logits, 4) for one, other in zip(first, second, strict=True)],
+        "kd": [kl64(one.logits, other.logits, temperature) for one, other in zip(first, second, strict=True)],
     }
 
 
-def ps_kd(params, views, batch):  # of images that were never seen
+def ps_kd(params, views, batch, last_share=None):  # of images that were never seen
     return {"ce": ces(views[0], batch.targets[0])}
 
 
-def tf_kd_reg(params, views, batch):
+def tf_kd_reg(params, views, batch, correct=0.99, temperature=20):
     kd = []
     for j, out in enumerate(views[0]):
         total = 0.0
         for logits, target in zip(array64(out.logits), array64(batch.targets[0, j]), strict=True):
             # A mixed label's virtual teacher is the mixture of its classes' ones.
-            u = sum(target[c] * np.where(np.arange(K) == c, 0.99, 0.01 / (K - 1)) for c in range(K)) / 20
+            u = sum(target[c] * np.where(np.arange(K) == c, correct, (1 - correct) / (K - 1)) for c in range(K))
+            u = u / temperature
             q = np.exp(u) / np.exp(u).sum()
             total += (q * (np.log(q) - log_softmax64(logits))).sum()
         kd.append(total / N)
@@ -64,25 +66,26 @@ def tf_kd_reg(params, views, batch):
 
 
 def kd(tau):
-    def terms(params, views, batch):
+    def terms(params, views, batch, temperature=tau):
         pairs = zip(views[0], batch.teachers["frozen"][0], strict=True)
-        return {"ce": ces(views[0], batch.targets[0]), "kd": [kl64(out.logits, t.logits, tau) for out, t in pairs]}
+        kd = [kl64(out.logits, teacher.logits, temperature) for out, teacher in pairs]
+        return {"ce": ces(views[0], batch.targets[0]), "kd": kd}
 
     return terms
 
 
-def ddgsd(params, views, batch):
+def ddgsd(params, views, batch, temperature=3):
     pairs = list(zip(*views, strict=True))
     return {
         "ce": [sum(both) for both in zip(*map(ces, views, batch.targets), strict=True)],
-        "kd": [kl64(a.logits, b.logits, 3) + kl64(b.logits, a.logits, 3) for a, b in pairs],
+        "kd": [kl64(a.logits, b.logits, temperature) + kl64(b.logits, a.logits, temperature) for a, b in pairs],
         "mmd": [mmd64(a.features, b.features) for a, b in pairs],
     }
 
 
-def kdcl(params, views, batch):
+def kdcl(params, views, batch, temperature=4):
     mean = sum(array64(out.logits) for out in views[0]) / len(views[0])
-    return {"ce": ces(views[0], batch.targets[0]), "kd": [kl64(out.logits, mean, 4) for out in views[0]]}
+    return {"ce": ces(views[0], batch.targets[0]), "kd": [kl64(out.logits, mean, temperature) for out in views[0]]}
 
 
 def gate64(params, trunk, mean, var):
@@ -92,18 +95,18 @@ def gate64(params, trunk, mean, var):
     return np.exp(positive) / np.exp(positive).sum(axis=1, keepdims=True)
 
 
-def one(params, views, batch):
+def one(params, views, batch, temperature=3):
     [outputs], [targets] = views, batch.targets
     gate = gate64(params, outputs[0].trunk, None, None)
     ensemble = sum(gate[:, b, None] * array64(out.logits) for b, out in enumerate(outputs))
     return {
         "ce": ces(outputs, targets),
         "ensemble_ce": ce64(ensemble, targets[0]),  # all see the same images
-        "kd": [kl64(out.logits, ensemble, 3) for out in outputs],
+        "kd": [kl64(out.logits, ensemble, temperature) for out in outputs],
     }
 
 
-def okddip(params, views, batch):
+def okddip(params, views, batch, temperature=3):
     [(*peers, leader)] = views
     query = [array64(out.features) @ array64(params["query"]) for out in peers]
     key = [array64(out.features) @ array64(params["key"]) for out in peers]
@@ -115,22 +118,22 @@ def okddip(params, views, batch):
     targets.append(sum(array64(out.logits) for out in peers) / len(peers))
     return {
         "ce": ces(views[0], batch.targets[0]),
-        "kd": [kl64(out.logits, target, 3) for out, target in zip([*peers, leader], targets, strict=True)],
+        "kd": [kl64(out.logits, target, temperature) for out, target in zip([*peers, leader], targets, strict=True)],
     }
 
 
-def pcl(params, views, batch):
+def pcl(params, views, batch, temperature=3):
     [outputs], [targets] = views, batch.targets
     joined = np.concatenate([array64(out.features) for out in outputs], axis=1)
     teacher = joined @ array64(params["kernel"]) + array64(params["bias"])
     means = batch.teachers["mean"][0]
     others = [
-        np.mean([kl64(out.logits, mean.logits, 3) for k, mean in enumerate(means) if k != j])
+        np.mean([kl64(out.logits, mean.logits, temperature) for k, mean in enumerate(means) if k != j])
         for j, out in enumerate(outputs)
     ]
     return {
         "ce": ces(outputs, targets),
-        "pt": [kl64(out.logits, teacher, 3) for out in outputs],
+        "pt": [kl64(out.logits, teacher, temperature) for out in outputs],
         "mean_teacher": others,
         "peer_teacher_ce": np.mean([ce64(teacher, target) for target in targets]),
     }
@@ -167,19 +170,21 @@ def test_terms_against_numpy(row, num_peers):
     method_of(row).check(setup_of(row, num_peers))
     views = seen_by(row, num_peers)
     batch = batch_of(num_peers, views=len(views))
-    method, params, state = made(row, views[0])
-    params = jax.tree.map(lambda leaf: leaf + 0.3, params)  # so that scales of 1 and offsets of 0 are not all there is
-    terms, _ = method.loss(params, state, views, batch, CLOCK)
-    expected = ORACLES[row](params, views, batch)
-    assert set(terms) == set(expected) == set(methods.row(row).weights)
-    assert tuple(terms) == term_names(method, spec_of(views[0]))
-    for name, values in expected.items():
-        np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    for options in ({}, others_of(row)):
+        method, params, state = made(row, views[0], **options)
+        params = jax.tree.map(lambda leaf: leaf + 0.3, params)  # so that not all scales are 1, and not all offsets 0
+        terms, _ = method.loss(params, state, views, batch, CLOCK)
+        expected = ORACLES[row](params, views, batch, **options)
+        assert set(terms) == set(expected) == set(methods.row(row).weights)
+        assert tuple(terms) == term_names(method, spec_of(views[0]))
+        for name, values in expected.items():
+            np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_ps_kd_softens_the_label_by_what_was_said_before():
+@pytest.mark.parametrize("last_share", [0.8, 0.3])
+def test_ps_kd_softens_the_label_by_what_was_said_before(last_share):
     outputs, batch = outputs_of(2), batch_of(2)
-    method, params, state = made("ps_kd", outputs)
+    method, params, state = made("ps_kd", outputs, last_share=last_share)
     rows = np.asarray(batch.indices)
     _, state = method.loss(params, state, (outputs,), batch, CLOCK)
     said = [np.exp(log_softmax64(out.logits)) for out in outputs]
@@ -187,7 +192,7 @@ def test_ps_kd_softens_the_label_by_what_was_said_before():
     unseen = np.setdiff1d(np.arange(N + 2), rows)
     assert not np.any(np.asarray(state["last"])[:, unseen])
     again = outputs_of(2, seed=5)
-    for epoch, share in ((1, 0.4), (3, 0.8)):  # of 4 epochs: .8 * 2/4, and .8 in the last
+    for epoch, share in ((1, last_share / 2), (3, last_share)):  # of 4 epochs: 2/4, and all in the last
         terms, _ = method.loss(params, state, (again,), batch, CLOCK._replace(epoch=jnp.int32(epoch)))
         soft = [(1 - share) * array64(batch.targets[0, j]) + share * said[j] for j in range(2)]
         np.testing.assert_allclose(terms["ce"], [ce64(again[j].logits, soft[j]) for j in range(2)], rtol=1e-5)
@@ -216,6 +221,7 @@ def test_okddip_s_attention_learns_and_its_leader_is_a_head():
     outputs, batch = outputs_of(3, sizes=[16] * 3), batch_of(3)
     method, params, state = made("okddip", outputs)
     assert {name: leaf.shape for name, leaf in params.items()} == {"query": (16, 2), "key": (16, 2)}
+    assert np.abs(params["query"] - params["key"]).min() > 1e-6  # or a peer would attend most to those like itself
     gradient = jax.jit(jax.grad(lambda p: method.loss(p, state, (outputs,), batch, CLOCK)[0]["kd"].sum()))(params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     assert method.students(outputs) == outputs[:2]

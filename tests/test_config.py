@@ -1,5 +1,6 @@
 """What a user can get wrong on the command line: one line that helps, an exit code, and nothing compiled."""
 
+import itertools
 import json
 import math
 import os
@@ -640,6 +641,19 @@ def test_every_leaf_can_be_overridden(file, monkeypatch):
 def test_the_last_of_two_values_counts():
     twice = [f"--config.optimizer.milestones={value}" for value in ("(1,)", "(2,)")]
     assert command_line.from_flags("configs/resnet32.py", twice).optimizer.milestones == (2,)
+    for first, second in itertools.product(
+        ("--config.{}={}", "-config.{}={}", "--config.{} {}", "-config.{} {}"), repeat=2
+    ):
+        given = [*first.format("optimizer.milestones", 1).split(), *second.format("optimizer.milestones", 2).split()]
+        given += [*first.format("average", "none").split(), *second.format("average", 0.5).split()]
+        given += [
+            *first.format("data_dir", "x").split(),
+            *second.format("data_dir", "none").split(),
+            "--config.seed",
+            "3",
+        ]
+        found = command_line.from_flags("configs/resnet32.py", given)
+        assert (found.optimizer.milestones, found.average, found.data_dir, found.seed) == ((2,), 0.5, None, 3), given
     for order, wanted in ((("3", "none"), None), (("none", "3"), 3)):
         flags = [f"--config.train_examples={value}" for value in order]
         assert (

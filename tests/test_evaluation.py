@@ -5,11 +5,12 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from cutnmix_jax import data, digests, evaluate, export, load_student, predict
+from cutnmix_jax import data, digests, evaluate, export, load_student, methods, predict
 from cutnmix_jax.errors import CheckpointError, UserError
 from cutnmix_jax.student import evaluated, exported, of_run
 from tests.hostile import snapshot
@@ -25,6 +26,20 @@ CONSENT = "--backbone=tests.tiny:Tiny"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained_in(tmp_path_factory.mktemp("run") / "run", "cutnmix", ":Tiny", *CHOSEN)
+
+
+def test_a_head_of_what_is_calibrated_is_evaluated_as_it_is_saved(tmp_path, monkeypatch):
+    """The row of an epoch was of the weights of the one before, and a run evaluated again had other accuracies."""
+
+    def heads(self, params, state, outputs):
+        return {"weighed": jax.numpy.where(state["weights"][0] == 0.5, -1, 1) * outputs[0].logits}
+
+    monkeypatch.setattr(methods.find("kdcl"), "heads", heads)
+    flags = ["--config.loss.target=general", "--config.held_out_examples=20", "--config.epochs=1"]
+    folder = trained_in(tmp_path / "run", "kdcl", ":Tiny", *flags)
+    last = json.loads((folder / "results.json").read_text())["last"]
+    assert last["accuracy_weighed"] == last["accuracy_per_peer"][0]
+    assert told([folder, CONSENT], tmp_path / "out")["classifiers"]["weighed"]["accuracy"] == last["accuracy_weighed"]
 
 
 def told(arguments, out):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import pytest
 import tensorboardX  # noqa: F401  the import of which sets variables
 
-from cutnmix_jax import device, main, process, storage, training
+from cutnmix_jax import device, evaluate, load_student, main, process, storage, training
 from cutnmix_jax.backbones import foreign
 from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError, UsageError
@@ -175,6 +175,17 @@ def test_what_nobody_listens_to_is_shown_as_ever():
         warnings.warn("a b 3", stacklevel=1)
     assert heard == ["a bit", "c 1", "a b 2"]
     assert [str(one.message) for one in shown] == ["d", "c 2", "a b 3"]
+
+
+def test_what_reads_a_student_adds_no_handler(tmp_path, monkeypatch, capsys):
+    """`load_student` of a run left absl's, so that the program's own `basicConfig` did nothing."""
+    command = [f"--config={SMALL[0]}", *SMALL[1:], "--config.backbone.name=resnet8", f"--workdir={tmp_path / 'run'}"]
+    assert main.main(command) == 0
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    load_student(tmp_path / "run")
+    assert logging.getLogger().handlers == []
+    assert evaluate.main([str(tmp_path / "run"), f"--out={tmp_path / 'out'}"]) == 0
+    assert logging.getLogger().handlers == []
 
 
 def test_handlers_of_the_program_around_stay(tmp_path, monkeypatch):

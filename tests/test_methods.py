@@ -29,6 +29,7 @@ from tests.oracles import (
     made,
     method_of,
     mmd64,
+    others_of,
     outputs_of,
     seen_by,
     setup_of,
@@ -39,7 +40,7 @@ from tests.test_student import trained_in
 ROWS = methods.rows_by_name()
 
 
-def expected_terms(row, params, outputs, batch):
+def expected_terms(row, params, outputs, batch, temperature=3):
     """Eq. 4, 8, 9 and 10 written out peer by peer."""
     peers, [targets] = range(len(outputs)), batch.targets
     terms = {"ce": [ce64(outputs[j].logits, targets[j]) for j in peers]}
@@ -48,13 +49,13 @@ def expected_terms(row, params, outputs, batch):
         return [sum(pair(outputs[j], outputs[k]) for k in peers if k != j) / (len(outputs) - 1) for j in peers]
 
     if row.startswith("dml") or (row.startswith("cutnmix") and len(outputs) > 1):
-        terms["dml"] = over_others(lambda mine, theirs: kl64(mine.logits, theirs.logits, 3))
+        terms["dml"] = over_others(lambda mine, theirs: kl64(mine.logits, theirs.logits, temperature))
     if row.startswith("cutnmix"):
         if len(outputs) > 1:
             terms["mmd"] = over_others(lambda mine, theirs: mmd64(mine.features, theirs.features))
         joined = np.concatenate([np.asarray(out.features, np.float64) for out in outputs], axis=1)
         teacher = joined @ np.asarray(params["kernel"], np.float64) + np.asarray(params["bias"], np.float64)
-        terms["pt"] = [kl64(out.logits, teacher, 3) for out in outputs]
+        terms["pt"] = [kl64(out.logits, teacher, temperature) for out in outputs]
         terms["peer_teacher_ce"] = np.mean([ce64(teacher, targets[j]) for j in peers])  # of which CE is linear
     return terms
 
@@ -72,12 +73,13 @@ def test_terms_against_numpy(row, num_peers):
         return
     method_of(row).check(setup_of(row, num_peers))
     outputs, batch = outputs_of(num_peers), batch_of(num_peers)
-    method, params, state = made(row, outputs)
-    terms, _ = method.loss(params, state, (outputs,), batch, CLOCK)
-    expected = expected_terms(row, params, outputs, batch)
-    assert set(terms) == set(expected) and tuple(terms) == term_names(method, spec_of(outputs))
-    for name, values in expected.items():
-        np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    for options in ({}, others_of(row)):
+        method, params, state = made(row, outputs, **options)
+        terms, _ = method.loss(params, state, (outputs,), batch, CLOCK)
+        expected = expected_terms(row, params, outputs, batch, **options)
+        assert set(terms) == set(expected) and tuple(terms) == term_names(method, spec_of(outputs))
+        for name, values in expected.items():
+            np.testing.assert_allclose(terms[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 # OKDDip's targets are not stopped: its attention learns through them alone.

@@ -17,7 +17,7 @@ import pytest
 from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
-from cutnmix_jax.paper import figures, here, launch, options, report, reproduce
+from cutnmix_jax.paper import figures, here, launch, options, ran, report, reproduce
 from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
 from cutnmix_jax.paper.published import TABLE1, TABLE2
 from cutnmix_jax.settings import command_line, tree
@@ -276,10 +276,10 @@ def test_a_shorter_run_does_not_count(tmp_path):
     short = choice._replace(epochs=2)
     [cell], [short_cell] = cells_of(choice), cells_of(short)
     save(short_cell, 0.9, epochs=2)
-    assert (launch.epochs_done(cell), cell.epochs) == (2, 240)
+    assert (ran.epochs_done(cell), cell.epochs) == (2, 240)
     report.write(choice, tmp_path)
     assert "1 of 1 cells have no finished run" in (tmp_path / "table2.md").read_text()
-    assert (launch.epochs_done(short_cell), short_cell.epochs) == (2, 2)
+    assert (ran.epochs_done(short_cell), short_cell.epochs) == (2, 2)
 
 
 def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
@@ -290,8 +290,8 @@ def test_a_run_with_other_fields_does_not_count(tmp_path, capsys):
     save(third, 0.9, batch_size=16, precision="float32")
     save(fourth, 0.9)
     (fourth.workdir / "config.json").unlink()
-    assert launch.other_fields(fourth) == [f"No such file or directory: {fourth.workdir / 'config.json'}"]
-    assert [bool(launch.results_of(cell)) for cell in cells_of(choice)] == [False, True, False, False]
+    assert ran.other_fields(fourth) == [f"No such file or directory: {fourth.workdir / 'config.json'}"]
+    assert [bool(ran.results_of(cell)) for cell in cells_of(choice)] == [False, True, False, False]
     line = f"left out: results of 3 other runs, the first in {first.workdir} (config.num_peers: 4 -> 2)"
     reproduce.show(cells_of(choice), jobs=1)
     assert capsys.readouterr().out.splitlines()[4:-1] == [line]
@@ -307,15 +307,15 @@ def test_all_devices_are_however_many_there_were(tmp_path):
     [cell] = cells_of(choice)
     cell = cell._replace(arguments=(*cell.arguments, *more))
     save(cell, 0.9, devices=4)
-    assert launch.other_fields(cell) == []
+    assert ran.other_fields(cell) == []
     save(cell, 0.9, devices=4, bn="global")
-    assert launch.other_fields(cell) == ["config.bn: 'global' -> 'local'"]
+    assert ran.other_fields(cell) == ["config.bn: 'global' -> 'local'"]
 
 
 def test_a_best_epoch_of_fewer_does_not_count(tmp_path):
     [cell] = cells_of(Choice("table2", mini=True, variants=("cutnmix",), seeds=(95,), runs=tmp_path))
     save(cell, 0.9, eval_every_epochs=4)
-    assert launch.other_fields(cell) == ["config.eval_every_epochs: 4 -> 1"]
+    assert ran.other_fields(cell) == ["config.eval_every_epochs: 4 -> 1"]
 
 
 def test_a_method_says_itself_that_it_is_taught_and_what_tables_show(monkeypatch):
@@ -345,9 +345,9 @@ def test_results_that_do_not_belong_to_what_lies_beside_them_do_not_count(change
     choice = Choice("fig1", mini=True, seeds=(95,), variants=("dml",), runs=tmp_path)
     [cell] = cells_of(choice)
     save(cell, 0.9)
-    assert launch.results_of(cell) and launch.left_out([cell]) == ""
+    assert ran.results_of(cell) and ran.left_out([cell]) == ""
     change(cell.workdir)
-    assert launch.results_of(cell) is None
+    assert ran.results_of(cell) is None
     report.write(choice, tmp_path / "out")
     [line, missing, _] = capsys.readouterr().out.splitlines()
     assert missing == "1 of 1 cells have no finished run"
@@ -375,18 +375,18 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     arguments = tuple(text.replace(str(taught.teacher.workdir), near) for text in taught.arguments)
     assert arguments != taught.arguments
     save(taught._replace(arguments=arguments), 0.9)
-    assert launch.results_of(taught)
+    assert ran.results_of(taught)
     save(taught, 0.9, teacher=str(other))
     another = f"it was taught by another run than the one in {taught.teacher.workdir}"
-    assert launch.other_fields(taught) == [another]  # where its weights are not known, the folder decides
+    assert ran.other_fields(taught) == [another]  # where its weights are not known, the folder decides
     save(taught, 0.9, told={"teacher_sha256": "of the teacher"})
     gone = f"no finished run of its teacher in {taught.teacher.workdir}"
-    assert launch.other_fields(taught) == [gone]  # it need not have been another one
+    assert ran.other_fields(taught) == [gone]  # it need not have been another one
     save(taught, 0.9, teacher=str(other))
     save(taught.teacher, 0.9, told={"weights_sha256": "of the teacher"})
-    assert launch.other_fields(taught) == [another]
+    assert ran.other_fields(taught) == [another]
     save(taught, 0.9, teacher=str(other), told={"teacher_sha256": "of the teacher"})
-    assert launch.other_fields(taught) == []
+    assert ran.other_fields(taught) == []
 
 
 def test_nothing_found_is_an_empty_table(tmp_path):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import stack
-from cutnmix_jax.engine import mappings
+from cutnmix_jax import methods, stack
+from cutnmix_jax.engine import mappings, passes
 from cutnmix_jax.types import Backbone, Split
-from tests.test_step import KEY, begun, build, linear_backbone, summaries
+from tests.test_step import KEY, RATE, begun, build, linear_backbone, summaries
 
 
 def drawing_backbone():
@@ -86,6 +86,48 @@ def test_stacked_networks_draw_what_they_draw_one_after_the_other():
     found = [own["drawn"][1] for own in stack.apart(at_once)]
     assert all_differ(found)
     np.testing.assert_allclose(found, [own["drawn"][1] for own in alone], rtol=1e-6)
+
+
+def test_teachers_see_each_view_and_draw_other_numbers_there():
+    """Made of a recorder: no row has both a teacher and two views."""
+    passed = []
+
+    class Recorder:
+        kinds = ("frozen",)
+
+        def forward(self, own, params, images, key):
+            passed.append((images, float(jax.random.uniform(key))))
+            return {"frozen": (len(passed),)}, own + 1
+
+    engine = build("ddgsd")
+    state = begun(engine)[0]._replace(teachers=0)
+    images = jnp.arange(2)
+    by_teachers, own = passes.of_companions(Recorder(), state, images, KEY)
+    assert by_teachers == {"frozen": ((1,), (2,))} and own == 2
+    assert [int(seen) for seen, _ in passed] == [0, 1]
+    assert all_differ([1 + number for _, number in passed])
+
+
+def test_three_views_are_cropped_apart(monkeypatch):
+    row = methods.find("ddgsd")
+    monkeypatch.setattr(row, "views", (*row.views, row.views[-1]))
+    engine = build("ddgsd")
+    draws = engine.make_batch.draw(KEY, engine.train_data, jnp.arange(10))
+    seen = [crops.offsets.tobytes() for crops in jax.device_get(draws.crops)]
+    assert len(set(seen)) == len(seen) == 3
+
+
+def test_a_loss_is_told_what_time_it_is(monkeypatch):
+    def loss(self, params, state, views, batch, clock):
+        hands = clock.step * 1e4 + clock.epoch * 1e2 + clock.epochs + clock.learning_rate
+        return {"ce": hands + 0 * views[0][0].logits.sum()}, state
+
+    monkeypatch.setattr(methods.find("supervised"), "loss", loss)
+    monkeypatch.setattr(methods.find("supervised"), "counts_epochs", True)
+    engine = build("baseline")
+    state, totals, feed = begun(engine)
+    _, totals = engine.train_steps(state._replace(step=jnp.int32(6)), totals, engine.feed(1), 1)
+    np.testing.assert_allclose(totals.sums["ce"], 6e4 + 1e2 + 3 + RATE, rtol=1e-6)
 
 
 def test_an_average_follows_the_statistics_that_the_step_has_left():

@@ -338,6 +338,17 @@ def test_a_loss_of_what_an_objective_does_not_know_is_refused(term, said, monkey
         cutnmix_jax.objective_of("baseline", K, (D,))
 
 
+def test_an_epoch_is_asked_for_where_the_loss_looks_at_it(monkeypatch):
+    """It was 0 without a word: a loss that rises over the epochs stayed 0."""
+    loss = lambda self, params, state, views, batch, clock: ({"ce": clock.epoch * 2.0}, state)  # noqa: E731
+    monkeypatch.setattr(methods.find("supervised"), "loss", loss)
+    objective = cutnmix_jax.objective_of("baseline", K, (D,))
+    for given, said in (({}, "epoch is missing"), ({"epoch": -5}, "epoch=-5"), ({"epoch": 4, "epochs": 4}, "epoch=4")):
+        with pytest.raises(ValueError, match=said):
+            objective({}, {}, outputs_of(1), TARGETS, **given)
+    assert objective({}, {}, outputs_of(1), TARGETS, epoch=3)[0] == 6
+
+
 def test_a_row_whose_weights_rise_is_refused(monkeypatch):
     """One of somebody's own, without a trunk: at all times it would have had its full weights."""
     rising = dataclasses.replace(methods.row("dml"), ramp_up=("dml",))
@@ -466,8 +477,9 @@ def test_a_run_from_python(tmp_path):
         cutnmix_jax.history(tmp_path / "other")
     with pytest.raises(UsageError, match="optimizer.learning_rate"):
         cutnmix_jax.configure("quickstart", {"lr": 1})
-    with pytest.raises(UsageError, match="config.typo is given no fields"):
-        cutnmix_jax.configure("quickstart", {"typo": {}})
+    for empty, path in (({"typo": {}}, "typo"), ({"optimizer": {"milestones": {}}}, "optimizer.milestones")):
+        with pytest.raises(UsageError, match=f"config.{path} is given no fields"):
+            cutnmix_jax.configure("quickstart", empty)
 
 
 def test_a_group_of_fields_leaves_the_others_as_they_are():

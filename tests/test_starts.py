@@ -88,11 +88,20 @@ def test_a_run_goes_on_wherever_the_networks_lie_that_it_began_as(before, tmp_pa
     assert [again[name] for name in ("init_sha256", "weights_sha256", "last")] == [
         told[name] for name in ("init_sha256", "weights_sha256", "last")
     ]
-    (run / "results.json").unlink()
-    with pytest.raises(AssertionError):  # run's own digest: it is another network than `before`
-        other = trained_in(tmp_path / "other", "dml", ":Tiny", "--config.epochs=1", "--config.seed=3")
-        trained_in(run, "dml", ":Tiny", f"--config.init_from={other}", OWN)
-    assert "holds other networks than those that the run was begun as" in capsys.readouterr().err
+    other = trained_in(tmp_path / "other", "dml", ":Tiny", "--config.epochs=1", "--config.seed=3")
+    for is_finished in (True, False):
+        if not is_finished:
+            (run / "results.json").unlink()
+        for more, said in (
+            ([f"--config.init_from={other}"], "holds other networks than the run was begun as"),
+            ([], "the run was begun as other networks, by config.init_from"),
+        ):
+            with pytest.raises(AssertionError):
+                trained_in(run, "dml", ":Tiny", *more, OWN)
+            assert said in capsys.readouterr().err
+    with pytest.raises(AssertionError):
+        trained_in(other, "dml", ":Tiny", "--config.epochs=1", "--config.seed=3", f"--config.init_from={before}")
+    assert "the run was begun at random" in capsys.readouterr().err
 
 
 def test_a_comparison_tells_runs_apart_that_began_as_others(before, tmp_path):
@@ -154,5 +163,5 @@ def test_a_run_that_began_at_random_is_not_said_to_have_begun_otherwise(tmp_path
         ({"init_sha256": "1"}, False),
         ({}, False),
     ):  # {}: it could not be kept
-        with pytest.raises(UsageError, match="holds other networks") if told else contextlib.nullcontext():
+        with pytest.raises(UsageError, match="the run was begun at random") if told else contextlib.nullcontext():
             assert start.begun_as(settings, before, is_new=False) == before.get("init_sha256")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from cutnmix_jax import methods
-from cutnmix_jax.engine import assemble, batches
+from cutnmix_jax.engine import assemble, batches, terms
 from cutnmix_jax.engine.companions import Trained
 from cutnmix_jax.engine.terms import mixed_accuracy
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method, View
 from cutnmix_jax.methods.cutnmix import CutnMix
 from cutnmix_jax.settings import VIEWS, Mixing, Optimizer, command_line, recipe
-from cutnmix_jax.types import Backbone, Dataset, Outputs, Split
+from cutnmix_jax.types import Backbone, Clock, Dataset, Outputs, Split
 from tests.runs import few
 
 K, D, RATE = 4, 3, 0.1
@@ -217,6 +217,15 @@ def test_weights_rise_over_eighty_epochs(row):
         assert all(found.sums[name] > 0 for name in rising)
 
 
+def test_weights_rise_over_as_many_epochs_as_are_asked_for():
+    engine = build("one")
+    ramp_up = dataclasses.replace(engine.settings.ramp_up, epochs=10)
+    engine = dataclasses.replace(engine, settings=dataclasses.replace(engine.settings, ramp_up=ramp_up))
+    for epoch, wanted in ((0, 0.0067379), (5, 0.2865048), (10, 1.0), (40, 1.0)):
+        clock = Clock(jnp.int32(0), jnp.int32(epoch), jnp.int32(50), jnp.float32(0))
+        np.testing.assert_allclose(terms.weight("kd", engine.settings, clock), wanted, rtol=1e-5)
+
+
 def test_epochs_are_permutations_that_differ():
     orders = [np.asarray(batches.epoch_order(KEY, epoch, 40)) for epoch in range(3)]
     assert all(sorted(order) == list(range(40)) for order in orders)
@@ -349,6 +358,27 @@ def test_training_accuracy_leaves_the_leader_out_as_evaluation_does(loop):
     _, totals = engine.train_steps(state, totals, feed, 1)
     expected = np.mean([said[j] == said[-1] for j in range(2)])
     assert expected < 1 and float(totals.sums["accuracy"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("row", ["cs_kd", "ddgsd"])
+def test_training_accuracy_is_of_the_first_view(row):
+    """The classes are those of the answers to the first view, so that all of them are right."""
+    engine = built(row)
+    state, totals, feed = begun(engine)
+    images = engine.batch_at(0, feed)[0].images
+    first, second = (
+        np.asarray(
+            engine.peers.forward(state.params["peers"], state.batch_stats, seen, True, KEY)[0][0].logits.argmax(-1)
+        )
+        for seen in images
+    )
+    labels = np.asarray(feed.data.labels).copy()
+    labels[np.asarray(feed.rows[0])] = first
+    feed = feed._replace(data=feed.data._replace(labels=jnp.asarray(labels)))
+    batch, _ = engine.batch_at(0, feed)
+    assert np.any(second != np.asarray(batch.targets[1, 0]).argmax(-1))
+    _, totals = engine.train_steps(state, totals, feed, 1)
+    assert float(totals.sums["accuracy"]) == 1
 
 
 def test_pairs_are_of_the_same_class_and_uniform():

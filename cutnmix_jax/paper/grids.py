@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from cutnmix_jax import layout, metrics
-from cutnmix_jax.paper import launch
+from cutnmix_jax.paper import ran
 from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number, title
 
 MISSING = "—"
@@ -51,7 +51,7 @@ def gather(choice: Choice) -> Grid:
 
 
 def _found(choice: Choice, cells: Sequence[Cell]) -> Found:
-    pairs = [(cell, results) for cell in cells if (results := launch.results_of(cell))]
+    pairs = [(cell, results) for cell in cells if (results := ran.results_of(cell))]
     head = headline(cells[0].row)
     return Found(
         cell=cells[0],
@@ -80,8 +80,8 @@ def best(results: Mapping[str, Any], rows: Sequence[metrics.EpochRow], head: str
 
 def _begun(cell: Cell) -> int:
     """The epochs of a run that is begun and not finished, 0 for any other, and for one with other fields."""
-    done = launch.epochs_done(cell)
-    return done if 0 < done < cell.epochs and not launch.other_fields(cell) else 0
+    done = ran.epochs_done(cell)
+    return done if 0 < done < cell.epochs and not ran.other_fields(cell) else 0
 
 
 def accuracy(found: Found) -> str:

@@ -1,19 +1,16 @@
 """Trains the cells of a table wherever they run, each in its own folder, which it continues."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-from cutnmix_jax import digests, files, finished, layout, lock, signals
-from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code, one_line
-from cutnmix_jax.paper import progress
+from cutnmix_jax import digests, finished, layout, lock, signals
+from cutnmix_jax.errors import CheckpointError, StoppedError, UsageError, UserError, of_exit_code
+from cutnmix_jax.paper import progress, ran
 from cutnmix_jax.paper.cells import Cell, headline
 from cutnmix_jax.paper.place import Ended, Place, Status
 from cutnmix_jax.paper.progress import LOG, Started
-from cutnmix_jax.settings import command_line, tree, unused
 
 HELD_SECONDS = 60.0  # that a cell waits for the folder that somebody holds
 
@@ -48,66 +45,6 @@ class _Table:
         return self.count - len(self.waiting) - len(self.running) - len(self.failed)
 
 
-def results_of(cell: Cell) -> dict[str, Any] | None:
-    """What a finished run came to; None where there is none, or one of another configuration in its folder."""
-    results = finished.read(cell.workdir)
-    return results if results and not other_fields(cell) else None
-
-
-def other_fields(cell: Cell) -> list[str]:
-    """Each field in which the run in a cell's folder is not the one that the cell asks for."""
-    asked = _asked(cell.arguments)
-    results, why_not = finished.look(cell.workdir)
-    if why_not:
-        return [why_not]
-    if results and headline(cell.row) not in results["last"]:
-        return [f"it has no {headline(cell.row)}"]
-    try:
-        held = files.read_fields(cell.workdir / layout.CONFIG)
-        if files.kind(cell.workdir / layout.FORCED):
-            return ["its fields were changed by --force"]
-    except (OSError, ValueError, CheckpointError) as error:
-        return [f"its {layout.CONFIG} cannot be read: {one_line(error)}"]
-    changed = list(map(str, unused.changes(held, asked)))
-    if cell.teacher and results:
-        changed += _other_teacher(cell.teacher, results, held.get("teacher") == asked["teacher"])
-    return changed
-
-
-def _other_teacher(teacher: Cell, results: dict[str, Any], same_folder: bool) -> list[str]:
-    """Why the teacher of some results is not the run of a cell, as far as can be told; empty where it is."""
-    there, taught_by = finished.read(teacher.workdir), results.get("teacher_sha256")
-    if taught_by and not there:
-        return [f"no finished run of its teacher in {teacher.workdir}"]
-    same = taught_by == there["weights_sha256"] if taught_by and there else same_folder
-    return [] if same else [f"it was taught by another run than the one in {teacher.workdir}"]
-
-
-@functools.cache  # a cell is looked at several times, and to read a configuration takes 8 ms
-def _asked(arguments: tuple[str, ...]) -> dict[str, Any]:
-    """The fields that the arguments of a cell ask for; not to be changed."""
-    file, *overrides = (argument for argument in arguments if not argument.startswith("--workdir="))
-    return tree.of_settings(command_line.from_flags(file.removeprefix("--config="), overrides))
-
-
-def epochs_done(cell: Cell) -> int:
-    """How many; all of them only where the results are there too."""
-    if results_of(cell):
-        return cell.epochs
-    return min(len(progress.rows_of(cell)), cell.epochs - 1)
-
-
-def left_out(cells: Sequence[Cell]) -> str:
-    """A line about results that are in the place of cells and are not theirs; empty where there are none."""
-    with_results = (cell for cell in cells if any(finished.look(cell.workdir)))
-    others = [(cell, changed[0]) for cell in with_results if (changed := other_fields(cell))]
-    if not others:
-        return ""
-    (cell, change), count = others[0], len(others)
-    runs = f"results of {count} other runs, the first" if count > 1 else "results of another run"
-    return f"left out: {runs} in {cell.workdir} ({change[:300]})"
-
-
 def run(cells: Sequence[Cell], jobs: int, place: Place, patience: float = HELD_SECONDS) -> None:
     """Trains what is not finished.
 
@@ -121,7 +58,7 @@ def run(cells: Sequence[Cell], jobs: int, place: Place, patience: float = HELD_S
       StoppedError: by a signal; the cells have saved, or go on without this process.
       UserError: cells have failed, and all others are done; or the place is none.
     """
-    waiting = [cell for cell in cells if not results_of(cell)]
+    waiting = [cell for cell in cells if not ran.results_of(cell)]
     table = _Table(len(cells), waiting, patience)
     print(f"{table.done} of {len(cells)} cells are done", flush=True)
     with progress.Display() as display:
@@ -189,12 +126,12 @@ def _next(table: _Table) -> Cell | None:
         if cell.teacher in expected or _is_held(table, cell):
             continue
         table.waiting.remove(cell)
-        if not cell.teacher or results_of(cell.teacher):
+        if not cell.teacher or ran.results_of(cell.teacher):
             return cell
         expected.remove(cell)
         why = f"no finished run of its teacher in {cell.teacher.workdir}"
         if any(finished.look(cell.teacher.workdir)):
-            why += f", but results of another one ({other_fields(cell.teacher)[0]})"
+            why += f", but results of another one ({ran.other_fields(cell.teacher)[0]})"
         _fail(table, cell, UsageError(why), "left out")
     return None
 
@@ -221,7 +158,7 @@ def _ended(table: _Table, run: Started, ended: Ended, stopping: bool) -> None:
         if not stopping:
             print(f"{ended.lost or 'stopped from elsewhere'}, started again: {cell.name}", flush=True)
         return
-    results, seconds = results_of(cell), time.monotonic() - run.begun
+    results, seconds = ran.results_of(cell), time.monotonic() - run.begun
     if code == 0 and results:
         accuracy = 100 * results["last"][headline(cell.row)]
         print(f"[{table.done}/{table.count}] {cell.name}: {accuracy:.2f} % in {seconds:.0f} s", flush=True)

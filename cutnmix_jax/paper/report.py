@@ -12,7 +12,7 @@ from typing import Any
 from cutnmix_jax import command, files
 from cutnmix_jax.command import CommandLine, given
 from cutnmix_jax.errors import UsageError, nearest, printable
-from cutnmix_jax.paper import compare, figures, grids, launch, options, runs
+from cutnmix_jax.paper import compare, figures, grids, options, ran, runs
 from cutnmix_jax.paper.cells import TABLES, Choice, Key, cells_of, columns_of, datasets_of, rows_of, title
 from cutnmix_jax.paper.grids import Grid
 
@@ -51,7 +51,7 @@ def write(choice: Choice, folder: Path) -> None:
             written.append(folder / f"{name}.png")
         figures.accuracies(picture, heading, grid)
         written.append(picture)
-    if others := launch.left_out(cells_of(choice)):
+    if others := ran.left_out(cells_of(choice)):
         print(others)
     if missing := grids.missing(grid):
         print(missing)

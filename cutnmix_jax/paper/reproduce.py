@@ -6,7 +6,7 @@ import sys
 
 from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.paper import cluster, devices, elsewhere, here, launch, options, report
+from cutnmix_jax.paper import cluster, devices, elsewhere, here, launch, options, ran, report
 from cutnmix_jax.paper.cells import TABLES, Cell, cells_of
 from cutnmix_jax.paper.progress import NOT_KNOWN, clock, rows_of, seconds_per_epoch
 
@@ -77,7 +77,7 @@ def show(cells: list[Cell], jobs: int) -> None:
     unfinished: list[float | None] = []  # seconds that each will take, where known
     measured = [(cell, seconds) for cell in cells if (seconds := seconds_per_epoch(rows_of(cell))) is not None]
     for number, cell in enumerate(cells, start=1):
-        done = launch.epochs_done(cell)
+        done = ran.epochs_done(cell)
         if done == cell.epochs:
             print(f"{number:4}  {cell.name}: done")
             continue
@@ -87,7 +87,7 @@ def show(cells: list[Cell], jobs: int) -> None:
         unfinished.append(left)
         about = f"about {clock(left)} left" if left is not None else NOT_KNOWN
         print(f"{number:4}  {cell.name}: {done}/{cell.epochs} epochs, {about}")
-    if others := launch.left_out(cells):
+    if others := ran.left_out(cells):
         print(others)
     print(f"{len(cells) - len(unfinished)} of {len(cells)} cells done" + _time_left(unfinished, jobs))
 

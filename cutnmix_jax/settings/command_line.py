@@ -58,7 +58,7 @@ def _check_groups(found: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The fields of a configuration with those that the command line sets."""
-    unset, others = overrides.unset(arguments, tree.optional_fields())
+    unset, others = overrides.unset(overrides.alike(arguments), tree.optional_fields())
     groups = {name: next(iter(value), "") for name, value in config.items() if isinstance(value, ConfigDict)}
     values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
     try:

@@ -11,6 +11,22 @@ from cutnmix_jax import methods
 from cutnmix_jax.errors import one_line
 
 
+def alike(arguments: Sequence[str]) -> list[str]:
+    """Each field as `--config.field=value`; absl takes one dash, too, and a value that is an argument of its own."""
+    found: list[str] = []
+    for text in arguments:
+        text = f"-{text}" if text.startswith("-config.") else text
+        if found and _wants_value(found[-1]) and not text.startswith("--"):
+            found[-1] += f"={text}"
+        else:
+            found.append(text)
+    return found
+
+
+def _wants_value(text: str) -> bool:
+    return text.startswith("--config.") and "=" not in text
+
+
 def last_of_each(overrides: Sequence[str]) -> list[str]:
     """A field that is given twice has its last value; ml_collections would join two tuples."""
     last = {text.partition("=")[0]: text for text in overrides if text.startswith("--config.") and "=" in text}

@@ -7,6 +7,7 @@ from pathlib import Path
 from cutnmix_jax import digests, layout, storage
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.streams import handlers_kept
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.description import check_consent
 from cutnmix_jax.student.network import Student
@@ -57,7 +58,7 @@ def load_student(folder: str | os.PathLike[str]) -> Student:
       UsageError: there is neither.
       CheckpointError: it is damaged, or of another version of this program.
     """
-    with storage.hush():
+    with storage.hush(), handlers_kept():
         return load(folder_of(os.fspath(folder), "folder"))
 
 

@@ -42,15 +42,32 @@ def _check(settings: Settings, names: Sequence[str]) -> None:
             raise UsageError(f"{where}: network {j} is a {name}, and would begin as a {other}")
 
 
-def sha256(settings: Settings) -> str | None:
-    """What tells the networks of `settings.init_from` from others; None where they are not there."""
-    folder = Path(settings.init_from or "")
+def sha256(init_from: str) -> str | None:
+    """What tells the networks of an export or a run from others; None where they are not there."""
+    folder = Path(init_from)
     try:
         if exported.is_export(folder):
             return digests.of_json(exported.read_description(folder).networks_sha256)
-        return of_run.look(folder).results["weights_sha256"] if settings.init_from else None
+        return of_run.look(folder).results["weights_sha256"]
     except UserError:
         return None
+
+
+def began_otherwise(init_from: str | None, before: Mapping[str, Any]) -> str:
+    """Why a run did not begin as `config.init_from` says, as far as can be told; empty where it did.
+
+    Args:
+      init_from: a folder, or None for random weights; one that is gone is taken for what it was.
+      before: the `environment.json` of the run, or its results.
+    """
+    then = before.get("init_sha256")
+    if not init_from:
+        return "the run was begun as other networks, by config.init_from" if then else ""
+    if not then:
+        return f"config.init_from={init_from}: the run was begun at random"
+    if sha256(init_from) in (None, then):
+        return ""
+    return f"config.init_from={init_from} holds other networks than the run was begun as"
 
 
 def begun_as(settings: Settings, before: Mapping[str, Any], is_new: bool) -> str | None:
@@ -62,18 +79,18 @@ def begun_as(settings: Settings, before: Mapping[str, Any], is_new: bool) -> str
       is_new: whether it begins now.
 
     Raises:
-      UsageError: it goes on, and `settings.init_from` holds other networks than those that it began as.
+      UsageError: it goes on, and did not begin as `settings.init_from` says.
     """
-    now, then = sha256(settings), before.get("init_sha256")
     if is_new:
-        return now
-    began_at_random = bool(before) and not then
-    if (now and then and now != then) or (settings.init_from and began_at_random):
-        raise UsageError(
-            f"config.init_from={settings.init_from} holds other networks than those that the run was begun as; "
-            "choose another --workdir"
-        )
-    return then
+        return settings.init_from and sha256(settings.init_from)
+    check_begun(settings, before)
+    return before.get("init_sha256")
+
+
+def check_begun(settings: Settings, before: Mapping[str, Any]) -> None:
+    """Raises UsageError where a run that is there did not begin as these settings say, see `began_otherwise`."""
+    if before and (why := began_otherwise(settings.init_from, before)):
+        raise UsageError(f"{why}; give it as it was then, or choose another --workdir")
 
 
 def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> dict[str, jax.Array]:
