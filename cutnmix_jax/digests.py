@@ -140,6 +140,12 @@ def of_data(dataset: Dataset) -> str:
     return sha.hexdigest()
 
 
+def of_facts(dataset: Dataset) -> str:
+    """The SHA-256 of what a run does with images and labels besides: class names, mean, deviation, whether mirrored."""
+    pixels = dataset.mean.tolist(), dataset.std.tolist(), dataset.flip
+    return of_json([list(dataset.class_names), *pixels])
+
+
 def steps_in(folder: Path) -> list[int]:
     """The steps whose checkpoints are in a folder, oldest first: what counts as one is decided here.
 

@@ -132,7 +132,7 @@ def _facts(engine: Engine) -> dict[str, Any]:
     # Data may lie elsewhere on each host; a host with less memory would keep them elsewhere, and run another program.
     config = tree.of_settings(dataclasses.replace(engine.settings, data_dir=None))
     where = {"steps_per_call": engine.steps_per_call, "on_host": isinstance(engine.train_data, OnHost)}
-    return {**alike, **where, "config": config, "images": made_with["data_sha256"]}
+    return {**alike, **where, "config": config, "images": [made_with["data_sha256"], made_with["facts_sha256"]]}
 
 
 def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], who: str) -> None:

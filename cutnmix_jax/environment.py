@@ -62,6 +62,7 @@ def of_run(dataset: Dataset, networks: Sequence[str] = ()) -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "platform": platform.platform(),
         "data_sha256": digests.of_data(dataset),
+        "facts_sha256": digests.of_facts(dataset),
         "environment": {name: value for name, value in os.environ.items() if name.startswith(_LOOKED_AT)},
         "settings": {
             name: value if isinstance(value, bool | int | float | str | None) else str(value)

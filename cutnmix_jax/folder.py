@@ -105,23 +105,28 @@ def check_fields(workdir: Path, settings: Settings, allowed: Allowed) -> bool:
     return continued.check_file(workdir, settings, begun=_begun(workdir), allowed=allowed)
 
 
-def check_images(workdir: Path, sha256: str) -> None:
-    """Raises DataError where a run would go on with other images, or with the same ones in another order.
+def check_images(workdir: Path, made_with: dict[str, Any]) -> None:
+    """Raises DataError where a run would go on with other images, in another order, or taken for others.
 
     Args:
       workdir: the folder.
-      sha256: `digests.of_data` of the images.
+      made_with: from `environment.of_run`.
     """
     if not _saved(workdir):
         return
     path = workdir / ENVIRONMENT
-    before = read_if_any(path).get("data_sha256")
-    if before is None:
+    before = read_if_any(path)
+    if before.get("data_sha256") is None:
         console.warn(f"{path} does not tell which images the run was begun with; they may be others now")
-    elif before != sha256:
+    elif before["data_sha256"] != made_with["data_sha256"]:
         raise DataError(
             f"the images are not those that the run in {workdir} was begun with; give it the same ones by "
             "--config.data_dir, or choose another --workdir"
+        )
+    elif before.get("facts_sha256", made_with["facts_sha256"]) != made_with["facts_sha256"]:
+        raise DataError(
+            f"the class names, mean, deviation or mirroring of the images are not those that the run in {workdir} was "
+            "begun with; give it the same ones, or choose another --workdir"
         )
 
 

@@ -182,8 +182,9 @@ def _run_seeds(known: argparse.Namespace, overrides: Sequence[str], own_process:
     with StopRequest(own_process) as stop:  # there is nothing to save before they have started
         from cutnmix_jax import seeds
         from cutnmix_jax.settings import command_line
+        from cutnmix_jax.settings import overrides as forms
 
-        if any(override.partition("=")[0] == "--config.seed" for override in overrides):
+        if any(override.partition("=")[0] == "--config.seed" for override in forms.alike(overrides)):
             raise UsageError("--seeds and --config.seed: leave one of them out")
         fields = {seed: [*overrides, f"--config.seed={seed}"] for seed in seeds.parse(known.seeds)}
         settings = {seed: command_line.from_flags(known.config, own) for seed, own in fields.items()}

@@ -1,6 +1,7 @@
 """A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network
 
-    return Trained(backbone, load, str(path), sha256, lambda: step in digests.steps_in(path / layout.CHECKPOINTS))
+    has_step = functools.partial(_has, path / layout.CHECKPOINTS, step)
+    return Trained(backbone, load, str(path), sha256, has_step, results["data"])
+
+
+def _has(checkpoints: Path, step: int) -> bool:
+    return step in digests.steps_in(checkpoints)
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
@@ -80,7 +86,7 @@ def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> T
     def load() -> dict[str, Tree]:
         return exported.read(path).networks(name)[0]  # which the students are, too, if it is somebody's own
 
-    return Trained(backbone, load, str(path), described.networks_sha256[0], lambda: True)
+    return Trained(backbone, load, str(path), described.networks_sha256[0], lambda: True, vars(described))
 
 
 def _backbone(

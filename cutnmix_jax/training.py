@@ -163,7 +163,7 @@ def go_on(
         made_with["runs_in_program"] = engine.runs_in_program
     if engine.devices.count > 1:
         made_with["layout"] = engine.devices.described()
-    folder.check_images(workdir, made_with["data_sha256"])
+    folder.check_images(workdir, made_with)
     keep, fields = settings.checkpoint.keep, tree.of_settings(settings)
     with contextlib.closing(Checkpoints(workdir / layout.CHECKPOINTS, keep, opened.check, fields)) as checkpoints:
         # What was saved, if anything.

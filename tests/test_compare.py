@@ -178,6 +178,31 @@ def test_students_of_unlike_teachers_make_groups(tmp_path):
     assert shown == ["digits/made up/baseline", "digits/made up/cutmix", str(tmp_path / "gone"), "before"]
 
 
+def test_teachers_of_other_recipes_make_groups(tmp_path):
+    """One that learned for an epoch and one that learned for six had one mean."""
+    for name, epochs, seed in (("a", 1, 1), ("b", 6, 2), ("c", 6, 3)):
+        save(tmp_path / name, 0.9, "baseline", seed=seed, epochs=epochs, told={"weights_sha256": name})
+        for field, row in (("teacher", "kd"), ("init_from", "dml")):
+            digest = {"teacher": "teacher_sha256", "init_from": "init_sha256"}[field]
+            told = {field: tmp_path / name, "told": {digest: name}}
+            save(tmp_path / f"by {field}" / name, 0.5, row, seed=seed, **told)
+    for field in ("teacher", "init_from"):
+        groups = runs.gather([tmp_path / f"by {field}"]).groups
+        assert [[run.seed for run in group.finished] for group in groups] == [[1], [2, 3]]
+        assert labels.differing(groups) == ([f"{field}.recipe"], [])
+
+
+def test_runs_on_other_images_make_groups(tmp_path):
+    """Those that were tested on others had one mean with them: of one name, in another folder or prepared anew."""
+    for name, seed, images, facts in (("a", 1, "1", "1"), ("b", 2, "1", "1"), ("c", 3, "2", "1"), ("d", 4, "1", "2")):
+        save(tmp_path / name, 0.5, seed=seed)
+        made_with = {"data_sha256": images * 64, "facts_sha256": facts * 64}
+        (tmp_path / name / "environment.json").write_text(json.dumps(made_with))
+    groups = runs.gather([tmp_path]).groups
+    assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4]]
+    assert labels.differing(groups) == (["data"], [])
+
+
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a", 0.8)
     save(tmp_path / "b", 0.8, "cutnmix", weights__mmd=0.7)
@@ -473,6 +498,7 @@ def test_real_runs_of_ones_own_network(tmp_path, monkeypatch, capsys):
     told = [training.train(settings, tmp_path / "seed95")["last"]["accuracy"], 0.25]
     config = json.loads((tmp_path / "seed95" / "config.json").read_text())
     write_finished(tmp_path / "seed96", config | {"seed": 96}, rows_of(0.25, 1))
+    shutil.copy(tmp_path / "seed95" / "environment.json", tmp_path / "seed96")
     save(tmp_path / "other", 0.2)
     capsys.readouterr()
     assert called(monkeypatch, tmp_path) == 0

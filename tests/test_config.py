@@ -641,6 +641,12 @@ def test_every_leaf_can_be_overridden(file, monkeypatch):
 def test_the_last_of_two_values_counts():
     twice = [f"--config.optimizer.milestones={value}" for value in ("(1,)", "(2,)")]
     assert command_line.from_flags("configs/resnet32.py", twice).optimizer.milestones == (2,)
+    for given in (
+        ["--config.share_trunk=false", "--config.share_trunk"],
+        ["--noconfig.share_trunk", "--config.share_trunk"],
+    ):
+        assert command_line.from_flags("quickstart:digits,okddip", given).share_trunk
+        assert not command_line.from_flags("quickstart:digits,okddip", given[::-1]).share_trunk
     for first, second in itertools.product(
         ("--config.{}={}", "-config.{}={}", "--config.{} {}", "-config.{} {}"), repeat=2
     ):

@@ -32,6 +32,10 @@ from cutnmix_jax.errors import DataError, UsageError
 from cutnmix_jax.types import Dataset
 
 MODULES = {"cifar10": cifar10, "cifar100": cifar100}
+PIXELS = {  # of all training pixels, 0 to 255, as CIFAR's users have known them since 2009
+    "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+}
 COUNTS = {"cifar10": {"train": 20, "test": 10}, "cifar100": {"train": 200, "test": 100}}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 PREPARED = os.environ.get("TFDS_DATA_DIR", "")  # of whoever runs the tests
@@ -829,3 +833,9 @@ def test_exit_code_reaches_the_shell(tmp_path):
     command = [sys.executable, "-m", "cutnmix_jax.data", "verify", "--dataset=cifar10", f"--data_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_mean_and_deviation_of_cifar(name):
+    source = MODULES[name].SOURCE
+    np.testing.assert_allclose([source.mean, source.std], np.array(PIXELS[name]) / 255, atol=4e-4)

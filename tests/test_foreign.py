@@ -153,6 +153,14 @@ def fails(num_classes):
     raise RuntimeError("no such\nwidth")
 
 
+class Moded(nn.Module):
+    """Left at its default, it was never trained as what it is: no dropout, and the statistics of the start for ever."""
+
+    @nn.compact
+    def __call__(self, images, training=False):
+        return nn.Dense(CLASSES)(nn.BatchNorm(use_running_average=not training)(tile(images)))
+
+
 BAD = {
     "fails": (fails, "RuntimeError: no such width"),
     "takes_nothing": (lambda: None, "TypeError"),
@@ -168,6 +176,7 @@ BAD = {
     "nnx_map_head": (MapHead, "no fully connected layer; return .logits, features."),
     "counters": (Counting, "'counters'"),
     "late": (Late, "batch statistics change"),
+    "training": (lambda num_classes: Moded(), "takes 'training'; what tells it that it is being trained is `train`"),
     "number": (3, "not a function or a class"),
 }
 

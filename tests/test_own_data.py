@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +259,7 @@ def test_a_set_of_a_users_code_is_trained(code, tmp_path, capsys):
     assert data.problem(name) == "" and "own_set" not in sys.modules  # a name alone runs nothing
     run = tmp_path / "run"
     assert main.main([f"--config=quickstart:{name},baseline", TINY, *SMALL, *small, f"--workdir={run}"]) == 0
-    assert set(sys.modules["own_set"].calls) == {str(tmp_path)}
+    assert sys.modules["own_set"].calls == [str(tmp_path)]
     results = json.loads((run / "results.json").read_text())
     assert (results["dataset"], results["data"]["resampling"], results["test_examples"]) == (name, "nearest", 30)
     assert command_line.from_flags(f"resnet8:{name},dml", []).default_workdir.parts[1] == "own_set.load"
@@ -270,6 +271,55 @@ def test_a_set_of_a_users_code_is_trained(code, tmp_path, capsys):
         assert evaluate.main([str(source), *flags, f"--dataset={name}"]) == 0
     assert command(["prepare", f"--dataset={name}"]) == 0
     assert "nothing to prepare" in capsys.readouterr().out
+
+
+SMALLER = ["--config.train_examples=64", "--config.test_examples=30"]
+
+
+def test_the_next_run_of_a_process_calls_it_again(code, tmp_path):
+    """It trained on the images of the first one, of which the code had other ones by then."""
+    name = f"{code('growing', '{}')}:load"
+    for count in (64, 32):
+        command = [f"--config=quickstart:{name},baseline", TINY, *SMALL, f"--workdir={tmp_path / str(count)}"]
+        assert main.main(command) == 0
+        found = json.loads((tmp_path / str(count) / "results.json").read_text())["train_examples"]
+        assert found == {64: 1500, 32: 100}[count]
+        module = sys.modules["growing"]
+        first = module.digits.load()
+        fewer = first._replace(train_images=first.train_images[:100], train_labels=first.train_labels[:100])
+        module.digits = types.SimpleNamespace(load=lambda fewer=fewer: fewer)
+
+
+def test_a_run_goes_on_with_the_same_classes_and_pixels_alone(code, tmp_path, capsys):
+    """Images and labels were the same; the mean was .9, and the classes had each other's names."""
+    name = f"{code('told', '{}')}:load"
+    command = [f"--config=quickstart:{name},baseline", TINY, *SMALL, *SMALLER, f"--workdir={tmp_path / 'run'}"]
+    assert main.main(command) == 0
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before its results
+    plain = sys.modules["told"].digits.load()
+    for change in ({"mean": plain.mean + 0.1}, {"flip": not plain.flip}, {"class_names": plain.class_names[::-1]}):
+        sys.modules["told"].digits = types.SimpleNamespace(load=lambda change=change: plain._replace(**change))
+        capsys.readouterr()
+        assert main.main(command) == 3
+        assert "class names, mean, deviation or mirroring of the images are not those" in one_error(capsys)
+    sys.modules["told"].digits = types.SimpleNamespace(load=lambda: plain)
+    assert main.main(command) == 0
+
+
+@pytest.mark.parametrize("change", ["class_names", "mean", "std"])
+def test_a_teacher_has_learned_the_same_classes(change, code, tmp_path, capsys):
+    """One of cats and dogs taught the other class of each: accuracy 0, without a word."""
+    name = f"{code('taught', '{}')}:load"
+    command = [TINY, *SMALL, *SMALLER]
+    assert main.main([f"--config=quickstart:{name},baseline", *command, f"--workdir={tmp_path / 'teacher'}"]) == 0
+    plain = sys.modules["taught"].digits.load()
+    other = plain.class_names[::-1] if change == "class_names" else getattr(plain, change) * 1.25
+    sys.modules["taught"].digits = types.SimpleNamespace(load=lambda: plain._replace(**{change: other}))
+    for teacher in ("teacher", "teacher/student"):
+        capsys.readouterr()
+        student = [f"--config=quickstart:{name},kd", *command, f"--config.teacher={tmp_path / teacher}"]
+        assert main.main([*student, f"--workdir={tmp_path / 'run'}"]) == 2
+        assert f"was trained on images with other {change} (" in one_error(capsys)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The paper's tables: their cells, the launching of runs, and what is written of them."""
 
 import csv
+import dataclasses
 import functools
 import json
 import os
@@ -70,8 +71,22 @@ def test_ablations_change_what_they_say():
         1.0,
     )
     assert cells["cutmix prob 0.5"].mix.prob == 0.5 and cells["cutmix prob 1"].mix.prob == 1.0
-    alone = cells["MMD alone"].weights
-    assert [alone[name] for name in ("ce", "dml", "mmd", "pt")] == [1.0, 0.0, 0.3, 0.0]
+    weights = {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
+    for variant, changed in {
+        "MMD alone": {"dml": 0.0, "pt": 0.0}, "PT alone": {"dml": 0.0, "mmd": 0.0},
+        "no distillation": {"dml": 0.0, "mmd": 0.0, "pt": 0.0},
+        "alpha = 0.3": {"dml": 0.3}, "alpha = 1": {"dml": 1.0}, "beta = 0.1": {"mmd": 0.1}, "beta = 1": {"mmd": 1.0},
+        "gamma = 0.05": {"pt": 0.05}, "gamma = 0.3": {"pt": 0.3}, "gamma = 1": {"pt": 1.0},
+    }.items():  # fmt: skip
+        assert dataclasses.replace(cells[variant], weights=weights) == plain, variant
+        assert cells[variant].weights == weights | changed, variant
+    for box in ("uniform", "inside", "wrap", "raw", "own"):
+        assert cells[f"box {box}"].mix == dataclasses.replace(plain.mix, box=box)
+    for tau in (1, 2, 4, 6):
+        assert cells[f"tau = {tau}"] == dataclasses.replace(
+            plain, loss=dataclasses.replace(plain.loss, temperature=tau)
+        )
+    assert cells["J = 4"] == dataclasses.replace(plain, num_peers=4)
 
 
 def test_teachers_come_first():
@@ -546,7 +561,7 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
     cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
     cells[0].workdir.parent.mkdir(parents=True)
     cells[0].workdir.touch()
-    monkeypatch.setattr(launch, "results_of", lambda cell: None)
+    monkeypatch.setattr(ran, "results_of", lambda cell: None)
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     with pytest.raises(UserError, match=r"2 cells failed: .*\(cannot start in .*\); .*\(exit code 5, see ") as failed:
         run(cells, 1)
@@ -555,7 +570,7 @@ def test_a_folder_that_cannot_be_made_fails_its_cell_alone(tmp_path, monkeypatch
 
 def test_a_folder_that_is_held_keeps_no_other_cell_waiting(tmp_path, monkeypatch, capsys):
     cells = cells_of(Choice("fig1", mini=True, seeds=(95,), runs=tmp_path))
-    monkeypatch.setattr(launch, "results_of", lambda cell: None)
+    monkeypatch.setattr(ran, "results_of", lambda cell: None)
     monkeypatch.setattr(pool, "start", lambda *_, **__: subprocess.Popen(["sh", "-c", "exit 5"]))
     cells[0].workdir.mkdir(parents=True)
     with lock.held(cells[0].workdir), pytest.raises(UserError, match="2 cells failed"):

@@ -165,3 +165,13 @@ def test_a_run_that_began_at_random_is_not_said_to_have_begun_otherwise(tmp_path
     ):  # {}: it could not be kept
         with pytest.raises(UsageError, match="the run was begun at random") if told else contextlib.nullcontext():
             assert start.begun_as(settings, before, is_new=False) == before.get("init_sha256")
+
+
+def test_networks_that_see_the_same_and_begin_alike_are_refused(tmp_path, capsys):
+    """Also where a kind of mixing is named that never happens: both peers stayed one network."""
+    source = trained_in(tmp_path / "one", "baseline", ":Tiny", "--config.epochs=1")
+    for more in (["--config.mix.prob=0"], ["--config.mix.kind=none"]):
+        with pytest.raises(AssertionError):
+            flags = ["--config.views=shared", f"--config.init_from={source}", *more]
+            trained_in(tmp_path / "run", "cutnmix", ":Tiny", *flags)
+        assert "they would stay one network" in capsys.readouterr().err

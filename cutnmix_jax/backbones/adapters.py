@@ -33,6 +33,10 @@ def arguments(function: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
+# What others call `train`, or its contrary; left at its default, such a network would never be trained as one.
+_OTHER_MODES = ("training", "is_training", "is_train", "deterministic", "use_running_average", "inference", "is_eval")
+
+
 def mode(module: Any, train: bool) -> dict[str, Any]:
     """The keyword argument that tells a module whether it is being trained, if it takes one."""
     return {"train": train} if "train" in arguments(type(module).__call__) else {}
@@ -59,6 +63,13 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             " (a function that makes an nnx.Module takes an argument `rngs`)"
         )
 
+    takes = arguments(type(module).__call__)
+    if "train" not in takes and (other := [word for word in _OTHER_MODES if word in takes]):
+        raise UsageError(
+            f"backbone {name!r}: its __call__ takes {other[0]!r}; what tells it that it is being trained is `train`, "
+            "true or false"
+        )
+
     def init(key: jax.Array) -> dict[str, Tree]:
         rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
         variables = module.init(rngs, jnp.zeros((1, *image_shape)), **mode(module, train=False))
@@ -72,8 +83,7 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             returned, batch_stats = run(module, variables, images, train, key)
         return outputs_of(name, returned, calls), batch_stats
 
-    has_parts = "part" in arguments(type(module).__call__)
-    return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if has_parts else None)
+    return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if "part" in takes else None)
 
 
 def run(

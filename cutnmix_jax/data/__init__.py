@@ -175,6 +175,7 @@ def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
         from cutnmix_jax.data import _own
 
         dataset = _own.load(name, data_dir)
+        _own.load.cache_clear()  # the next run of the process may find other images
     else:
         dataset = _shipped(name, data_dir)
     if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):

@@ -75,6 +75,8 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
     Raises:
       UsageError: they, or the teacher, cannot take the images or the batches, or they have no gradient.
     """
+    if found.teacher:
+        _check_teacher(found.teacher, dataset)
     image, names = dataset.train_images.shape[1:], settings.backbones
     if image == CIFAR and not settings.own_backbones:
         return
@@ -86,6 +88,19 @@ def check(settings: Settings, found: Networks, dataset: Dataset) -> None:
         if found.teacher:
             alone, seen = peers.make([found.teacher.backbone], "unroll"), (1, settings.batch_size, *image)
             peers.check(alone, [found.teacher.backbone.name], classes, None, seen, train=False)
+
+
+def _check_teacher(trained: Trained, dataset: Dataset) -> None:
+    """Raises UsageError where a teacher learned other classes, or saw pixels that were normalised otherwise."""
+    ours = {"class_names": dataset.class_names, "mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
+    for name, value in ours.items():
+        theirs = trained.seen.get(name)  # a run of an earlier version does not tell it
+        if theirs is not None and list(theirs) != list(value):
+            there, here = (", ".join(map(str, list(one)[:5])) for one in (theirs, value))
+            raise UsageError(
+                f"config.teacher={trained.folder} was trained on images with other {name} ({there}; here {here}); "
+                "train it on these"
+            )
 
 
 def engine(

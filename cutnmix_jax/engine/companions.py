@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ class Trained(NamedTuple):
       folder: of the run, or of the export.
       weights_sha256: `digests.of_network` of them; None where they are gone, and nothing else tells it.
       is_there: whether its weights are.
+      seen: `class_names`, `mean` and `std` of the images that it was trained on; empty where nothing tells them.
     """
 
     backbone: Backbone
@@ -31,6 +33,7 @@ class Trained(NamedTuple):
     folder: str
     weights_sha256: str | None
     is_there: Callable[[], bool]
+    seen: Mapping[str, Any] = MappingProxyType({})
 
 
 class Companion:

@@ -9,6 +9,8 @@ from cutnmix_jax.paper.runs import Group
 from cutnmix_jax.settings import recipe, tree
 
 NAMES = ("dataset", "backbone.name", "method")  # fields whose values tell which ones they are
+# Digests, which are shown only where the field that they are of is the same.
+DIGESTS = {"data": "dataset", "teacher.recipe": "teacher", "init_from.recipe": "init_from"}
 _ABSENT = object()  # of a field that a configuration does not have
 
 
@@ -20,7 +22,7 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
     """
     paths = sorted({path for group in groups for path in group.fields})
     paths = [*(path for path in NAMES if path in paths), *(path for path in paths if path not in NAMES)]
-    paths = [path for path in paths if len(_values(groups, path)) > 1]
+    paths = [path for path in paths if len(_values(groups, path)) > 1 and not _follows(groups, path)]
     if "method" not in paths:
         return paths, []
     pairs = [(group.fields, _of_row(group)) for group in groups]
@@ -30,6 +32,14 @@ def differing(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
         if path not in NAMES and all(path not in fields or fields[path] == row.get(path) for fields, row in pairs)
     ]
     return [path for path in paths if path not in follow], follow
+
+
+def _follows(groups: Sequence[Group], path: str) -> bool:
+    """Whether a digest differs only where the field differs that it is of."""
+    if path not in DIGESTS:
+        return False
+    of = [(group.fields.get(DIGESTS[path], _ABSENT), group.fields.get(path, _ABSENT)) for group in groups]
+    return len(set(of)) == len({field for field, _ in of})
 
 
 def _values(groups: Sequence[Group], path: str) -> set[Any]:

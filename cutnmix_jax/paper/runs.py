@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import digests, files, finished, layout, methods, metrics
+from cutnmix_jax import files, finished, layout, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
+from cutnmix_jax.paper import origins
 from cutnmix_jax.paper.grids import best
 from cutnmix_jax.settings import tree, unused
-from cutnmix_jax.student import exported
 
 _MARKS = (layout.CONFIG, layout.RESULTS, layout.ROWS)  # a folder with one of these is a run's
 _NO_RUNS = (layout.CHECKPOINTS, layout.DAMAGED, layout.EVENTS)
@@ -181,41 +181,12 @@ def _read(folder: Path) -> Run:
         del fields["peers"]
         fields["backbone.name"] = ",".join(settings.backbones)
     for field, digest in (("teacher", "teacher_sha256"), ("init_from", "init_sha256")):
-        if trained := _trained(getattr(settings, field), (results or {}).get(digest)):
+        if trained := origins.trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
+            fields |= origins.recipe(field, getattr(settings, field))
+    if seen := origins.seen(folder):
+        fields["data"] = seen
     return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)
-
-
-def _trained(folder: str | None, sha256: str | None) -> str:
-    """What a trained network is, as `cifar100/resnet110/baseline`, or else by its digest; empty where there is none.
-
-    Args:
-      folder: of a run or an export; None for none.
-      sha256: the digest that the run knows it by; None where it has not ended.
-    """
-    unknown = sha256[:12] if sha256 else folder or ""
-    path = Path(folder or "")
-    if not folder:
-        return unknown
-    try:
-        if exported.is_export(path):
-            found = exported.read_description(path)
-            name = "/".join((found.dataset, "+".join(found.backbones), found.method))
-            known = {found.networks_sha256[0], digests.of_json(found.networks_sha256)}
-        elif results := finished.read(path):
-            name = "/".join(results[part] for part in ("dataset", "backbone", "method"))
-            known = {results["weights_sha256"], _best_sha256(path, results)}
-        else:
-            return unknown
-    except (UserError, OSError, ValueError, LookupError, TypeError):
-        return unknown
-    return name if sha256 is None or sha256 in known else unknown
-
-
-def _best_sha256(folder: Path, results: dict[str, Any]) -> str:
-    """The digest of peer 0 of the best epoch; empty where its checkpoint is gone."""
-    checkpoints, step = folder / layout.CHECKPOINTS, results["best"]["step"]
-    return digests.of_saved_network(digests.read(checkpoints, step)) if step in digests.steps_in(checkpoints) else ""
 
 
 def _grouped(runs: Sequence[Run], left_out: dict[Path, str]) -> list[Group]:

@@ -20,7 +20,8 @@ def alike(arguments: Sequence[str]) -> list[str]:
             found[-1] += f"={text}"
         else:
             found.append(text)
-    return found
+    given = {text.partition("=")[0] for text in found if "=" in text}
+    return [f"{text}=true" if text in given else text for text in found]  # a bare one is of a field that is true
 
 
 def _wants_value(text: str) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cutnmix_jax import backbones, digests
 from cutnmix_jax.errors import UsageError, UserError
+from cutnmix_jax.method import same_images
 from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.choice import LAST
@@ -122,7 +123,8 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
     for j, network in enumerate(networks):
         found |= _of_peer(student, j, network, same_classes, settings)
     count = len(networks)
-    if same_classes and settings.same_images and len(student.description.backbones) < count:
+    same = same_images(settings.views, settings.mix.kind if settings.mix.prob else "none")
+    if same_classes and same and len(student.description.backbones) < count:
         raise UsageError(
             f"config.init_from={settings.init_from} is one network, and {settings.method} shows all {count} peers the "
             f"same images, so that they would stay one network; name a run of {count}, or set config.views=per_peer"
