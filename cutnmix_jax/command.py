@@ -88,8 +88,10 @@ def folder_of(name: str, flag: str) -> Path:
       flag: that it was given with, for the error.
 
     Raises:
-      UsageError: there is no such home.
+      UsageError: it has no name, which would be the current folder; or there is no such home.
     """
+    if not name:
+        raise UsageError(f"{flag} is empty; name a folder")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:

@@ -1,10 +1,11 @@
 """Runs from Python: their settings, and what came of them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from cutnmix_jax import finished, layout, metrics
+from cutnmix_jax import data, finished, layout, metrics
 from cutnmix_jax.command import folder_of
 from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.settings import Settings, command_line, tree
@@ -30,8 +31,14 @@ def configure(config: str | PathLike[str], fields: Mapping[str, Any] | None = No
     """
     if empty := _empty(fields or {}):
         raise UsageError(f"config.{empty[0]} is given no fields; give it some, or leave it out")
-    flags = [f"--config.{path}={_written(path, value)}" for path, value in tree.flat(fields or {})]
-    return command_line.from_flags(fspath(config), flags)
+    given = list(tree.flat(fields or {}))
+    if twice := [path for path, count in Counter(path for path, _ in given).items() if count > 1]:
+        raise UsageError(f"config.{twice[0]} is given twice; leave one of them out")
+    settings = command_line.from_flags(
+        fspath(config), [f"--config.{path}={_written(path, value)}" for path, value in given]
+    )
+    data.forget()
+    return settings
 
 
 def _empty(fields: Mapping[str, Any], path: str = "") -> list[str]:

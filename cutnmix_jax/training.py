@@ -76,8 +76,6 @@ def train(
         raise TypeError(f"on_epoch is a {type(on_epoch).__name__}, not a function of a row")
     if force and extend:
         raise UsageError("force and extend: leave one of them out")
-    if not os.fspath(workdir):  # the folder where the program runs
-        raise UsageError("workdir is empty; name a folder")
     workdir = folder_of(os.fspath(workdir), "workdir")
     try:
         start = time.monotonic() if start is None else start

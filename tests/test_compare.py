@@ -201,6 +201,18 @@ def test_runs_on_other_images_make_groups(tmp_path):
     groups = runs.gather([tmp_path]).groups
     assert [[run.seed for run in group.finished] for group in groups] == [[1, 2], [3], [4]]
     assert labels.differing(groups) == (["data"], [])
+    save(tmp_path / "e", 0.5, seed=5)
+    (tmp_path / "e" / "environment.json").write_text(json.dumps({"data_sha256": "2" * 64, "facts_sha256": "1" * 64}))
+    groups = [group for group in runs.gather([tmp_path]).groups if len(group.finished) > 1]
+    assert compare.best_ones(groups)[1] == "No best one is marked: the groups are not tested on the same images."
+
+
+def test_students_of_the_best_and_of_the_last_epoch_make_groups(tmp_path):
+    save(tmp_path / "a", 0.9, "baseline", told={"weights_sha256": "a"})
+    for seed, which in ((1, "last"), (2, "best")):
+        save(tmp_path / "of" / which, 0.5, "kd", seed=seed, teacher=tmp_path / "a", teacher_which=which)
+    groups = runs.gather([tmp_path / "of"]).groups
+    assert len(groups) == 2 and labels.differing(groups) == (["teacher_which"], [])
 
 
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):

@@ -161,6 +161,17 @@ class Moded(nn.Module):
         return nn.Dense(CLASSES)(nn.BatchNorm(use_running_average=not training)(tile(images)))
 
 
+class SideHead(nn.Module):
+    """The features were those of the side head, which was made last."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        x = tile(images)
+        return nn.Dense(self.num_classes)(x) + 0.1 * nn.Dense(self.num_classes)(x[:, :5])
+
+
 BAD = {
     "fails": (fails, "RuntimeError: no such width"),
     "takes_nothing": (lambda: None, "TypeError"),
@@ -176,6 +187,7 @@ BAD = {
     "nnx_map_head": (MapHead, "no fully connected layer; return .logits, features."),
     "counters": (Counting, "'counters'"),
     "late": (Late, "batch statistics change"),
+    "side_head": (SideHead, "2 fully connected layers of it could have made them; return .logits, features."),
     "training": (lambda num_classes: Moded(), "takes 'training'; what tells it that it is being trained is `train`"),
     "number": (3, "not a function or a class"),
 }

@@ -15,7 +15,7 @@ import sklearn
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cutnmix_jax import data, decoding, evaluate, export, main, predict, training
+from cutnmix_jax import configure, data, decoding, evaluate, export, main, predict, training
 from cutnmix_jax.data import _library, digits, prepare
 from cutnmix_jax.data.__main__ import main as command
 from cutnmix_jax.errors import UsageError
@@ -288,6 +288,16 @@ def test_the_next_run_of_a_process_calls_it_again(code, tmp_path):
         first = module.digits.load()
         fewer = first._replace(train_images=first.train_images[:100], train_labels=first.train_labels[:100])
         module.digits = types.SimpleNamespace(load=lambda fewer=fewer: fewer)
+
+
+def test_a_run_is_of_the_images_that_are_there_when_it_begins(code):
+    """`configure` had kept those that were there when it was called."""
+    name = f"{code('asked', '{}')}:load"
+    command_line.from_flags(f"quickstart:{name},baseline", [])
+    assert len(sys.modules["asked"].calls) == 1
+    configure(f"quickstart:{name},baseline")
+    data.load(name)
+    assert len(sys.modules["asked"].calls) == 2
 
 
 def test_a_run_goes_on_with_the_same_classes_and_pixels_alone(code, tmp_path, capsys):

@@ -236,12 +236,15 @@ def test_peers_begin_as_other_networks(mapping, run, taken):
             np.testing.assert_array_equal(leaf, leaves(random.opt_state)[name])
 
 
-def test_a_shared_trunk_begins_as_that_of_peer_0(run):
+def test_branches_begin_as_one_network(run, taken):
+    """Of several a branch would be the tail of one on the trunk of another."""
+    with pytest.raises(UsageError, match="its networks 0 and 1 have trunks of their own"):
+        begun("digits,one", run)
     arrays = saved_in(run)
-    state, _ = begun("digits,one", run)
-    assert set(state.params["peers"][1]) == {"Dense_0"}
-    for j in (0, 1):
-        assert_are(state.params["peers"][j], arrays, f"state.params.peers.{j}")
+    state, _ = begun("digits,pcl", taken)
+    assert [set(tree) for tree in state.params["peers"]][1:] == [{"Dense_0"}] * 2
+    for tree in state.params["peers"]:
+        assert_are(tree, arrays, "state.params.peers.0")
 
 
 def test_the_head_begins_at_random_for_other_classes(run, taken, tmp_path, monkeypatch):

@@ -480,6 +480,12 @@ def test_a_run_from_python(tmp_path):
     for empty, path in (({"typo": {}}, "typo"), ({"optimizer": {"milestones": {}}}, "optimizer.milestones")):
         with pytest.raises(UsageError, match=f"config.{path} is given no fields"):
             cutnmix_jax.configure("quickstart", empty)
+    twice = {"optimizer": {"learning_rate": 0.2}, "optimizer.learning_rate": 0.1}
+    with pytest.raises(UsageError, match="config.optimizer.learning_rate is given twice"):
+        cutnmix_jax.configure("quickstart", twice)
+    for read in (cutnmix_jax.results, cutnmix_jax.history, cutnmix_jax.load_student):
+        with pytest.raises(UsageError, match="folder is empty; name a folder"):
+            read("")
 
 
 def test_a_group_of_fields_leaves_the_others_as_they_are():

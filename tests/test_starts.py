@@ -175,3 +175,12 @@ def test_networks_that_see_the_same_and_begin_alike_are_refused(tmp_path, capsys
             flags = ["--config.views=shared", f"--config.init_from={source}", *more]
             trained_in(tmp_path / "run", "cutnmix", ":Tiny", *flags)
         assert "they would stay one network" in capsys.readouterr().err
+
+
+def test_networks_with_trunks_of_their_own_begin_no_branches(before, tmp_path, capsys):
+    """The second branch was the tail of one network on the trunk of another."""
+    with pytest.raises(AssertionError):
+        trained_in(tmp_path / "run", "one", ":Tiny", f"--config.init_from={before}")
+    assert "its networks 0 and 1 have trunks of their own" in capsys.readouterr().err
+    one = trained_in(tmp_path / "one", "one", ":Tiny", "--config.epochs=1")
+    trained_in(tmp_path / "again", "one", ":Tiny", "--config.epochs=1", "--config.seed=3", f"--config.init_from={one}")

@@ -161,8 +161,12 @@ def classifier_input(name: str, logits: jax.Array, calls: list[Call]) -> jax.Arr
     for inputs, returned in reversed(calls):
         if returned is logits:
             return inputs
-    # A cast or a scaling after the layer makes another array of the same shape.
-    if calls and calls[-1][1].shape == logits.shape:
-        return calls[-1][0]
+    # A cast or a scaling after the layer makes another array of the same shape, as of one layer alone.
+    alike = [inputs for inputs, made in calls if made.shape == logits.shape]
+    if alike and calls[-1][1].shape == logits.shape:
+        if len(alike) == 1:
+            return alike[0]
+        which = f"returns logits alone, and {len(alike)} fully connected layers of it could have made them"
+        raise UsageError(f"backbone {name!r} {which}; return (logits, features)")
     ends = "returns logits alone and ends in no fully connected layer"
     raise UsageError(f"backbone {name!r} {ends}; return (logits, features)")

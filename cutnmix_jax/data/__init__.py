@@ -104,6 +104,13 @@ def facts(name: str, data_dir: str | None = None, image_size: int | None = None)
     return found if image_size is None else found._replace(image_shape=(image_size, image_size, 3))
 
 
+def forget() -> None:
+    """Has the function of a data set of somebody's own called again by the next run, whatever `facts` has asked for."""
+    from cutnmix_jax.data import _own
+
+    _own.load.cache_clear()
+
+
 def resampling(name: str) -> str:
     """How a picture of another size becomes one of a data set: `bicubic` or `nearest`."""
     if _names.is_prepared(name):
@@ -175,7 +182,7 @@ def _loaded(name: str, data_dir: str, image_size: int | None) -> "Dataset":
         from cutnmix_jax.data import _own
 
         dataset = _own.load(name, data_dir)
-        _own.load.cache_clear()  # the next run of the process may find other images
+        forget()
     else:
         dataset = _shipped(name, data_dir)
     if image_size is None or dataset.train_images.shape[1:3] == (image_size, image_size):

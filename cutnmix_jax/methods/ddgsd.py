@@ -21,7 +21,7 @@ class DDGSD(Method):
     """
 
     meanings = {
-        "ce": _terms.CE,
+        "ce": f"{_terms.CE}, of both views together",
         "kd": "its own logits of the other view",
         "mmd": "its own mean features of the other view",
     }

@@ -24,7 +24,8 @@ NUMBERS = ("n", "last epoch", "best epoch", "ensemble", "epochs", "seconds")
 def best_ones(groups: Sequence[Group]) -> tuple[list[int], str]:
     """Which groups have the best mean of the last epoch, and a sentence on it: none where a seed is the only one."""
     counted = {number: group.last for number, group in enumerate(groups) if group.last}
-    images = {(group.fields.get("dataset"), group.fields.get("test_examples")) for group in groups if group.last}
+    same = ("dataset", "test_examples", "data")
+    images = {tuple(group.fields.get(name) for name in same) for group in groups if group.last}
     why = ""
     if len(counted) < 2:
         why = "there are no two groups with finished runs"

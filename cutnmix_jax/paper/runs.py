@@ -184,6 +184,8 @@ def _read(folder: Path) -> Run:
         if trained := origins.trained(getattr(settings, field), (results or {}).get(digest)):
             fields[field] = trained
             fields |= origins.recipe(field, getattr(settings, field))
+    if settings.teacher and settings.teacher_which != "last":
+        fields["teacher_which"] = settings.teacher_which
     if seen := origins.seen(folder):
         fields["data"] = seen
     return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)

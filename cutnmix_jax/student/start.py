@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cutnmix_jax import backbones, digests
 from cutnmix_jax.errors import UsageError, UserError
@@ -122,6 +123,8 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
     found: dict[str, jax.Array] = {}
     for j, network in enumerate(networks):
         found |= _of_peer(student, j, network, same_classes, settings)
+    if settings.share_trunk:
+        _check_trunks(found, networks, settings)
     count = len(networks)
     same = same_images(settings.views, settings.mix.kind if settings.mix.prob else "none")
     if same_classes and same and len(student.description.backbones) < count:
@@ -130,6 +133,20 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
             f"same images, so that they would stay one network; name a run of {count}, or set config.views=per_peer"
         )
     return found
+
+
+def _check_trunks(found: Mapping[str, jax.Array], networks: Sequence[Backbone], settings: Settings) -> None:
+    """Raises UsageError where peers would have the trunk of the first of unlike networks, and tails of others."""
+    split = networks[0].split
+    names = split.names() if split else frozenset()
+    for name, array in found.items():
+        part, _, rest = name.partition(".")
+        number, _, rest = rest.partition(".")
+        if rest.partition(".")[0] in names and not np.array_equal(array, found[f"{part}.0.{rest}"]):
+            raise UsageError(
+                f"config.init_from={settings.init_from}: its networks 0 and {number} have trunks of their own, and "
+                "those of this run share one; name one network, or set config.share_trunk=false"
+            )
 
 
 def _of_peer(
