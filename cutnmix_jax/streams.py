@@ -40,9 +40,9 @@ def handlers_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in [handler for handler in root.handlers if handler not in before and _is_plain(handler)]:
-            if root.level == level:  # which absl leaves as it is
-                root.removeHandler(handler)
+        added = [handler for handler in root.handlers if handler not in before and _is_plain(handler)]
+        for handler in added if root.level == level else ():  # which absl leaves as it is
+            root.removeHandler(handler)
 
 
 def _is_plain(handler: logging.Handler) -> bool:

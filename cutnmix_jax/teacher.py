@@ -1,7 +1,6 @@
 """A trained network, out of the folder of a finished run or of an export, to teach another."""
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,15 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
         why_not = why_not and f" ({why_not[:300]})"
         what = f"no finished run there{why_not} and no export"
         raise UsageError(f"config.teacher={str(path)[:200]}: {what}; train it first")
+
+    def is_there() -> bool:
+        return step in digests.steps_in(path / layout.CHECKPOINTS)
+
     try:
         name, trained_on, shape = str(results["backbones"][0]), results["dataset"], results["data"].get("image_shape")
         step, sha256 = results[settings.teacher_which]["step"], results["weights_sha256"]
         if step != results["last"]["step"]:
-            is_there = step in digests.steps_in(path / layout.CHECKPOINTS)
-            sha256 = digests.of_saved_network(digests.read(path / layout.CHECKPOINTS, step)) if is_there else None
+            sha256 = digests.of_saved_network(digests.read(path / layout.CHECKPOINTS, step)) if is_there() else None
     # Its fields are not looked at: a run of another version, with other ones, can teach.
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"config.teacher={path}: its results or its checkpoints cannot be read") from error
@@ -62,12 +64,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
         return network
 
-    has_step = functools.partial(_has, path / layout.CHECKPOINTS, step)
-    return Trained(backbone, load, str(path), sha256, has_step, results["data"])
-
-
-def _has(checkpoints: Path, step: int) -> bool:
-    return step in digests.steps_in(checkpoints)
+    return Trained(backbone, load, str(path), sha256, is_there, results["data"])
 
 
 def _exported(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Trained:
