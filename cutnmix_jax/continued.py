@@ -130,9 +130,10 @@ def claim(
     if read_if_any(path) != new:
         files.write_json(path, new)
     if changed:
-        noted = [name for name in (FORCED, EXTENDED) if _ends_with(recorded(workdir, name), step, changed)]
-        name = EXTENDED if allowed is Allowed.EPOCHS or EXTENDED in noted else FORCED
-        if name not in noted:
+        # What was an extension is one again, from an earlier checkpoint, too, where the newest is damaged.
+        before = [record for record in recorded(workdir, EXTENDED) if _tells_of(record, changed)]
+        name = EXTENDED if allowed is Allowed.EPOCHS or before else FORCED
+        if not _ends_with(recorded(workdir, name), step, changed):
             change = {"step": step, "changed": [_plain(one) for one in changed]}
             files.write_json(workdir / name, {"changes": [*recorded(workdir, name), change]})
 

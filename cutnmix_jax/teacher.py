@@ -127,17 +127,21 @@ def check_there(trained: Trained) -> None:
         raise UsageError(f"config.teacher={trained.folder}: its checkpoints are gone; restore them or train it again")
 
 
-def check(trained: Trained, taught_by: str) -> None:
+def check(trained: Trained, taught_by: str, *, named_alike: bool = False) -> None:
     """Compares a teacher with the one that a run was taught by so far.
 
     Args:
       trained: from `find`.
       taught_by: `digests.of_network` of that one.
+      named_alike: whether the fields of the run name it as they did; what counts where the weights are gone.
 
     Raises:
-      UsageError: it is another one.
+      UsageError: it is another one, or nothing tells that it is not.
     """
-    if trained.weights_sha256 not in (None, taught_by):
+    if trained.weights_sha256 is None:
+        if not named_alike:
+            check_there(trained)
+    elif trained.weights_sha256 != taught_by:
         raise UsageError(
             f"config.teacher={trained.folder} is another network than the one that the run was taught by so far; "
             "choose another --workdir"

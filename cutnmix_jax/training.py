@@ -110,7 +110,9 @@ def run(
         results, why_not = finished.look(workdir)
         if results and not opened.changed:
             if networks.teacher and "teacher_sha256" in results:
-                teacher.check(networks.teacher, results["teacher_sha256"])
+                then, now = continued.read_if_any(workdir / layout.CONFIG), tree.of_settings(settings)
+                alike = all(then.get(name) == now[name] for name in ("teacher", "teacher_which"))
+                teacher.check(networks.teacher, results["teacher_sha256"], named_alike=alike)
             start_from.check_begun(settings, results)
             outcome.leave_student(workdir)
             console.table(results)

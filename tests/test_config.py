@@ -1,5 +1,6 @@
 """What a user can get wrong on the command line: one line that helps, an exit code, and nothing compiled."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -265,6 +266,17 @@ def test_every_row_is_valid(row):
     teacher = ["--config.teacher=somewhere"] if row in ("kd", "tf_kd_self") else []
     config = command_line.from_flags(f"configs/resnet32.py:cifar10,{row}", teacher)
     assert (config.dataset, config.method) == ("cifar10", row)
+
+
+@pytest.mark.parametrize(
+    ("made_as", "filed_as"), [("dml", "dml_cutmix"), ("cutnmix", "cutnmix_pt"), ("cutnmix_mmd", "cutnmix_pt")]
+)
+def test_a_run_that_is_filed_under_another_row_is_found(made_as, filed_as):
+    """With other options and another number of peers, too; what fits no row is a run of its own."""
+    settings = dataclasses.replace(recipe.of_row("resnet8", "digits", made_as), num_peers=4, batch_size=32)
+    assert recipe.other_row(settings) == ""
+    assert recipe.other_row(dataclasses.replace(settings, method=filed_as)) == made_as
+    assert recipe.other_row(dataclasses.replace(settings, weights={**settings.weights, "ce": 0.5})) == ""
 
 
 def test_quickstart_has_its_ramp_up_in_proportion():

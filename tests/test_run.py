@@ -382,6 +382,19 @@ def test_an_extended_run_ends_as_one_that_had_its_epochs_from_the_start(finished
     assert [change["step"] for change in json.loads((workdir / "results.json").read_text())["extended"]] == [12, 20]
 
 
+def test_an_extended_run_whose_newest_checkpoints_are_damaged_is_extended_again(finished, tmp_path):
+    """From an earlier epoch than the first time, and nobody has forced it."""
+    workdir = copy_of(finished[0], tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    before = {"step": 12, "changed": [difference("epochs", 3, 5)]}
+    (workdir / "extended.json").write_text(json.dumps({"changes": [before]}))
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**config, "epochs": 5}))
+    assert main.main([*TINY, "--config.epochs=5", f"--workdir={workdir}"]) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["extended"] == [before, {**before, "step": 8}] and "forced" not in results
+
+
 @pytest.mark.parametrize(
     ("row", "fields", "why"),
     [

@@ -18,6 +18,7 @@ from cutnmix_jax.errors import CheckpointError, UsageError
 from cutnmix_jax.paper import labels, runs
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.student import exported, load, program, start
+from tests import tiny
 from tests.test_student import trained_in
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -51,6 +52,15 @@ def test_one_network_for_peers_that_see_the_same_images_is_refused(before, tmp_p
     found = arrays_in(tmp_path / "run")
     names = [name for name in found if name.startswith("state.params.peers.0.")]
     assert any((found[name] != found[name.replace("peers.0.", "peers.1.")]).any() for name in names)
+
+
+def test_an_own_network_that_is_another_one_now_is_one_line(before, monkeypatch, tmp_path, capsys):
+    """Its code may have changed since it was exported."""
+    monkeypatch.setattr(tiny, "Tiny", tiny.TinyNNX)
+    command = ["--config=quickstart:digits,dml", NETWORK, f"--config.init_from={before / 'student'}", OWN]
+    assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "tests.tiny:Tiny is another network than the one that was saved" in error
 
 
 def test_a_leader_begins_as_the_leader(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from cutnmix_jax import backbones, teacher
 from cutnmix_jax.engine import assemble
-from cutnmix_jax.engine.companions import Average
+from cutnmix_jax.engine.companions import Average, Trained
+from cutnmix_jax.errors import UsageError
 from cutnmix_jax.method import Method
 from cutnmix_jax.settings import command_line
 from tests.runs import Made, rows_in, write_finished
@@ -108,3 +109,14 @@ def test_a_teacher_is_the_first_network_that_its_results_name(tmp_path):
     write_finished(tmp_path, fields, rows, backbones=["resnet8", "resnet32"])
     settings = command_line.from_flags("quickstart:digits,kd", [f"--config.teacher={tmp_path}"])
     assert teacher.find(settings, 10).backbone.name == "resnet8"
+
+
+def test_a_teacher_whose_weights_are_gone_is_known_by_its_name_alone():
+    """Its best epoch, say; nothing else tells that it is not another one."""
+    asked = Trained(backbones.load("resnet8", 10), dict, "runs/teacher", None, lambda: False)
+    teacher.check(asked, "a digest", named_alike=True)
+    with pytest.raises(UsageError, match="config.teacher=runs/teacher: its checkpoints are gone"):
+        teacher.check(asked, "a digest")
+    teacher.check(asked._replace(weights_sha256="a digest"), "a digest")
+    with pytest.raises(UsageError, match="is another network than the one that the run was taught by so far"):
+        teacher.check(asked._replace(weights_sha256="another"), "a digest", named_alike=True)

@@ -1,11 +1,13 @@
 """The recipe of the paper (section 3) for a row of its tables, a short one for a first look, and one for ImageNet."""
 
 import os
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cutnmix_jax import backbones, data, methods
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.method import Row
 from cutnmix_jax.settings import Architecture, Mixing, Optimizer, RampUp, Settings, tree
 
 QUICKSTART = "quickstart"
@@ -118,3 +120,24 @@ def of_row(backbone: str, dataset: str, method: str) -> Settings:
         views=row.views,
         mix=Mixing(row.mix),
     )
+
+
+def other_row(settings: Settings) -> str:
+    """The row whose fields a run has wherever they are not those of the row that it is filed under; empty for none."""
+    own, given = _of(methods.row(settings.method)), _of(settings)
+    found = {"": 0}
+    for name, row in methods.rows_by_name().items():
+        other = _of(row)
+        unlike = [path for path in own.keys() | other.keys() if own.get(path) != other.get(path)]
+        if type(row.method) is type(settings.loss) and all(given.get(path) == other.get(path) for path in unlike):
+            found[name] = len(unlike)
+    return max(found, key=lambda name: found[name])
+
+
+def _of(it: Row | Settings) -> dict[str, Any]:
+    """What follows from a row; a term that is not trained on is none, and the number of peers is free."""
+    mix, terms = (it.mix, it.ramp_up) if isinstance(it, Row) else (it.mix.kind, it.ramp_up.terms)
+    method = vars(it.method if isinstance(it, Row) else it.loss)
+    weights = {f"weights.{name}": weight for name, weight in it.weights.items() if weight}
+    rest = {"views": it.views, "mix.kind": mix, "share_trunk": it.share_trunk, "ramp_up.terms": tuple(terms)}
+    return {f"loss.{name}": value for name, value in method.items()} | weights | rest

@@ -14,6 +14,7 @@ from cutnmix_jax.backbones import shapes_only
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine.batches import normalised
 from cutnmix_jax.engine.evaluation import log_mean
+from cutnmix_jax.errors import UsageError, one_line
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student.description import Description, check_consent
 from cutnmix_jax.types import Backbone, Tree
@@ -111,11 +112,10 @@ class Student:
           backbone: a network of somebody's own, `my_pkg.nets:make`, whose code may be run because the caller says so.
 
         Raises:
-          UsageError: a network is somebody's own and was not named, or cannot be made.
+          UsageError: a network is somebody's own and was not named, cannot be made, or is another one now.
         """
         check_consent(self.description.own_backbones, backbone, "the student")
-        made = self.description.make()
-        return tuple(variables_of(self.arrays, j, shapes_of(network)) for j, network in enumerate(made))
+        return tuple(network_of(self, j) for j in range(len(self.description.backbones)))
 
 
 def make(description: Description, arrays: Arrays) -> Student:
@@ -134,6 +134,21 @@ def make(description: Description, arrays: Arrays) -> Student:
     for j, like in enumerate(shapes):
         variables_of(arrays, j, like)
     return Student(description, arrays, functools.partial(_answered, description, backbones, shapes))
+
+
+def network_of(student: Student, j: int) -> dict[str, Tree]:
+    """The variables of network j of a student, {'params': tree, 'batch_stats': tree}.
+
+    Raises:
+      UsageError: it cannot be made, or its code, which is somebody's own, makes another network now.
+    """
+    made = student.description.make()[j]
+    try:
+        return variables_of(student.arrays, j, shapes_of(made))
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"{made.name} is another network than the one that was saved ({one_line(error)}); use its code of then"
+        ) from error
 
 
 def named(networks: Sequence[dict[str, Tree]]) -> dict[str, np.ndarray]:

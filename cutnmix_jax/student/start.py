@@ -15,7 +15,7 @@ from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.choice import LAST
 from cutnmix_jax.student.description import Description
-from cutnmix_jax.student.network import Student, shapes_of, variables_of
+from cutnmix_jax.student.network import Student, network_of, shapes_of
 from cutnmix_jax.types import Backbone, Dataset
 
 
@@ -153,7 +153,7 @@ def _of_peer(
     student: Student, j: int, network: Backbone, same_classes: bool, settings: Settings
 ) -> dict[str, jax.Array]:
     described, number = student.description, j % len(student.description.backbones)
-    variables = variables_of(student.arrays, number, shapes_of(described.make()[number]))
+    variables = network_of(student, number)
     left_out = set() if same_classes else head_of(described, number)
     wanted = digests.flat(shapes_of(network))
     found = {}
