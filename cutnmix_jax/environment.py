@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 
-from cutnmix_jax import __version__, digests
+from cutnmix_jax import __version__, digests, files, own_code
+from cutnmix_jax.errors import CheckpointError
+from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.types import Dataset
 
 _NUMBERS = ("jax", "jaxlib", "flax", "optax", "numpy")  # packages that decide the numbers, beside ours and a GPU's
@@ -71,6 +73,19 @@ def of_run(dataset: Dataset, networks: Sequence[str] = ()) -> dict[str, Any]:
         },
         "flags": _flags(),
     }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The `environment.json` of a run; empty where there is none that can be read."""
+    try:
+        return files.read_fields(folder / ENVIRONMENT)
+    except (OSError, ValueError, CheckpointError):
+        return {}
+
+
+def check_code(folder: Path, networks: Sequence[str]) -> None:
+    """Warns where networks of a user's own, `my_pkg.nets:make`, have other code than when a run was trained."""
+    own_code.check_same(read(folder).get("source"), networks, folder)
 
 
 def deciding(made_with: dict[str, Any]) -> dict[str, Any]:
@@ -154,8 +169,8 @@ def _source(networks: Sequence[str]) -> dict[str, str]:
     ours = {name: file for name, file in files.items() if file and name.startswith(f"{here.name}.")}
     added = [name for name, file in ours.items() if not Path(file).is_relative_to(here)]
     for module in sorted({*added, *(name.partition(":")[0] for name in networks)}):
-        with contextlib.suppress(KeyError, AttributeError, TypeError, OSError):  # typed in, not read from a file
-            found[module] = hashlib.sha256(Path(sys.modules[module].__file__ or "").read_bytes()).hexdigest()[:16]
+        if digest := own_code.digest(module):
+            found[module] = digest
     return found
 
 

@@ -1,10 +1,14 @@
 """Code of a user's own, a network or a data set, by its name `my_pkg.module:attribute`."""
 
+import hashlib
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cutnmix_jax import console
 from cutnmix_jax.errors import UsageError, blaming, nearest
 
 
@@ -45,3 +49,28 @@ def named(what: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"{what} {name!r} is a {type(found).__name__}, not a function or a class")
     return found
+
+
+def digest(name: str) -> str:
+    """A SHA-256 of the file of such code, once it is imported; empty where there is no file, say where it was typed."""
+    try:
+        file = sys.modules[name.partition(":")[0]].__file__
+        return hashlib.sha256(Path(file or "").read_bytes()).hexdigest()[:16]
+    except (KeyError, AttributeError, TypeError, ValueError, OSError):
+        return ""
+
+
+def check_same(then: object, names: Sequence[str], where: object) -> None:
+    """Warns where the code of networks is not that with which weights were trained.
+
+    Args:
+      then: the name of a module -> its `digest` of then; anything else tells nothing.
+      names: of the networks, `module:attribute`.
+      where: the weights are.
+    """
+    for name in dict.fromkeys(names):
+        before, now = then.get(name.partition(":")[0]) if isinstance(then, Mapping) else None, digest(name)
+        if before and now and before != now:
+            console.warn(
+                f"the code of {name} is not that with which {where} was trained; its numbers may be others now"
+            )

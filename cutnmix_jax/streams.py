@@ -18,14 +18,14 @@ def unbreakable() -> Iterator[None]:
     """While entered, output that cannot be written is lost, and nothing else: no training ends for want of a reader."""
     _open_closed()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Unbreakable(before[0]), _Unbreakable(before[1])
+    ours = sys.stdout, sys.stderr = _Unbreakable(before[0]), _Unbreakable(before[1])
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in ours:
             stream.flush()
             stream.as_before()
-        sys.stdout, sys.stderr = before
+        _given_back(ours, before)
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def labelled() -> Iterator[Callable[[str], contextlib.AbstractContextManager[Non
     """
     before, lock = (sys.stdout, sys.stderr), threading.Lock()
     labels: dict[int, str] = {}
-    sys.stdout, sys.stderr = (_Labelled(stream, before[0], labels, lock) for stream in before)
+    ours = sys.stdout, sys.stderr = tuple(_Labelled(stream, before[0], labels, lock) for stream in before)
 
     @contextlib.contextmanager
     def label(text: str) -> Iterator[None]:
@@ -73,7 +73,14 @@ def labelled() -> Iterator[Callable[[str], contextlib.AbstractContextManager[Non
     try:
         yield label
     finally:
-        sys.stdout, sys.stderr = before
+        _given_back(ours, before)
+
+
+def _given_back(ours: tuple[Any, ...], before: tuple[Any, Any]) -> None:
+    """Standard output and error as they were, but for one that somebody else's code, say a network's, has replaced."""
+    for name, own, old in zip(("stdout", "stderr"), ours, before, strict=True):
+        if getattr(sys, name) is own:
+            setattr(sys, name, old)
 
 
 def _open_closed() -> None:

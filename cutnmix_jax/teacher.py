@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cutnmix_jax import backbones, digests, finished, layout
+from cutnmix_jax import backbones, digests, environment, finished, layout
 from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine.companions import Trained
@@ -62,6 +62,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
             network = checkpoints.read_network(shapes_of(backbone), step)
         if digests.of_network(network) != sha256:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
+        environment.check_code(path, list(filter(is_foreign, [name])))
         return network
 
     return Trained(backbone, load, str(path), sha256, is_there, results["data"])

@@ -11,6 +11,7 @@ from typing import Any
 from cutnmix_jax import (
     console,
     continued,
+    data,
     environment,
     finished,
     folder,
@@ -88,6 +89,8 @@ def train(
     except loop.CallerError as error:
         assert error.__cause__
         raise error.__cause__ from None
+    finally:
+        data.forget()  # the next call may be about other images of the same name
 
 
 def run(
@@ -114,6 +117,7 @@ def run(
                 alike = all(then.get(name) == now[name] for name in ("teacher", "teacher_which"))
                 teacher.check(networks.teacher, results["teacher_sha256"], named_alike=alike)
             start_from.check_begun(settings, results)
+            environment.check_code(workdir, settings.own_backbones)
             outcome.leave_student(workdir)
             console.table(results)
             print(f"finished before: {workdir}", flush=True)

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from cutnmix_jax.checkpoint import Checkpoints
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.engine import devices, peers
+from cutnmix_jax.types import Backbone, Outputs
 from tests.runs import Made
 
 
@@ -96,7 +98,37 @@ def local_gradients(mapping, groups):
     return {f"{name}.{number}": leaf for name, leaves in of.items() for number, leaf in enumerate(leaves)}
 
 
-HOW = {"local gradients": local_gradients, "handed on": handed_on, "within branches": within_branches}
+def drawing(size):
+    """A network whose features, `size` of them, are nothing but random numbers."""
+
+    def init(key):
+        return {"params": {"scale": jnp.ones(1)}, "batch_stats": {"count": jnp.zeros(1)}}
+
+    def apply(variables, images, train, key=None):
+        features = variables["params"]["scale"] * jax.random.uniform(key, (len(images), size))
+        return Outputs(features[:, :3], features), variables["batch_stats"]
+
+    return Backbone(f"drawing {size}", init, apply)
+
+
+def drawn(mapping, groups, local, sizes):
+    """What two networks draw for 16 images on 4 devices, beside what they draw on one."""
+    networks = [drawing(size) for size in sizes]
+    networks = networks[:1] * 2 if sizes[0] == sizes[1] else networks
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(groups, 4 // groups), (devices.PEERS, devices.DATA))
+    spread = peers.make(networks, mapping, False, devices.Devices(mesh, groups > 1, local), sizes)
+    alone, images = peers.make(networks, "unroll"), jnp.zeros((1, 16, 32, 32, 3))
+
+    def features(joined):
+        params, stats = joined.init(jax.random.key(0))
+        outputs, _ = compiled(lambda *of: joined.forward(*of, images, True, jax.random.key(1)))(params, stats)
+        return [np.asarray(out.features) for out in outputs]
+
+    found = {"spread": features(spread), "alone": features(alone)}
+    return {f"{name}.{j}": array for name, arrays in found.items() for j, array in enumerate(arrays)}
+
+
+HOW = {"drawn": drawn, "local gradients": local_gradients, "handed on": handed_on, "within branches": within_branches}
 
 
 def main(out, count, cases):

@@ -268,6 +268,20 @@ def asked(monkeypatch, *arguments):
     return command.arguments()[0]
 
 
+def test_what_is_measured_has_its_own_name(monkeypatch, capsys):
+    """A network was measured under the name of another one, and one network under the names of several."""
+    with pytest.raises(UsageError, match="^--config.backbone.name=resnet8: say --backbone=resnet8"):
+        asked(monkeypatch, "--config.backbone.name=resnet8")
+    peers = "--config.peers=resnet8,tests.tiny:Tiny"
+    for other in ("--backbone=resnet32", "--suite=start", "--sweep=num_peers=1,2", "--target=h100 --backbones=resnet8"):
+        with pytest.raises(UsageError, match="^--config.peers names the networks; leave out --suite"):
+            asked(monkeypatch, peers, *other.split())
+    monkeypatch.setattr(run, "in_turn", lambda programs, **timing: {"ours": {"step_ms": 1.0, "device": "cpu"}})
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", peers])
+    command.measured(*command.arguments())
+    assert " ".join(capsys.readouterr().out.split()).startswith("resnet8,tests.tiny:Tiny, cutnmix")
+
+
 def test_tiers_are_read_once(monkeypatch):
     """With a blank after the comma a tier passed the check and was none of those that are started."""
     assert asked(monkeypatch, "--vs-torch", "--tiers=A, Cmax").tiers == ("A", "Cmax")

@@ -207,6 +207,17 @@ def test_runs_on_other_images_make_groups(tmp_path):
     assert compare.best_ones(groups)[1] == "No best one is marked: the groups are not tested on the same images."
 
 
+def test_own_networks_with_other_code_make_groups(tmp_path):
+    """A narrow and a wide one of the same name had one mean, and one of the same seed was left out as a copy."""
+    for name, seed, code in (("a", 1, "1"), ("b", 1, "2"), ("c", 2, "2")):
+        save(tmp_path / name, 0.5, seed=seed, backbone__name="my_pkg.nets:Small")
+        made_with = {"data_sha256": "1", "source": {"cutnmix_jax": name, "my_pkg.nets": code * 16}}
+        (tmp_path / name / "environment.json").write_text(json.dumps(made_with))
+    found = runs.gather([tmp_path])
+    assert [[run.seed for run in group.finished] for group in found.groups] == [[1], [1, 2]] and not found.left_out
+    assert labels.differing(found.groups) == (["code"], [])
+
+
 def test_students_of_the_best_and_of_the_last_epoch_make_groups(tmp_path):
     save(tmp_path / "a", 0.9, "baseline", told={"weights_sha256": "a"})
     for seed, which in ((1, "last"), (2, "best")):

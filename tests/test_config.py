@@ -111,7 +111,7 @@ WRONG = [
     ([row("dml"), "--config.teacher=nowhere"], "no trained teacher"),
     ([QUICK, "--config.teacher_which=best"], "config.teacher_which=best: there is no teacher; leave it out"),
     ([row("kdcl"), "--config.loss.target=minlogits"], "did you mean 'minlogit'"),
-    ([row("kdcl"), "--config.loss.target=general"], "needs --config.held_out_examples"),
+    ([row("kdcl"), "--config.loss.target=general"], "config.held_out_examples=none: kdcl looks at such images"),
     ([row("kdcl"), "--config.held_out_examples=100"], "kdcl does not use them"),
     (
         [row("kdcl"), "--config.loss.target=general", "--config.held_out_examples=1499"],
@@ -447,6 +447,13 @@ def test_the_list_of_fields_is_up_to_date():
         ("--config.lr=0.1", "no field 'lr'; did you mean 'optimizer.learning_rate'?"),
         ("--config.momentum=0.5", "no field 'momentum'; did you mean 'optimizer.momentum'?"),
         ("--config.epohcs=3", "no field 'epohcs'; did you mean 'epochs'?"),
+        (
+            "--config.optimizer.learning-rate=1",
+            "unknown flag --config.optimizer.learning-rate; did you mean --config.op",
+        ),
+        ("--config.batch-size=1", "unknown flag --config.batch-size; did you mean --config.batch_size?"),
+        ("--config.epochs[0]=1", "unknown flag --config.epochs[0]; did you mean --config.epochs?"),
+        ("--flagfile=fields", "unknown flag --flagfile; fields that stay are a file of configs"),
         ("--config.tau=1", "no field 'tau'; did you mean 'loss.temperature'?"),
         ("--method=dml", "unknown flag --method; both stand in --config=NAME:DATASET,METHOD"),
         ("--output_dir=x", "unknown flag --output_dir; did you mean --workdir?"),

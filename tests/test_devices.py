@@ -28,6 +28,14 @@ MESH = {
 ALWAYS = ("four", "both")  # the rest with --all: each is a program to compile
 UNLIKE = ["--config.peers=tests.tiny:wide,tests.tiny:TinyNNX", "--config.mapping=shard"]
 MMD = "--config.weights.mmd=0"  # where features differ in size
+DRAWN = {  # mapping, groups of peers, whether each device has its part to itself, features of each network
+    "parts": ("unroll", 1, False, (5, 5)),
+    "local parts": ("unroll", 1, True, (5, 5)),
+    "peers": ("shard", 2, False, (5, 5)),
+    "local peers": ("shard", 2, True, (5, 5)),
+    "unlike": ("shard", 2, False, (5, 6)),
+    "local unlike": ("shard", 2, True, (5, 6)),
+}
 BRANCHED = ("one", "pcl")  # whose peers share a trunk
 METHODS = ("cutnmix", "dml", "one", "ps_kd", "pcl")
 
@@ -66,12 +74,22 @@ def cutnmix(tmp_path_factory, request):
     if ways is MESH:
         cases["local"] = ["cutnmix", 1, "--config.devices=4", "--config.bn=local"]
     cases["local peers"] = ["cutnmix", 1, "--config.devices=8", "--config.mapping=shard", "--config.bn=local"]
+    cases |= {f"drawn {name}": ["drawn", *how] for name, how in DRAWN.items()}
     return train(tmp_path_factory.mktemp("cutnmix"), cases)
 
 
 @pytest.mark.parametrize("how", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in MESH])
 def test_the_same_run(how, cutnmix):
     assert_one_run(cutnmix[how], cutnmix["alone"])
+
+
+@pytest.mark.parametrize("how", DRAWN)
+def test_each_peer_and_each_image_has_numbers_of_its_own(how, cutnmix):
+    """Dropout, say: those of one device, or, of parts that see nothing of each other, others for each part."""
+    found = cutnmix[f"drawn {how}"]
+    spread, alone = (np.concatenate([found[f"{name}.{j}"].ravel() for j in (0, 1)]) for name in ("spread", "alone"))
+    assert len(np.unique(spread)) == len(np.unique(alone)) == len(spread)
+    assert (spread == alone).all() != how.startswith("local")
 
 
 @pytest.mark.slow

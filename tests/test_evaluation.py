@@ -154,7 +154,7 @@ def load(data_dir=""):
     one = digits.load()
     train, test = (np.ascontiguousarray(images[:, :{size}, :{size}]) for images in (one.train_images, one.test_images))
     mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
-    return one._replace(name={name!r}, train_images=train, test_images=test[::-1].copy(), mean=mean, std=std,
+    return one._replace(train_images=train, test_images=test[::-1].copy(), mean=mean, std=std,
                         test_labels=one.test_labels[::-1].copy(), class_names={names})
 """
 
@@ -162,7 +162,7 @@ def load(data_dir=""):
 def data_set(name, folder, monkeypatch, names=tuple("0123456789"), size=32):
     """Adds the digits under another name, their test images in reverse and with another mean and deviation."""
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.py").write_text(DATA_SET.format(name=name, names=names, size=size))
+    (folder / f"{name}.py").write_text(DATA_SET.format(names=names, size=size))
     monkeypatch.setattr(data, "__path__", [*data.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, f"cutnmix_jax.data.{name}", raising=False)
 
@@ -171,6 +171,7 @@ def test_other_data_sets(run, tmp_path, monkeypatch, capsys):
     data_set("reverse", tmp_path / "data", monkeypatch)
     data_set("letters", tmp_path / "data", monkeypatch, tuple("abcdefghij"))
     data_set("small", tmp_path / "data", monkeypatch, size=16)
+    assert data.load("reverse").name == "reverse"  # whatever its file, made from that of the digits, says
     exported.write(own(run, peer=1), tmp_path / "taken")
     # By the mean and the deviation that the run was trained with, and on all images.
     wanted = peer_says(saved_in(run), DIGITS[::-1], 1)

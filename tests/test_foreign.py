@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from cutnmix_jax import backbones
-from cutnmix_jax.backbones import nnx_adapter
+from cutnmix_jax.backbones import foreign, nnx_adapter
 from cutnmix_jax.errors import UsageError
 
 CLASSES = 5
@@ -161,6 +161,46 @@ class Moded(nn.Module):
         return nn.Dense(CLASSES)(nn.BatchNorm(use_running_average=not training)(tile(images)))
 
 
+class ModedField(nn.Module):
+    """Made once, it is for ever as it was made."""
+
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(CLASSES)(nn.BatchNorm(use_running_average=not self.train)(tile(images)))
+
+
+class ModedNnx(nnx.Module):
+    """What an argument says counts, whatever `model.train()` has set."""
+
+    def __init__(self, num_classes, rngs):
+        self.norm, self.last = nnx.BatchNorm(48, rngs=rngs), nnx.Linear(48, num_classes, rngs=rngs)
+
+    def __call__(self, images, deterministic=True):
+        return self.last(self.norm(tile(images), use_running_average=deterministic))
+
+
+class Unasked(nn.Module):
+    """Takes `train` and does not look at it."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(nn.BatchNorm(use_running_average=True)(tile(images)))
+
+
+class Drawing(nn.Module):
+    """Drops units in evaluation, too."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(nn.Dropout(0.5, deterministic=False)(tile(images)))
+
+
 class SideHead(nn.Module):
     """The features were those of the side head, which was made last."""
 
@@ -188,7 +228,13 @@ BAD = {
     "counters": (Counting, "'counters'"),
     "late": (Late, "batch statistics change"),
     "side_head": (SideHead, "2 fully connected layers of it could have made them; return .logits, features."),
-    "training": (lambda num_classes: Moded(), "takes 'training'; what tells it that it is being trained is `train`"),
+    "training": (lambda num_classes: Moded(), "takes 'training'; what tells it that it is being trained is the argum"),
+    "a_field": (
+        lambda num_classes: ModedField(),
+        "has the field 'train'; what tells it that it is being trained is th",
+    ),
+    "nnx_mode": (ModedNnx, "takes 'deterministic'; what tells it that it is being trained is the argument `train`"),
+    "drawing": (Drawing, 'needs PRNG for "dropout"'),
     "number": (3, "not a function or a class"),
 }
 
@@ -389,3 +435,13 @@ def test_two_threads_that_trace_leave_nnx_as_it_was():
     left.set()
     thread.join()
     assert nnx.Linear.__call__ is before and (len(calls), len(others)) == (1, 0)
+
+
+def test_a_network_that_is_evaluated_in_training_is_told():
+    """It takes the argument, and its batch statistics stay those of the start."""
+    alike = {make: foreign.from_factory("x", make, CLASSES, jnp.float32, (32, 32, 3)) for make in (Unasked, LinenBoth)}
+    found = {make.__name__: foreign.is_always_evaluated(network) for make, network in alike.items()}
+    assert found == {"Unasked": True, "LinenBoth": False}
+    for make in (LinenLogits, NnxBoth, NnxLogits):  # which have none
+        network = foreign.from_factory("x", make, CLASSES, jnp.float32, (32, 32, 3))
+        assert not foreign.is_always_evaluated(network)

@@ -2,15 +2,17 @@
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cutnmix_jax import augment, backbones, crops
 from cutnmix_jax.backbones import layers
-from cutnmix_jax.engine import assemble
+from cutnmix_jax.engine import assemble, batches, fresh, mappings, peers
 from tests.test_step import KEY, built
 
 KEYS = jax.random.split(KEY, 4000)
@@ -56,6 +58,51 @@ def test_weights_of_a_network():
     with layers.shapes_only():
         network = backbones.load("resnet8", 10, jnp.float32, (32, 32, 3))
     check(network.init)
+
+
+def test_no_key_is_of_two_purposes_or_makes_one_of_another(monkeypatch):
+    """Crops and dropout, say: `split` gives what `fold_in` gives, so a key and one that is made of it collide."""
+    parent = {}
+
+    def noted(make):
+        def noting(key, *arguments):
+            made = make(key, *arguments)
+            each = jnp.atleast_2d(jax.random.key_data(made))
+            parent.update((tuple(one), tuple(jax.random.key_data(key).tolist())) for one in each.tolist())
+            return made
+
+        return noting
+
+    for name in ("fold_in", "split"):
+        monkeypatch.setattr(jax.random, name, noted(getattr(jax.random, name)))
+    taken = {}
+
+    def take(purpose, key):
+        taken[purpose] = tuple(jax.random.key_data(key).tolist())
+
+    def network(j):
+        return backbones.load("resnet8", 10)._replace(
+            init=lambda key: take(("weights", j), key) or {"params": {}, "batch_stats": {}}
+        )
+
+    method = types.SimpleNamespace(init=lambda key, spec: take("method", key) or ({}, {}))
+    asked = types.SimpleNamespace(
+        peers=peers.make([network(0), network(1)], "unroll"), method=method, spec=None, zero_totals=dict,
+        companions=types.SimpleNamespace(init=lambda *trees: {}),
+    )  # fmt: skip
+    fresh.state(asked, optax.identity(), jax.random.key(95), {})
+    monkeypatch.setattr(jax.random, "permutation", lambda key, count: take(("order", count), key))
+    for number in range(3):
+        batches.epoch_order(jax.random.key(95), number, number)
+        batch_key, forward_key = batches.step_keys(jax.random.key(95), number)
+        take(("batch", number), batch_key)
+        for view, of in itertools.product(range(3), (batches.view_key, batches.teachers_key)):
+            for j, key in enumerate(mappings.keys(of(forward_key, view), 2)):
+                take((of.__name__, number, view, j), key)
+    assert len(taken) == 3 + 3 + 3 + 3 * 3 * 2 * 3 == len(set(taken.values()))
+    for purpose, key in taken.items():
+        while key := parent.get(key):
+            assert key not in taken.values(), purpose
 
 
 def test_whether_and_how_much_is_mixed_are_independent():

@@ -1,6 +1,7 @@
 """The program as a part of another one: what it leaves behind in the process, and what it does with its signals."""
 
 import contextlib
+import io
 import itertools
 import json
 import logging
@@ -25,7 +26,7 @@ from cutnmix_jax.data import _library
 from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.settings import command_line
 from cutnmix_jax.signals import SIGNALS, StopRequest
-from cutnmix_jax.streams import handlers_kept
+from cutnmix_jax.streams import handlers_kept, labelled, unbreakable
 from tests.runs import few
 from tests.test_run import ONE_STEP, ROOT, TINY, rows_of
 
@@ -316,3 +317,20 @@ def test_a_second_signal_is_the_caller_s():
         time.sleep(1.1)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize("ours", [unbreakable, labelled])
+def test_a_stream_that_somebody_elses_code_has_put_in_place_stays(ours, monkeypatch):
+    """A network's module with a stream of its own ended a run, which was trained and saved, with a traceback."""
+    before, own = (io.StringIO(), io.StringIO()), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", before[0])
+    monkeypatch.setattr(sys, "stderr", before[1])
+    with ours():
+        print("one")
+        sys.stdout = own
+        print("two")
+    assert sys.stdout is own and sys.stderr is before[1]
+    assert (before[0].getvalue(), own.getvalue()) == ("one\n", "two\n")
+    with ours():
+        pass
+    assert sys.stdout is own

@@ -120,7 +120,7 @@ def test_from_jpegs_of_mixed_sizes_to_a_student_at_224_pixels(tmp_path, capsys):
 # Of tensorflow-datasets.
 
 
-def written(folder, splits, features=None, shape=(None, None, 3)):
+def written(folder, splits, features=None, shape=(None, None, 3), secret=False):
     """Has tfds prepare a set of two classes as its own builders do; returns pictures and labels of each split."""
 
     def pixels(i, count):
@@ -142,7 +142,7 @@ def written(folder, splits, features=None, shape=(None, None, 3)):
 
         def _generate_examples(self, split):
             for i, (pixels, label) in enumerate(made[split]):
-                shown = -1 if split == "test" and "validation" in splits else label  # as where tests are kept secret
+                shown = -1 if split == "test" and secret else label
                 yield i, {"image": _library.png(pixels), "label": shown, **dict.fromkeys(features or {}, label)}
 
     tfds.disable_progress_bar()
@@ -192,10 +192,16 @@ def test_which_splits_of_tfds_are_taken(data_dir, capsys):
     assert read.train_images.shape == (32, 8, 8, 3) and read.test_images.shape == (8, 8, 8, 3)
     assert sorted(read_of(read, "train") + read_of(read, "test")) == pixels_of(made["train"], 8)
     shutil.rmtree(data_dir)
-    made = written(data_dir, {"train": 10, "test": 9, "validation": 6}, {"other": tfds.features.Scalar(np.int64)})
-    assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 0
-    assert "the test pictures are those of the split validation" in capsys.readouterr().out
-    assert read_of(data.load("tfds:toys"), "test") == pixels_of(made["validation"], 8)
+    for secret, taken, said in (
+        (True, "validation", "of the split validation"),
+        (False, "test", "validation is left out"),
+    ):
+        splits, more = {"train": 10, "test": 9, "validation": 6}, {"other": tfds.features.Scalar(np.int64)}
+        made = written(data_dir, splits, more, secret=secret)
+        assert command(["prepare", "--dataset=tfds:toys", "--size=8"]) == 0
+        assert said in capsys.readouterr().out
+        assert read_of(data.load("tfds:toys"), "test") == pixels_of(made[taken], 8)
+        shutil.rmtree(data_dir)
 
 
 def test_sets_of_tfds_that_cannot_be_had(data_dir, capsys, monkeypatch):
@@ -298,6 +304,16 @@ def test_a_run_is_of_the_images_that_are_there_when_it_begins(code):
     configure(f"quickstart:{name},baseline")
     data.load(name)
     assert len(sys.modules["asked"].calls) == 2
+
+
+def test_a_run_that_does_not_read_them_leaves_none_for_the_next(code, tmp_path):
+    """One that had ended kept those of then, and another run was trained on them."""
+    name, counts = f"{code('asked_again', '{}')}:load", []
+    settings = command_line.from_flags(f"quickstart:{name},baseline", [TINY, *SMALL])
+    for folder in ("a", "a", "b"):
+        training.train(settings, tmp_path / folder)
+        counts.append(len(sys.modules["asked_again"].calls))
+    assert counts == [1, 2, 3]
 
 
 def test_a_run_goes_on_with_the_same_classes_and_pixels_alone(code, tmp_path, capsys):

@@ -105,6 +105,11 @@ def test_what_is_prepared_is_what_predict_sees(cats, data_dir, capsys):
     assert command(["verify", f"--dataset={name}"]) == 0
     assert f"{cats} is as it was then" in capsys.readouterr().out
     prepared(cats, "--skip-damaged", "--no-flip", size=4)
+    assert "images of 4x4 pixels, 2 classes, never mirrored" in capsys.readouterr().out
+    prepared(cats, size=4, code=2)
+    assert f"{name} is already prepared without mirror images; to prepare it anew delete" in one_error(capsys)
+    prepared(cats, "--no-flip", code=2)
+    assert f"{name} is already prepared with mirror images; to prepare it anew delete" in one_error(capsys)
     assert not data.load(name, image_size=4).flip
     with pytest.raises(UsageError, match="prepared in the sizes 4, 8"):
         data.facts(name)
@@ -157,7 +162,7 @@ def test_where_the_tests_are(tmp_path, capsys):
     capsys.readouterr()
     both = folder(tmp_path / "both", parts | {"test/a": 1, "test/b": 1})
     assert len(data.load(prepared(both)).test_labels) == 2
-    assert "val left out: the test pictures are those of test" in capsys.readouterr().out
+    assert "folders beside train and test left out: val" in capsys.readouterr().out
     secret = folder(tmp_path / "secret", parts | {"test": 9})  # tests without classes, as ILSVRC has them
     assert len(data.load(prepared(secret)).test_labels) == 4
     vehicles = folder(tmp_path / "vehicles", {"train": 5, "car": 5})
@@ -166,6 +171,24 @@ def test_where_the_tests_are(tmp_path, capsys):
     shutil.rmtree(tmp_path / "prepared")
     prepared(both)
     assert "pictures beside the folders of the classes left out: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("counts", "name"),
+    [
+        ({"training/a": 3, "training/b": 3, "test/a": 1, "test/b": 1}, "test"),
+        ({"Train/a": 3, "Train/b": 3}, "Train"),
+        ({"train/a": 3, "train/b": 3, "Test/a": 1, "Test/b": 1}, "Test"),
+        ({"train/a": 3, "train/b": 3, "testing/a": 1, "testing/b": 1}, "testing"),
+        ({"dev_set/a": 3, "dev_set/b": 3, "other": 3}, "dev_set"),
+    ],
+)
+def test_a_part_of_a_data_set_is_no_class_and_not_left_out(counts, name, tmp_path, capsys):
+    """The classes were "training" and "test"."""
+    prepared(folder(tmp_path / "top", counts), code=3)
+    assert f"{name!r} is called like a part of a data set; call the folders of the classes to train" in one_error(
+        capsys
+    )
 
 
 def test_moments_are_exact_for_any_number():
@@ -266,7 +289,7 @@ def test_folders_that_are_none(counts, says, tmp_path, capsys):
     ("counts", "says"),
     [
         ({"train/cat": 3, "train/dog": 3, "val": 4}, "pictures in val are not in folders of their classes"),
-        ({"Train/cat": 3, "Train/dog": 3, "Test/cat": 2, "Test/dog": 2}, "call the folder 'Train' train"),
+        ({"Train/cat": 3, "Train/dog": 3, "Test/cat": 2, "Test/dog": 2}, "'Test' is called like a part of a data set"),
     ],
 )
 def test_tests_that_are_not_where_they_are_looked_for(counts, says, tmp_path, data_dir, capsys):

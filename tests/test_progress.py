@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cutnmix_jax import console, loop, pool
-from cutnmix_jax.paper import devices, options, progress, reproduce
+from cutnmix_jax.paper import devices, launch, options, progress, reproduce
 from cutnmix_jax.paper.cells import Choice, cells_of
 from cutnmix_jax.paper.progress import Started
 from tests.runs import Made, few
@@ -285,3 +285,43 @@ def test_drawing_the_first_batch_is_no_training(tmp_path):
     run.train(tmp_path / "draws", began=loop.Began(time.monotonic(), 0.0, lambda: time.sleep(6)))
     [row] = [json.loads(line) for line in (tmp_path / "draws" / "metrics.jsonl").read_text().splitlines()]
     assert row["images_per_second"] > 64 / 6
+
+
+LAST = {"epoch": 9, "step": 90, "accuracy": 0.5, "accuracy_per_peer": [0.4, 0.6], "accuracy_ensemble": 0.61,
+        "accuracy_leader": 0.3}  # fmt: skip
+BEST = {"epoch": 7, "step": 70, "accuracy": 0.7, "accuracy_per_peer": [0.65, 0.75], "accuracy_ensemble": 0.8,
+        "accuracy_leader": 0.2}  # fmt: skip
+
+
+def test_a_run_ends_with_the_accuracies_of_its_last_and_its_best_epoch(capsys):
+    told = {"dataset": "digits", "backbone": "resnet8", "method": "okddip", "seed": 95, "last": LAST, "best": BEST}
+    console.table({**told, "best_by": "validation"})
+    lines = [line.replace("┃", "│").split("│") for line in capsys.readouterr().out.splitlines()]
+    cells = [[cell.strip() for cell in line[1:-1]] for line in lines if len(line) > 2]
+    names = ["", "epoch", "mean of peers", "peer 0", "peer 1", "ensemble", "leader"]
+    assert cells == [
+        names,
+        ["last", "9", "50.00", "40.00", "60.00", "61.00", "30.00"],
+        ["best", "7", "70.00", "65.00", "75.00", "80.00", "20.00"],
+    ]
+
+
+def test_an_epoch_ends_with_its_accuracies_and_losses(capsys):
+    row = {"epoch": 3, "step": 12, "train/loss": 1.25, "train/ce": 0.75, "train/accuracy": 0.125, "learning_rate": 0.05,
+           "validation/accuracy": 0.25, "validation/accuracy_peer_0": 0.3, "test/accuracy": 0.5,
+           "test/accuracy_peer_0": 0.4, "test/accuracy_ensemble": 0.6, "images_per_second": 1234.0,
+           "seconds": 7.5}  # fmt: skip
+    console.Display(total_steps=384, done_steps=0, images_per_step=32).epoch_done(row, 8)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "epoch 3/8  validation accuracy 25.00 %  test accuracy 50.00 %  peer_0 40.00 ensemble 60.00",
+        "    train loss 1.250 ce 0.750 accuracy 12.50 %  learning rate 0.05  1,234 images/s  7.5 s",
+    ]
+
+
+def test_a_cell_ends_with_what_its_row_of_the_table_shows(tmp_path, monkeypatch, capsys):
+    """Of the last epoch; of okddip that of the leader."""
+    monkeypatch.setattr(launch.ran, "results_of", lambda cell: {"last": LAST, "best": BEST})
+    for row, shown in (("okddip", "30.00"), ("dml", "50.00")):
+        cell = cell_in(tmp_path)._replace(row=row)
+        launch._ended(launch._Table(1, [], 0.0), Started(cell, time.monotonic(), 0), launch.Ended(0), stopping=False)
+        assert f": {shown} % in 0 s" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import pytest
 
 from cutnmix_jax import main, pool, seeds
 from cutnmix_jax.errors import StoppedError, UsageError
+from tests.runs import write_finished
 from tests.test_run import ROOT, TINY, rows_of, saved_in, start, wait_for
 from tests.test_signals import listens
 
@@ -53,6 +54,21 @@ def test_seeds_at_once_equal_seeds_alone(tmp_path):
     mean = 50 * sum(accuracies)
     spread = 100 * abs(accuracies[0] - accuracies[1]) / 2**0.5
     assert f"mean {mean:.2f}, standard deviation {spread:.2f} (n - 1), n 2" in out
+
+
+def test_the_mean_and_the_deviation_by_hand(tmp_path, capsys):
+    """Of the last epoch, which is not the best one, and of the peers, of which one is better than their mean."""
+    folders = {}
+    for seed, last in ((1, 0.25), (2, 0.5), (3, 0.3)):
+        rows = [{"epoch": e, "step": e, "test/accuracy": a, "test/accuracy_peer_0": 0.8, "test/accuracy_peer_1": 0.2}
+                for e, a in ((1, 0.75), (2, last))]  # fmt: skip
+        folders[seed] = tmp_path / str(seed)
+        write_finished(folders[seed], {"dataset": "digits", "method": "dml", "seed": seed, "epochs": 2}, rows)
+    seeds.end(dict.fromkeys(folders, 0), False, folders)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("%, mean of peers: seed 1 25.00, seed 2 50.00, seed 3 30.00")
+    # The mean is 35, and 10, 15 and 5 are off it: sqrt((100 + 225 + 25) / 2) = 13.23.
+    assert second == "mean 35.00, standard deviation 13.23 (n - 1), n 3"
 
 
 def stopped(tmp_path, *more):

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from cutnmix_jax import configure, data, evaluate, main
+from cutnmix_jax import configure, data, evaluate, export, main
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.errors import CheckpointError, UsageError
@@ -61,6 +64,36 @@ def test_an_own_network_that_is_another_one_now_is_one_line(before, monkeypatch,
     assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "tests.tiny:Tiny is another network than the one that was saved" in error
+
+
+def test_own_code_that_has_changed_since_is_told(monkeypatch, tmp_path, capsys):
+    """Shapes stay, and so its weights were evaluated, exported and taught as what they are not."""
+    file = tmp_path / "own_nets.py"
+    file.write_text("from tests.tiny import Tiny\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    name, backbone = "own_nets:Tiny", "--config.backbone.name=own_nets:Tiny"
+    run = trained_in(tmp_path / "run", "baseline", ":Tiny", backbone)
+    exports = {"same": tmp_path / "same", "other": tmp_path / "other"}
+    commands = [
+        lambda: trained_in(run, "baseline", ":Tiny", backbone),
+        lambda: evaluate.main([str(run), f"--backbone={name}", f"--out={tmp_path / 'out'}"]),
+        lambda: trained_in(tmp_path / next(free), "kd", ":Tiny", backbone, f"--config.teacher={run}"),
+        lambda: trained_in(tmp_path / next(free), "dml", ":Tiny", backbone, f"--config.init_from={run}", OWN),
+        lambda: trained_in(tmp_path / next(free), "kd", ":Tiny", backbone, f"--config.teacher={exports['same']}"),
+    ]
+    free = map(str, itertools.count())
+    for changed, where in ((False, "same"), (True, "other")):
+        if changed:
+            file.write_text("from tests.tiny import Tiny  # changed\n")
+        exporting = functools.partial(export.main, [str(run), str(exports[where]), f"--backbone={name}"])
+        for call in [exporting, *commands]:
+            capsys.readouterr()
+            call()
+            told = capsys.readouterr().err.count(f"the code of {name} is not that with which ")
+            assert told == changed
+    load.load_student(exports["other"])  # whose program needs no code
+    assert "the code of" not in capsys.readouterr().err
 
 
 def test_a_leader_begins_as_the_leader(tmp_path):

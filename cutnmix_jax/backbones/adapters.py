@@ -4,6 +4,7 @@ A module maps [n, H, W, C] float32 to `(logits [n, K], features [n, D])`, or to 
 are what went into the last fully connected layer, the one whose output is the logits.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -42,6 +43,26 @@ def mode(module: Any, train: bool) -> dict[str, Any]:
     return {"train": train} if "train" in arguments(type(module).__call__) else {}
 
 
+def check_mode(name: str, module: Any) -> None:
+    """Raises UsageError where what tells a module of a user's own that it is being trained has another name than ours.
+
+    Args:
+      name: how the user asked for it.
+      module: of Linen or of NNX.
+    """
+    takes = arguments(type(module).__call__)
+    if "train" in takes:
+        return
+    # A field of a Linen module is decided once, when it is made.
+    fields = [field.name for field in dataclasses.fields(module)] if isinstance(module, nn.Module) else []
+    for names, where in ((takes, "its __call__ takes"), (fields, "it has the field")):
+        if other := [word for word in ("train", *_OTHER_MODES) if word in names]:
+            raise UsageError(
+                f"backbone {name!r}: {where} {other[0]!r}; what tells it that it is being trained is the argument "
+                "`train` of its __call__, true or false"
+            )
+
+
 def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> Backbone:
     """A Linen module as a backbone.
 
@@ -63,12 +84,7 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             " (a function that makes an nnx.Module takes an argument `rngs`)"
         )
 
-    takes = arguments(type(module).__call__)
-    if "train" not in takes and (other := [word for word in _OTHER_MODES if word in takes]):
-        raise UsageError(
-            f"backbone {name!r}: its __call__ takes {other[0]!r}; what tells it that it is being trained is `train`, "
-            "true or false"
-        )
+    check_mode(name, module)
 
     def init(key: jax.Array) -> dict[str, Tree]:
         rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
@@ -83,7 +99,13 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             returned, batch_stats = run(module, variables, images, train, key)
         return outputs_of(name, returned, calls), batch_stats
 
-    return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if "part" in takes else None)
+    return Backbone(
+        name,
+        init,
+        apply,
+        image_shape,
+        split_of(name, module, image_shape) if "part" in arguments(type(module).__call__) else None,
+    )
 
 
 def run(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,8 +102,9 @@ def check(backbone: Backbone, num_classes: int) -> None:
     if len(digests.flat(variables)) < len(jax.tree.leaves(variables)):
         raise UsageError(f"backbone {backbone.name!r}: two of its arrays have one name once dots join its parts")
     for train in (True, False):
+        # Nothing may be drawn in evaluation, so it has no key.
         outputs, batch_stats = jax.eval_shape(
-            functools.partial(backbone.apply, train=train), variables, images, key=key
+            functools.partial(backbone.apply, train=train), variables, images, key=key if train else None
         )
         logits, features = outputs.logits.shape, outputs.features.shape
         if logits != (n, num_classes):
@@ -114,3 +116,18 @@ def check(backbone: Backbone, num_classes: int) -> None:
             )
         if shapes(batch_stats) != shapes(variables["batch_stats"]):
             raise UsageError(f"backbone {backbone.name!r}: batch statistics change their shape or type in training")
+
+
+def is_always_evaluated(backbone: Backbone) -> bool:
+    """Whether a network has batch statistics, and training computes the same as evaluation: it is not told of it."""
+    images = jax.ShapeDtypeStruct((2, *backbone.image_shape), jnp.float32)
+    key = jax.eval_shape(jax.random.key, 0)
+    variables = jax.eval_shape(backbone.init, key)
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(variables["batch_stats"])):
+        return False
+
+    def program(train: bool) -> str:
+        call = functools.partial(backbone.apply, train=train)
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(call)(variables, images, key=key)))
+
+    return program(train=True) == program(train=False)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cutnmix_jax.backbones.adapters import Call, mode, outputs_of, with_types_of
+from cutnmix_jax.backbones.adapters import Call, check_mode, mode, outputs_of, with_types_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Backbone, ImageShape, Outputs, Tree
 
@@ -42,6 +42,7 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape) -
                 f"backbone {name!r} made a {type(model).__name__}, not a flax.nnx.Module"
                 " (a function that makes a flax.linen.Module takes no argument `rngs`)"
             )
+        check_mode(name, model)
         return nnx.split(model, nnx.Param, ...)
 
     # Built for real, not in a trace, where NNX would take an array that is no Variable for static and keep a tracer.

@@ -77,6 +77,8 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
             raise UsageError(f"unknown argument {text!r}; see --help")
         if name in ("dataset", "data_dir", "train_examples", "test_examples"):
             raise UsageError(f"{text}: the images are made up; say --images, --classes or --config.image_size")
+        if name == "backbone.name":
+            raise UsageError(f"{text}: say --backbone={value}, by which what is measured is called")
         fields[name] = value
     for name in ("windows", "steps", "classes", "images", "seeds", "peak", "budget"):
         value = getattr(known, name)
@@ -87,6 +89,9 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     if unknown := [tier for tier in known.tiers or () if tier not in run.TIERS]:
         raise UsageError(f"--tiers: no tier {unknown[0]!r}; they are {', '.join(run.TIERS)}")
     _check(known)
+    named = known.suite or known.backbones or known.backbone or (known.sweep or "").startswith(("num_peers=", "back"))
+    if "peers" in fields and named:
+        raise UsageError("--config.peers names the networks; leave out --suite, --backbone(s) and a --sweep of peers")
     return known, {"backbone": known.backbone or "resnet32", "method": known.method} | fields
 
 
@@ -164,7 +169,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
             spec = run.spec_of(fields | {name: value})
             command_line.from_flags(spec["config"], spec["overrides"])
         found = suites.sweep(name, values_of(values), fields, size, timing)
-        title = f"{fields['backbone']}, {fields['method']}, over {name}"
+        title = f"{run.networks_of(fields)}, {fields['method']}, over {name}"
         report.table({f"{name}={value}": one for value, one in found.items()}, title)
         return {"sweep": name, "found": found}
     programs: dict[str, suites.Program] = {"ours": (run.spec_of(fields, **size), None)}
@@ -179,7 +184,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
         tiers = known.tiers or (suites.GPU_TIERS if jax.default_backend() == "gpu" else ("A", "B"))
         programs |= {f"torch {tier}": (run.spec_of(fields, **size), tier) for tier in tiers}
     found = run.in_turn(programs, **timing)
-    report.table(found, f"{fields['backbone']}, {fields['method']}")
+    report.table(found, f"{run.networks_of(fields)}, {fields['method']}")
     result |= {"found": found, "times_faster": report.ratios(found, "ours")}
     for name, ratio in result["times_faster"].items():
         print(

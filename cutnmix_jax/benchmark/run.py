@@ -41,6 +41,11 @@ def spec_of(
     return {"config": config, "overrides": [network, *fields], "bare": bare, **size}
 
 
+def networks_of(fields: Mapping[str, Any]) -> str:
+    """The names of the networks that are measured: those of `peers` count where they are named."""
+    return str(fields.get("peers") or fields["backbone"])
+
+
 def has_torch_side() -> bool:
     """Whether this is a clone, which has the program in PyTorch beside the package."""
     return (_ROOT / "scripts" / "bench_torch").is_dir()

@@ -72,9 +72,11 @@ def growth(known: argparse.Namespace, fields: Mapping[str, Any], networks: Seque
 def on_target(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence[str]) -> dict[str, Any]:
     """What a step of each network would launch on a card that is not there."""
     card, python, found = target.described(known.target), target.interpreter(), {}
-    for name in networks or (fields["backbone"],):
+    for name in networks or (run.networks_of(fields),):
         print(f"{name}: compiling for {known.target}", flush=True)
-        found[name] = target.on_target(run.spec_of({**fields, "backbone": name}, **size_of(known)), card, python)
+        found[name] = target.on_target(
+            run.spec_of({**fields, "backbone": name} if networks else fields, **size_of(known)), card, python
+        )
     if all("error" in one for one in found.values()):
         raise UsageError(next(iter(found.values()))["error"])
     kinds = {kind: (kind, "d") for kind in kernels.KINDS}

@@ -204,7 +204,7 @@ def _shipped(name: str, data_dir: str) -> "Dataset":
         wrong = _facts.wrong(dataset, facts(name))
     if wrong:
         raise UsageError(f"data set {name!r}: `load` of {_file(name)} returns {wrong}; see `types.Dataset`")
-    return dataset
+    return dataset._replace(name=name)  # a module may have been made from another one
 
 
 def _file(name: str) -> str:

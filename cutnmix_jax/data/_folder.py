@@ -1,6 +1,7 @@
 """A folder of pictures as a data set: a folder for each class, in `train` and `test` or with a split of our own."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from cutnmix_jax.decoding import Read
 from cutnmix_jax.errors import DataError, printable
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+_PART = re.compile(  # what other programs call the parts of a data set
+    "(train(ing)?|tests?|testing|val(id|idation)?|dev|eval(uation)?)([ _-]?(set|data|images?|split))?", re.IGNORECASE
+)
 _NO_TESTS = (
     "there is no folder of test pictures: a fifth of each class is tested with, chosen by digests of their names"
 )
@@ -69,8 +73,7 @@ def _found(top: str) -> tuple[dict[str, Classes], list[str]]:
     train = os.path.join(top, "train")  # noqa: PTH118
     if not os.path.isdir(train) or not _look(train)[0]:  # noqa: PTH112 - without folders it is a class, of trains
         tops, notes = {"train": top}, [_NO_TESTS]
-        if other := [name for name in _look(top)[0] if name != "train" and name.lower() == "train"]:
-            raise DataError(f"{printable(top)}: call the folder {other[0]!r} train, in small letters, and so on")
+        _check_no_split(top, _look(top)[0])
     else:
         inside = set(_look(top)[0])
         tests = [name for name in TEST_FOLDERS if name in inside and _look(os.path.join(top, name))[0]]  # noqa: PTH118
@@ -78,14 +81,30 @@ def _found(top: str) -> tuple[dict[str, Classes], list[str]]:
             if _look(os.path.join(top, name))[1]:  # noqa: PTH118
                 what = f"{printable(top)}: the pictures in {name} are not in folders of their classes"
                 raise DataError(f"{what}; sort them into such folders, or move {name} away")
+        if not tests:
+            _check_no_split(top, sorted(inside - {"train"}))
         tops = {"train": train, **({"test": os.path.join(top, tests[0])} if tests else {})}  # noqa: PTH118
         notes = [] if tests else [_NO_TESTS]
-        if tests[1:]:
-            notes.append(f"{' and '.join(tests[1:])} left out: the test pictures are those of {tests[0]}")
+        if others := sorted(map(printable, inside - {"train", *tests[:1]})):
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            notes.append(
+                f"folders beside train{' and '.join(['', *tests[:1]])} left out: {', '.join(others[:3])}{more}"
+            )
     found = {split: _classes(top, folder) for split, folder in tops.items()}
     if beside := sum(_look(folder)[1] for folder in tops.values()):
         notes.append(f"pictures beside the folders of the classes left out: {beside:,}")
     return found, notes
+
+
+def _check_no_split(top: str, names: Sequence[str]) -> None:
+    """Raises DataError where a folder that would be a class, or be left out, is called like a part of a data set."""
+    for name in names:
+        is_train = name.lower() == "train" and name != "train"
+        if is_train or (_PART.fullmatch(name) and _look(os.path.join(top, name))[0]):  # noqa: PTH118
+            raise DataError(
+                f"{printable(top)}: {name!r} is called like a part of a data set; call the folders of the classes to "
+                "train on train, in small letters, and those to test with test, or move it away"
+            )
 
 
 def _look(folder: str) -> tuple[list[str], int]:

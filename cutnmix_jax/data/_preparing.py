@@ -33,11 +33,11 @@ def prepare(name: str, data_dir: str, size: int | None, flip: bool = True, skip_
     if size is None and name.startswith(_names.FOLDER):
         raise UsageError("--size=S is missing: pictures of a folder are brought to S x S pixels, 32 for instance")
     if size is not None and size in _prepared.sizes(name, data_dir):
-        return _there(name, data_dir, size)
+        return _there(name, data_dir, size, flip)
     source, size = _source(name, data_dir, size)
     target = _prepared.folder_of(name, data_dir, size)
     if size in _prepared.sizes(name, data_dir):
-        return _there(name, data_dir, size)
+        return _there(name, data_dir, size, flip)
     counted = sum(split.total for split in source.splits.values())
     print(f"preparing {counted:,} pictures of {len(source.class_names):,} classes", flush=True)
     began = time.monotonic()
@@ -58,13 +58,18 @@ def _source(name: str, data_dir: str, size: int | None) -> tuple[Source, int]:
     return _folder.source(name.removeprefix(_names.FOLDER), size, data.resampling(name)), size
 
 
-def _there(name: str, data_dir: str, size: int) -> str:
+def _there(name: str, data_dir: str, size: int, flip: bool) -> str:
     about, folder = _prepared.find(name, data_dir, size), _prepared.folder_of(name, data_dir, size)
     if changed := _prepared.change(about):
-        raise DataError(
-            f"{changed}; to prepare it anew delete {folder}, with which runs that began with it cannot go on"
-        )
+        raise DataError(f"{changed}; {_anew(folder)}")
+    if about.flip != flip:
+        how = "with" if about.flip else "without"
+        raise UsageError(f"{name} is already prepared {how} mirror images; {_anew(folder)}, or give another --data_dir")
     return f"{name} is already prepared in {folder}: {_counts(about)}"
+
+
+def _anew(folder: object) -> str:
+    return f"to prepare it anew delete {folder}, with which runs that began with it cannot go on"
 
 
 class _Progress:
@@ -83,7 +88,8 @@ class _Progress:
 def _counts(about: About) -> str:
     train, test = (f"{about.counts[split]:,}" for split in ("train", "test"))
     size, classes = f"{about.size}x{about.size}", f"{len(about.class_names):,} classes"
-    return f"{train} training and {test} test images of {size} pixels, {classes}"
+    mirrored = "" if about.flip else ", never mirrored"
+    return f"{train} training and {test} test images of {size} pixels, {classes}{mirrored}"
 
 
 def _balance(about: About, per_class: Mapping[str, np.ndarray]) -> Iterator[str]:

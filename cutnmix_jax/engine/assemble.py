@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import backbones, compiler, methods, precision
+from cutnmix_jax import backbones, compiler, console, methods, precision
+from cutnmix_jax.backbones.foreign import is_always_evaluated, is_foreign
 from cutnmix_jax.data._facts import Facts
 from cutnmix_jax.engine import batches, devices, feeding, peers, placement
 from cutnmix_jax.engine.companions import Average, Companion, Companions, Frozen, RunningMean, Trained
@@ -60,6 +61,9 @@ def networks(
         if empty := [name for name in sorted(size_of) if not size_of[name]]:
             seen = "x".join(map(str, shape))
             raise UsageError(f"backbone {empty[0]!r} has no features on images of {seen}: they are too small for it")
+        for name in filter(is_foreign, made):
+            if is_always_evaluated(made[name]):
+                console.warn(f"{name} has batch statistics that training does not change; is `train` looked at?")
         trunk_size = _trunk_size(made[settings.backbones[0]]) if settings.share_trunk else None
         sizes = tuple(size_of[name] for name in settings.backbones)
         spec = Spec(num_classes, sizes, _num_train(settings, known), trunk_size)
@@ -205,11 +209,13 @@ def _feature_size(network: Backbone, num_classes: int) -> int:
 
 
 def _trunk_size(network: Backbone) -> int:
+    where = f"config.share_trunk=True: {network.name}"
     if network.split is None:
-        raise UsageError(
-            f"config.share_trunk=True: {network.name} has no trunk; a Linen module has one whose __call__ takes `part`"
-        )
-    return _traced(network, network.split.trunk).shape[-1]
+        raise UsageError(f"{where} has no trunk; a Linen module has one whose __call__ takes `part`")
+    maps = getattr(_traced(network, network.split.trunk), "shape", None)
+    if maps is None or len(maps) != 4 or maps[0] != 2:
+        raise UsageError(f"{where}: of 2 images its trunk returns {maps}; feature maps must be (2, h, w, C)")
+    return maps[-1]
 
 
 def _traced(network: Backbone, part: Callable) -> Any:

@@ -188,6 +188,8 @@ def _read(folder: Path) -> Run:
         fields["teacher_which"] = settings.teacher_which
     if seen := origins.seen(folder):
         fields["data"] = seen
+    if code := origins.code(folder, settings.own_backbones):
+        fields["code"] = code
     return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)
 
 

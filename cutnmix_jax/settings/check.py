@@ -54,6 +54,11 @@ def check(settings: Settings) -> None:
             f"config.held_out_examples={settings.held_out_examples}: {settings.method} does not use them, with the "
             "options that it has; leave it out"
         )
+    if method.calibrates and not settings.held_out_examples:
+        raise UsageError(
+            f"config.held_out_examples=none: {settings.method} looks at such images, with the options that it has; say "
+            "5000 of 50000, or choose other options"
+        )
     if unknown := [name for name in method.teachers if name not in TEACHERS]:
         raise UsageError(f"{settings.method}: no teacher {unknown[0]!r}; {nearest(unknown[0], TEACHERS)}")
     if method.needs_teacher and not settings.teacher:

@@ -61,6 +61,8 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
     unset, others = overrides.unset(overrides.alike(arguments), tree.optional_fields())
     groups = {name: next(iter(value), "") for name, value in config.items() if isinstance(value, ConfigDict)}
     values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
+    for text in others:
+        overrides.check_name(text.partition("=")[0], dict(tree.flat(config.to_dict())))
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         unread = values(arguments)[1:]

@@ -8,7 +8,7 @@ from dataclasses import fields
 from absl import flags
 
 from cutnmix_jax import methods
-from cutnmix_jax.errors import one_line
+from cutnmix_jax.errors import UsageError, one_line
 
 
 def alike(arguments: Sequence[str]) -> list[str]:
@@ -62,6 +62,21 @@ def field_like(name: str, paths: Collection[str]) -> str:
     close = close or [path for found in difflib.get_close_matches(last, lasts, n=1, cutoff=0.75)
                       for path in paths if path.rpartition(".")[2] == found]  # fmt: skip
     return close[0] if close else ""
+
+
+def check_name(flag: str, paths: Collection[str]) -> None:
+    """Raises UsageError where a flag is no name of a field at all, or one of absl's own, which reads others from files.
+
+    Args:
+      flag: without its value.
+      paths: of all fields.
+    """
+    name = flag.lstrip("-").removeprefix("config.")
+    if flag.startswith("--config.") and not all(map(str.isidentifier, name.split("."))):
+        meant = field_like(re.sub(r"\W", "_", name), paths) or field_like(name.replace("-", "_"), paths)
+        raise UsageError(f"unknown flag {flag}; " + (f"did you mean --config.{meant}?" if meant else _SEE))
+    if flag.startswith("-") and name in ("flagfile", "undefok"):
+        raise UsageError(f"unknown flag {flag}; fields that stay are a file of configs, see docs/train.md")
 
 
 def rows_with(name: str) -> list[str]:

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import compiler, console, data, digests, files
+from cutnmix_jax import compiler, console, data, digests, environment
 from cutnmix_jax.data._facts import Facts
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, peers
 from cutnmix_jax.engine.evaluation import Evaluator
 from cutnmix_jax.engine.placement import choose, placed
 from cutnmix_jax.errors import CheckpointError, DataError, UsageError, one_line
-from cutnmix_jax.layout import ENVIRONMENT
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import exported
 from cutnmix_jax.student.of_run import Run, saved_arrays
@@ -80,6 +79,7 @@ def of_run(run: Run, which: str, images: Images) -> Evaluated:
     trained_on = run.results["train_examples"]  # of the images that the run began with, see `kept_back`
     known = Facts({"train": trained_on + assemble.kept_back(settings)}, len(classes), tuple(seen["image_shape"]))
     networks = assemble.networks(settings, len(classes), known=known)
+    environment.check_code(run.folder, settings.own_backbones)
     joined = peers.make(networks.backbones, "unroll", settings.share_trunk)
     arrays = saved_arrays(run, epoch["step"])
     companions = assemble.companions(settings, joined, None)
@@ -104,11 +104,7 @@ def of_run(run: Run, which: str, images: Images) -> Evaluated:
 
 def _check_same(run: Run, sha256: str) -> None:
     """Warns where the images of a data set are not those that a run was trained and tested with."""
-    try:
-        before = files.read_fields(run.folder / ENVIRONMENT).get("data_sha256")
-    except (OSError, ValueError, CheckpointError):
-        before = None
-    if before != sha256:
+    if environment.read(run.folder).get("data_sha256") != sha256:
         console.warn(f"the images of {run.settings.dataset} may be others than those that the run was tested with")
 
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import compiler, digests
+from cutnmix_jax import compiler, digests, own_code
 from cutnmix_jax.backbones import shapes_only
+from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine.batches import normalised
 from cutnmix_jax.engine.evaluation import log_mean
@@ -143,6 +144,8 @@ def network_of(student: Student, j: int) -> dict[str, Tree]:
       UsageError: it cannot be made, or its code, which is somebody's own, makes another network now.
     """
     made = student.description.make()[j]
+    if is_foreign(made.name):
+        own_code.check_same(student.description.run.get("code"), [made.name], "the student")
     try:
         return variables_of(student.arrays, j, shapes_of(made))
     except (ValueError, KeyError) as error:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import digests, files, finished, layout, metrics
+from cutnmix_jax import digests, environment, files, finished, layout, metrics, own_code
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError, UserError, one_line
 from cutnmix_jax.settings import Settings, tree
@@ -117,9 +117,11 @@ def load_networks(
     description = describe(run, which, numbers, chosen_by)
     arrays = saved_arrays(run, description.step) if arrays is None else arrays
     try:
-        return taken(description, arrays, run.settings.share_trunk)
+        student = taken(description, arrays, run.settings.share_trunk)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{run.folder}: its networks are not in its checkpoint ({one_line(error)})") from error
+    environment.check_code(run.folder, description.own_backbones)
+    return student
 
 
 def saved_arrays(run: Run, step: int) -> dict[str, jax.Array]:
@@ -185,7 +187,11 @@ def taken(description: Description, arrays: Mapping[str, jax.Array], share_trunk
             }
             found = shared | found
         networks.append({part: _part(found, own[part], like) for part, like in network.shapes_of(made).items()})
-    described = dataclasses.replace(description, networks_sha256=tuple(map(digests.of_network, networks)))
+    # The code that what is exported is made of.
+    code = {name.partition(":")[0]: own_code.digest(name) for name in description.own_backbones}
+    known = {**description.run, **({"code": code} if code else {})}
+    sha256 = tuple(map(digests.of_network, networks))
+    described = dataclasses.replace(description, networks_sha256=sha256, run=known)
     return network.make(described, network.named(networks))
 
 
