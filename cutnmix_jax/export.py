@@ -1,10 +1,11 @@
 """Takes a student out of its run: `cutnmix export RUN DIR`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
 from cutnmix_jax import storage
-from cutnmix_jax.command import PROGRAM, CommandLine, before_jax, exit_code_of, folder_of, given
+from cutnmix_jax.command import CommandLine, before_jax, exit_code_of, folder_of, given, program
 from cutnmix_jax.student import choice
 
 _DESCRIPTION = "Takes one network, or the ensemble, out of a finished run: a folder that is enough by itself."
@@ -30,7 +31,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser = CommandLine("python -m cutnmix_jax.export", _DESCRIPTION, _EPILOG)
     choice.add(parser)
     parser.add_argument("target", type=given, metavar="DIR", help="a folder that is not there yet")
-    parser.add_argument("--format", choices=("jax", "torch", "onnx"), default="jax", help="what DIR has besides")
+    parser.add_argument("--format", choices=choice.FORMATS, default="jax", help="what DIR has besides")
     parser.add_argument("--python", type=given, metavar="PATH", help="of an environment with jax2onnx, for onnx")
     if not arguments:
         print(f"{_DESCRIPTION}\n\n{parser.epilog}")
@@ -46,7 +47,8 @@ def _run(arguments: Sequence[str]) -> None:
     exported.write(student, target, formats.made(student, known.format, known.python, known.backbone))
     accuracy = student.description.accuracy
     on = f", {100 * accuracy:.2f} % of the test images" if accuracy is not None else ""
-    print(f"{student.description.title}{on}\nexported: {target}\nnext: {PROGRAM} predict {target} PICTURE...")
+    print(f"{student.description.title}{on}\nexported: {target}")
+    print(f"next: {program()} {shlex.join(['predict', str(target), 'PICTURE'])}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Trains a run: `python -m cutnmix_jax.main --config=configs/resnet110.py[:dataset,method]`."""
 
 import argparse
+import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cutnmix_jax import command, files, look_after, signals, storage
 from cutnmix_jax.command import CommandLine, exit_code_of, folder_of, given
 from cutnmix_jax.errors import StoppedError, UsageError
 from cutnmix_jax.signals import StopRequest
+
+if TYPE_CHECKING:
+    from cutnmix_jax.settings import Settings
 
 _DESCRIPTION = "Trains peer networks together, by a row of the paper's tables."
 _EPILOG = """examples:
@@ -112,21 +117,34 @@ def _run(arguments: Sequence[str], own_process: bool, start: float) -> int:
     return 0
 
 
-def _next_steps(dataset: str, workdir: Path, overrides: Sequence[str], own_backbones: Sequence[str]) -> str:
+# What is of several peers, or of the method that a run has; a baseline has its own.
+_OF_A_METHOD = re.compile(
+    r"--config\.((loss|weights|mix|ramp_up)\.|(num_peers|peers|share_trunk|views|mapping|teacher|teacher_which|init_from|"
+    "held_out_examples)=)"
+)
+
+
+def _next_steps(settings: "Settings", workdir: Path, arguments: Sequence[str]) -> str:
     """What is worth typing after a first run, in its own folder `runs/DATASET/BACKBONE/METHOD/seedSEED`."""
-    data = "" if "," in dataset else dataset  # which is among the overrides then
-    own = [f"--backbone={name}" for name in dict.fromkeys(own_backbones)]  # whose code may be run
-    measured = {"exact accuracies, calibration, what the peers agree on": shlex.join(["evaluate", str(workdir), *own])}
-    commands = {
-        "one network alone, to compare it with": shlex.join(
-            ["train", f"--config=quickstart:{data},baseline", *overrides]
-        ),
-        "the curves of both, and what differs": f"report {workdir} {workdir.parent.parent / 'baseline' / workdir.name}",
-        **(measured if len(own) < 2 else {}),  # it runs the code of one
-        "what its best network says of a picture": f"predict {workdir} PICTURE",
-        "its best network as a folder that is enough by itself": f"export {workdir} my-student",
-        "networks, data sets, methods and fields": "train --list",
+    from cutnmix_jax import data
+    from cutnmix_jax.settings import overrides
+
+    dataset, networks = settings.dataset, dict.fromkeys(settings.own_backbones)
+    shared = [text for text in overrides.alike(arguments) if not _OF_A_METHOD.match(text)]
+    # Whose code may be run.
+    own = [f"--backbone={name}" for name in networks] + [f"--dataset={dataset}"] * data.is_own(dataset)
+    alone = f"--config=quickstart:{'' if ',' in dataset else dataset},baseline"  # which is among the others then
+    both = [str(workdir), str(workdir.parent.parent / "baseline" / workdir.name)]
+    measured = {"exact accuracies, calibration, what the peers agree on": ["evaluate", str(workdir), *own]}
+    steps = {
+        "one network alone, to compare it with": ["train", alone, *shared],
+        "the curves of both, and what differs": ["report", *both, "--out=compared"],
+        **(measured if len(networks) < 2 else {}),  # it runs the code of one
+        "what its best network says of a picture": ["predict", str(workdir), "PICTURE"],
+        "its best network as a folder that is enough by itself": ["export", str(workdir), "my-student"],
+        "networks, data sets, methods and fields": ["train", "--list"],
     }
+    commands = {what: shlex.join(step) for what, step in steps.items()}
     return "\n".join(["next", *(f"  {what}:\n    {command.program()} {rest}" for what, rest in commands.items())])
 
 
@@ -150,7 +168,7 @@ def _run_one(known: argparse.Namespace, overrides: Sequence[str], stop: StopRequ
         training.train(settings, workdir, stop, known.force, start, extend=known.extend)
     is_first = Path(known.config.partition(":")[0]).stem == recipe.QUICKSTART and not known.workdir
     if is_first and settings.method != "baseline":
-        print(_next_steps(settings.dataset, workdir, overrides, settings.own_backbones))
+        print(_next_steps(settings, workdir, overrides))
 
 
 def _run_distributed(

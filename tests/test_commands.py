@@ -20,6 +20,7 @@ from cutnmix_jax import distributed, look_after, main, methods, seeds, training
 from cutnmix_jax.benchmark import __main__ as benchmark
 from cutnmix_jax.data import __main__ as data_command
 from cutnmix_jax.paper import cluster, here, launch, report, reproduce
+from cutnmix_jax.settings import command_line
 from tests.test_own_pictures import picture
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -214,3 +215,34 @@ def test_the_method_of_the_page_passes_its_test(tmp_path, monkeypatch):
     assert methods.row("consensus").method.temperature == 3.0
     methods._rows_of.cache_clear()
     sys.modules.pop("cutnmix_jax.methods.consensus")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "kept", "dropped"),
+    [
+        ("quickstart", ["epochs=2", "num_peers=3", "seed=7"], ["epochs=2", "seed=7"], "num_peers"),
+        ("quickstart:digits,dml", ["loss.temperature=2", "weights.dml=0.5", "batch_size=8"], ["batch_size=8"], "loss"),
+        ("quickstart", ["dataset=offered_data:load", "backbone.name=tests.tiny:Tiny"],
+         ["dataset=offered_data:load", "backbone.name=tests.tiny:Tiny"], "num_peers"),
+        ("quickstart", ["peers=resnet8,tests.tiny:Tiny", "weights.mmd=0"], [], "peers"),
+    ],
+)  # fmt: skip
+def test_what_is_offered_after_a_first_run_can_be_typed(config, given, kept, dropped, monkeypatch, tmp_path):
+    """Each line is read by the parser that it is for, and the network alone is one."""
+    (tmp_path / "offered_data.py").write_text("from cutnmix_jax.data.digits import load\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = [f"--config.{field}" for field in given]
+    settings = command_line.from_flags(config, overrides)
+    steps = main._next_steps(settings, Path("runs/digits/my net/cutnmix/seed95"), overrides)
+    lines = [shlex.split(line) for line in steps.splitlines() if line.startswith("    ")]
+    names = ("train", "report", "evaluate", "predict", "export")
+    commands = {name: line[line.index(name) + 1 :] for line in lines[:-1] for name in names if name in line}
+    file, *others = commands["train"]
+    alone = command_line.from_flags(file.removeprefix("--config="), others)
+    assert len(alone.backbones) == 1 and alone.method == "baseline"
+    assert [text.removeprefix("--config.") for text in others] == kept and dropped not in " ".join(others)
+    assert commands["report"][:2] == ["runs/digits/my net/cutnmix/seed95", "runs/digits/my net/baseline/seed95"]
+    assert commands["report"][2:] == ["--out=compared"]
+    own = [f"--backbone={name}" for name in settings.own_backbones[:1]]
+    own += [f"--dataset={settings.dataset}"] * (":" in settings.dataset)
+    assert commands["evaluate"][1:] == own

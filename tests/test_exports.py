@@ -291,7 +291,9 @@ def test_the_card(run, exports, tmp_path):
     assert facts["datasets"] == ["digits"] and f"| {100 * accuracy:.2f} % of 30 test images |" in text
     for which in ("last", "best"):
         each = ", ".join(f"{100 * one:.2f}" for one in results[which]["accuracy_per_peer"])
-        assert f"epoch {results[which]['epoch']}" in text and f"peers {each} %" in text
+        mean, ensemble = (f"{100 * results[which][name]:.2f} %" for name in ("accuracy", "accuracy_ensemble"))
+        assert f"peers {each} %, mean {mean}, ensemble {ensemble}" in text
+        assert f"epoch {results[which]['epoch']}" in text
     assert os.system(f"cd {folder} && sha256sum --quiet -c SHA256SUMS") == 0
     # Whatever the folder is called, its lines are Python.
     assert exported_to(awkward, folder) == 0

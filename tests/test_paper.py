@@ -18,8 +18,8 @@ import pytest
 from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
-from cutnmix_jax.paper import figures, here, launch, options, ran, report, reproduce
-from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline
+from cutnmix_jax.paper import figures, grids, here, launch, options, ran, report, reproduce
+from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline, no_reproduction
 from cutnmix_jax.paper.published import TABLE1, TABLE2
 from cutnmix_jax.settings import command_line, tree
 from tests.runs import few, write_finished
@@ -94,6 +94,26 @@ def test_teachers_come_first():
     assert [cell.row for cell in cells] == ["baseline", "dml", "tf_kd_self"]
     assert cells[2].teacher == cells[0]
     assert f"--config.teacher={cells[0].workdir}" in cells[2].arguments
+
+
+def test_a_network_is_taught_by_the_one_of_its_own_seed():
+    cells = cells_of(Choice("table1", variants=("kd", "tf_kd_self"), mini=True, seeds=(95, 96)))
+    taught = [cell for cell in cells if cell.teacher]
+    assert sorted((cell.row, cell.seed) for cell in taught) == [(r, s) for r in ("kd", "tf_kd_self") for s in (95, 96)]
+    for cell in taught:
+        assert (cell.teacher.row, cell.teacher.seed) == ("baseline", cell.seed)
+        assert cell.teacher.workdir.name == f"seed{cell.seed}" and cell.teacher in cells
+        assert f"--config.teacher={cell.teacher.workdir}" in cell.arguments
+
+
+def test_a_mini_table_says_what_it_has():
+    small = Choice("table1", mini=True, datasets=("cifar10",), backbones=("resnet32", "vgg16"), epochs=3, seeds=(95,))
+    said = {choice: no_reproduction(cells_of(choice)) for choice in (small, Choice("fig1", mini=True))}
+    first, second = said.values()
+    assert first == "no reproduction of the paper: cifar10, resnet32 and vgg16, 3 epochs, to see the machinery"
+    assert second == "no reproduction of the paper: digits, resnet8, 8 epochs, to see the machinery"
+    notes = grids.notes(small, grids.gather(small))
+    assert notes[0].startswith("**No reproduction of the paper**: cifar10, resnet32 and vgg16, 3 epochs")
 
 
 def test_the_papers_numbers():

@@ -177,6 +177,34 @@ def test_the_best_epoch_the_average_and_the_ensemble(tiny):
     assert student.description.accuracy == results["last"]["accuracy_ensemble"] == pytest.approx(accuracy)
 
 
+def test_the_best_peer_is_that_of_the_epoch_and_of_the_kind(tiny, monkeypatch):
+    """Peer or average, validation or test images, last or best epoch: each has another one, or another number."""
+    names = ("peer_0", "peer_1", "average_0", "average_1")
+    values = {
+        2: {"validation": (0.1, 0.9, 0.8, 0.2), "test": (0.31, 0.32, 0.33, 0.34)},
+        3: {"validation": (0.9, 0.1, 0.2, 0.8), "test": (0.41, 0.42, 0.43, 0.44)},
+    }
+    rows = [{"epoch": 1}] + [
+        {"epoch": epoch, "test/accuracy_ensemble": epoch / 10}
+        | {f"{on}/accuracy_{name}": value for on, each in of.items() for name, value in zip(names, each, strict=True)}
+        for epoch, of in values.items()
+    ]
+    run = of_run.look(tiny)
+    results = run.results | {which: run.results[which] | {"epoch": e} for which, e in (("best", 2), ("last", 3))}
+    run = run._replace(rows=rows, results=results)
+    monkeypatch.setattr(of_run, "load_networks", lambda run, *of: of_run.describe(run, *of[:3]))
+    found = {which: of_run.load(run, which) for which in ("last", "best", "average")}
+    assert {which: (it.peers, it.chosen_by, it.epoch, it.accuracy) for which, it in found.items()} == {
+        "last": ((0,), "validation", 3, 0.41),
+        "best": ((1,), "validation", 2, 0.32),
+        "average": ((1,), "validation", 3, 0.44),
+    }
+    together = {which: of_run.load(run, which, ensemble=True) for which in ("last", "best", "average")}
+    assert {which: (it.peers, it.accuracy) for which, it in together.items()} == {
+        "last": ((0, 1), 0.3), "best": ((0, 1), 0.2), "average": ((0, 1), None)
+    }  # fmt: skip
+
+
 UNLIKE = ["--config.peers=tests.tiny:Tiny,tests.tiny:wide", "--config.weights.mmd=0"]
 
 

@@ -152,6 +152,16 @@ def _check_names(flag: str, names: Iterable[str], known: Collection[str]) -> Non
             raise UsageError(f"--{flag}: no {name!r}; {nearest(name, known)}{own}")
 
 
+def no_reproduction(cells: Iterable[Cell]) -> str:
+    """What is said of the cells of `--preset=mini`."""
+    parts = (
+        sorted({data.title(cell.dataset) for cell in cells}),
+        sorted({cell.backbone for cell in cells}),
+        sorted({f"{cell.epochs} epochs" for cell in cells}),
+    )
+    return f"no reproduction of the paper: {', '.join(map(' and '.join, parts))}, to see the machinery"
+
+
 def _cell(choice: Choice, dataset: str, backbone: str, variant: str, seed: int) -> Cell:
     row, changes = (variant, {}) if variant in methods.rows_by_name() else ABLATIONS[variant]
     folder = choice.runs / dataset / backbone.replace(":", ".")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cutnmix_jax import layout, metrics
 from cutnmix_jax.paper import ran
-from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, paper_number, title
+from cutnmix_jax.paper.cells import Cell, Choice, Key, cells_of, headline, no_reproduction, paper_number, title
 
 MISSING = "—"
 Name = TypeVar("Name")
@@ -142,9 +142,8 @@ def notes(choice: Choice, grid: Grid) -> list[str]:
     counts = sorted({len(found.last) for found in grid.values() if found.last})
     notes = []
     if choice.mini:
-        notes.append(
-            "**No reproduction of the paper**: embedded digits, a tiny network, few epochs; the machinery alone.\n"
-        )
+        said = no_reproduction([found.cell for found in grid.values()])
+        notes.append(f"**{said[0].upper()}{said[1:].replace(':', '**:', 1)}.\n")
     heads = {title(found.cell.row): headline(found.cell.row).removeprefix("accuracy_") for found in grid.values()}
     others = [f", of {row} the {head.replace('_', ' ')}" for row, head in heads.items() if head != "accuracy"]
     notes.append(

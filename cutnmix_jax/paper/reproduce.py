@@ -7,7 +7,7 @@ import sys
 from cutnmix_jax.command import CommandLine
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.paper import cluster, devices, elsewhere, here, launch, options, ran, report
-from cutnmix_jax.paper.cells import TABLES, Cell, cells_of
+from cutnmix_jax.paper.cells import TABLES, Cell, cells_of, no_reproduction
 from cutnmix_jax.paper.progress import NOT_KNOWN, clock, rows_of, seconds_per_epoch
 
 EXAMPLES = """  {command} table1                                    9 methods x 6 backbones x 2 data sets x 3 seeds
@@ -53,7 +53,7 @@ def main() -> None:
     gpus = devices.chosen(known.devices)
     jobs = known.jobs or (len(cells) if known.on else len(gpus) or 1)
     if choice.mini:
-        print("preset mini: a tiny network on embedded digits, to see the machinery; no reproduction of the paper")
+        print(f"preset mini: {no_reproduction(cells)}")
     if known.dry_run:
         show(cells, jobs)
         return

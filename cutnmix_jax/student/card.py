@@ -117,7 +117,7 @@ def _what(description: Description) -> str:
     if len(description.peers) > 1:
         what = f"The ensemble of the {count} networks of a run: the mean of their probabilities."
     elif count > 1:
-        what = f"One of {count} networks that were trained together: peer {description.peers[0]}."
+        what = f"One of {count} peers that were trained together: peer {description.peers[0]}."
     else:
         what = "A network that was trained alone."
     if description.chosen_by:

@@ -2,6 +2,7 @@
 
 from cutnmix_jax.command import CommandLine, given
 
+FORMATS = ("jax", "torch", "onnx")
 LAST, BEST, AVERAGE = WHICH = ("last", "best", "average")
 
 
