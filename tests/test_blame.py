@@ -325,6 +325,34 @@ def test_a_broken_file_breaks_only_what_asks_for_it(text, folder, capsys):
         assert file in errors[0]
 
 
+MINE = "from cutnmix_jax.method import Method, Row, View\nclass Mine(Method):\n    views = {views}\nROWS = {rows}\n"
+
+
+@pytest.mark.parametrize(
+    ("views", "rows", "says"),
+    [
+        (
+            "(View(crop=False))",
+            "{'xx': Row(Mine(), {'ce': 1.0})}",
+            "views in .*theirs.py must be View objects in a tuple",
+        ),
+        ("()", "{'xx': Row(Mine(), {'ce': 1.0})}", "views in .*theirs.py must be View objects"),
+        ("(View(),)", "{'xx': Mine()}", r"ROWS in .*theirs.py must be {name: Row\(...\)}"),
+        ("(View(),)", "Row(Mine(), {'ce': 1.0})", r"ROWS in .*theirs.py must be {name: Row\(...\)}"),
+        ("(View(),)", "{'xx': (Mine(), {'ce': 1.0})}", r"ROWS in .*theirs.py must be {name: Row\(...\)}"),
+        ("(View(),)", "{'xx': Row(Mine, {'ce': 1.0})}", "a Row in .*theirs.py has no method, made by its class"),
+    ],
+)
+def test_rows_that_are_none_break_only_themselves(views, rows, says, folder, capsys):
+    """They broke every row of all methods, and the configuration was blamed."""
+    (folder / "methods" / "theirs.py").write_text(MINE.format(views=views, rows=rows))
+    with pytest.raises(UsageError, match=f"method 'theirs': {says}"):
+        methods.row("xx")
+    assert recipe.other_row(recipe.of_row("resnet8", "digits", "dml")) == ""
+    code, errors, _ = run(["--list=methods"], folder, capsys)
+    assert code == 2 and len(errors) == 1 and "theirs.py" in errors[0]
+
+
 TWO_METHODS = """
 from cutnmix_jax.method import Method, Row
 class First(Method): pass

@@ -1,15 +1,19 @@
 """In which mode a network is passed in a step, what random numbers it draws there, and whose statistics are kept."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
 from cutnmix_jax import methods, stack
+from cutnmix_jax.backbones.nnx_adapter import nnx_backbone
 from cutnmix_jax.engine import mappings, passes
-from cutnmix_jax.types import Backbone, Split
-from tests.test_step import KEY, RATE, begun, build, linear_backbone, summaries
+from cutnmix_jax.types import CIFAR, Backbone, Split
+from tests.test_step import KEY, RATE, D, K, begun, build, linear_backbone, summaries
 
 
 def drawing_backbone():
@@ -35,6 +39,27 @@ def drawing_backbone():
     return Backbone("drawing", init, apply, split=Split(plain.split.names, plain.split.trunk, tail))
 
 
+class DrawingNnx(nnx.Module):
+    """The same in NNX, where the state of the random numbers is a part of the network."""
+
+    def __init__(self, num_classes, rngs):
+        self.body, self.head = nnx.Linear(12, D, rngs=rngs), nnx.Linear(D, num_classes, rngs=rngs)
+        self.dropout, self.drawn = nnx.Dropout(0.5, rngs=rngs), nnx.BatchStat(jnp.zeros(2))
+
+    def __call__(self, images):
+        features = self.body(summaries(images))
+        logits = self.head(features)
+        if not self.dropout.deterministic:  # which of 23 units are kept, as a number from 1 to 2
+            kept = self.dropout(jnp.ones(23)) > 0
+            number = 1 + jnp.sum(kept * 0.5 ** jnp.arange(1, 24))
+            logits = logits + number
+            self.drawn.set_value(jnp.stack([self.drawn.get_value()[1], number]))
+        return logits, features
+
+
+BACKBONES = {"keys": drawing_backbone(), "nnx": nnx_backbone("drawing", functools.partial(DrawingNnx, K), CIFAR)}
+
+
 def drawn_in_steps(engine, count):
     """The state after each of some steps."""
     state, totals, feed = begun(engine)
@@ -50,18 +75,21 @@ def all_differ(numbers):
     return np.all(numbers >= 1) and all(abs(a - b) > 1e-6 for a, b in itertools.combinations(numbers, 2))
 
 
-def test_each_step_and_each_peer_draws_other_numbers():
-    states = drawn_in_steps(build("dml", backbone=drawing_backbone()), 3)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_each_step_and_each_peer_draws_other_numbers(kind):
+    states = drawn_in_steps(build("dml", backbone=BACKBONES[kind]), 3)
     assert all_differ([stats["drawn"][1] for state in states for stats in state.batch_stats])
 
 
-def test_each_view_draws_other_numbers():
-    [state] = drawn_in_steps(build("ddgsd", backbone=drawing_backbone()), 1)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_each_view_draws_other_numbers(kind):
+    [state] = drawn_in_steps(build("ddgsd", backbone=BACKBONES[kind]), 1)
     assert all_differ(state.batch_stats[0]["drawn"])
 
 
-def test_running_means_are_passed_as_in_training_and_draw_other_numbers_than_the_peers():
-    [state] = drawn_in_steps(build("pcl", backbone=drawing_backbone(), share_trunk=False), 1)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_running_means_are_passed_as_in_training_and_draw_other_numbers_than_the_peers(kind):
+    [state] = drawn_in_steps(build("pcl", backbone=BACKBONES[kind], share_trunk=False), 1)
     of_all = *state.batch_stats, *state.teachers["mean"]["batch_stats"]
     assert len(of_all) == 6 and all_differ([stats["drawn"][1] for stats in of_all])
 

@@ -20,7 +20,8 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape) -
     """An NNX module as a backbone.
 
     Its `nnx.Param` are the params; every other Variable, the state of its random numbers too, travels as batch
-    statistics, so `key` is not used and dropout moves on in training only. An array that is no Variable is a constant.
+    statistics. In training that state is drawn from `key`, so that no two passes of a step drop the same, be they of a
+    network and of the mean of it; without a key it moves on by itself. An array that is no Variable is a constant.
 
     Args:
       name: how the user asked for it.
@@ -55,6 +56,8 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape) -
 
     def apply(variables: Tree, images: jax.Array, train: bool, key: jax.Array | None = None) -> tuple[Outputs, Tree]:
         rest = from_plain(some_rest, variables["batch_stats"])
+        if train and key is not None:
+            rest = with_keys_from(rest, key)
         model = nnx.merge(graphdef, from_plain(some_params, variables["params"]), rest)
         if train:
             model.train()
@@ -67,7 +70,9 @@ def nnx_backbone(name: str, make: Callable[..., Any], image_shape: ImageShape) -
         if train:
             # What the model has sown during the call was not there before and is left out.
             after = flatten_dict(to_plain(nnx.state(model, nnx.Not(nnx.Param))))
-            after = unflatten_dict({path: after[path] for path in flatten_dict(batch_stats)})
+            before = flatten_dict(batch_stats)
+            drawn = random_paths(some_rest) if key is not None else set()
+            after = unflatten_dict({path: before[path] if path in drawn else after[path] for path in before})
             batch_stats = with_types_of(batch_stats, after)
         return outputs_of(name, returned, calls), batch_stats
 
@@ -101,6 +106,22 @@ def recorded_linears(calls: list[Call]) -> Iterator[None]:
 def is_key(value: Any) -> bool:
     """Whether a value is an array of typed random keys."""
     return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def with_keys_from(state: Any, key: jax.Array) -> Any:
+    """A state whose random keys are drawn from another one, each differently."""
+    pairs = []
+    for number, (path, variable) in enumerate(nnx.to_flat_state(state)):
+        if isinstance(variable, nnx.Variable) and is_key(value := variable.get_value()):
+            bits = jax.random.bits(jax.random.fold_in(key, number), jax.random.key_data(value).shape)
+            variable = variable.replace(jax.random.wrap_key_data(bits, impl=jax.random.key_impl(value)))
+        pairs.append((path, variable))
+    return nnx.from_flat_state(pairs)
+
+
+def random_paths(state: Any) -> set[tuple[str, ...]]:
+    """Where the keys and counts of random numbers stand in `to_plain` of a state."""
+    return {tuple(map(str, path)) for path, variable in nnx.to_flat_state(state) if isinstance(variable, nnx.RngState)}
 
 
 def to_plain(state: Any) -> Tree:

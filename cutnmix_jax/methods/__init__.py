@@ -7,7 +7,7 @@ import pkgutil
 from types import ModuleType
 
 from cutnmix_jax.errors import UsageError, blaming, nearest
-from cutnmix_jax.method import Method, Row
+from cutnmix_jax.method import Method, Row, View
 
 
 def names() -> list[str]:
@@ -64,6 +64,11 @@ def row(name: str) -> Row:
     raise broken or UsageError(f"no method {name!r}; {nearest(name, rows_by_name())}")
 
 
+def rows_beside(method: Method) -> dict[str, Row]:
+    """The rows of the module that a method is from."""
+    return _rows_of(name_of(method))
+
+
 def has_row(name: str) -> bool:
     """Whether a method that is not broken has the row."""
     try:
@@ -90,6 +95,21 @@ def _rows_of(name: str) -> dict[str, Row]:
     rows = getattr(module, "ROWS", None)
     if not rows:
         raise UsageError(f"method {name!r}: {file} has no ROWS; see docs/own_method.md")
+    with blaming(f"method {name!r}: the ROWS of {file} cannot be read", "see docs/own_method.md"):
+        _check(name, file, rows)
+    return rows
+
+
+def _check(name: str, file: str, rows: object) -> None:
+    """Raises UsageError where the rows of a module are not what a `Row` says."""
+    if not isinstance(rows, dict) or not all(isinstance(row, Row) for row in rows.values()):
+        raise UsageError(f"method {name!r}: ROWS in {file} must be {{name: Row(...)}}; see docs/own_method.md")
+    for row in rows.values():
+        if not isinstance(row.method, Method):
+            raise UsageError(f"method {name!r}: a Row in {file} has no method, made by its class; Row(Mine(), ...)")
+        views = row.method.views
+        if not isinstance(views, tuple) or not views or not all(isinstance(view, View) for view in views):
+            raise UsageError(f"method {name!r}: views in {file} must be View objects in a tuple, as (View(),)")
     if any(row.method.views[0].same_class for row in rows.values()):
         raise UsageError(f"method {name!r}: its first view in {file} is the batch's image; same_class is of others")
     kind = type(next(iter(rows.values())).method)
@@ -100,4 +120,3 @@ def _rows_of(name: str) -> dict[str, Row]:
     # A run is read back by the name of the module, which therefore has to tell the class.
     if len(kinds := sorted({type(row.method).__name__ for row in rows.values()})) > 1:
         raise UsageError(f"method {name!r}: the ROWS of {file} are of {' and '.join(kinds)}; give each class a file")
-    return rows

@@ -126,10 +126,10 @@ def other_row(settings: Settings) -> str:
     """The row whose fields a run has wherever they are not those of the row that it is filed under; empty for none."""
     own, given = _of(methods.row(settings.method)), _of(settings)
     found = {"": 0}
-    for name, row in methods.rows_by_name().items():
+    for name, row in methods.rows_beside(settings.loss).items():
         other = _of(row)
         unlike = [path for path in own.keys() | other.keys() if own.get(path) != other.get(path)]
-        if type(row.method) is type(settings.loss) and all(given.get(path) == other.get(path) for path in unlike):
+        if all(given.get(path) == other.get(path) for path in unlike):
             found[name] = len(unlike)
     return max(found, key=lambda name: found[name])
 

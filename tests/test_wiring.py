@@ -1,0 +1,121 @@
+"""What the settings and the data say reaches what it is for: functions that are tested well are called with it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutnmix_jax import augment, backbones, crops
+from cutnmix_jax.engine import assemble
+from cutnmix_jax.settings import Jitter, Mixing, command_line
+from tests.runs import TEN_EPOCHS
+from tests.test_step import DATASET, KEY, begun, build, built
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Has calls of a function noted: `note(module, name)` -> the keyword arguments of each call."""
+
+    def note(module, name):
+        calls, function = [], getattr(module, name)
+
+        @functools.wraps(function)
+        def noting(*arguments, **named):
+            calls.append(named)
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, noting)
+        return calls
+
+    return note
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("views", ["shared", "per_peer"])
+def test_how_images_are_cropped(flip, views, asked):
+    calls = asked(crops, "draw_crops")
+    fields = {"crop": "resized", "jitter": Jitter(brightness=0.1, contrast=0.2, saturation=0.3), "views": views}
+    engine = build("dml", dataset=DATASET._replace(flip=flip), **fields)
+    engine.make_batch.draw(KEY, engine.train_data, jnp.arange(10))
+    assert calls == [{"kind": "resized", "flip": flip, "jitter": (0.1, 0.2, 0.3)}]
+
+
+def test_how_batches_are_mixed(asked):
+    calls = asked(augment, "draw_mix")
+    engine = build("cutnmix", mix=Mixing(kind="cutnmix", prob=0.3, alpha=0.7, box="wrap"))
+    engine.make_batch.draw(KEY, engine.train_data, jnp.arange(10))
+    assert calls == [{"kind": "cutnmix", "prob": 0.3, "alpha": 0.7, "box": "wrap"}]
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_where_the_data_set_says_so_alone(flip):
+    """By the pixels: of 40 images in four epochs some are mirrored, or none is."""
+    engine = build("baseline", dataset=DATASET._replace(flip=flip), crop="pad")
+    plain = ((DATASET.train_images / 255.0 - DATASET.mean) / DATASET.std).astype(np.float32)
+    mirrored = 0
+    for number, start in enumerate((0, 10, 20, 30)):
+        index = jnp.arange(start, start + 10)
+        draws = engine.make_batch.draw(jax.random.fold_in(KEY, number), engine.train_data, index)
+        [drawn] = draws.crops
+        draws = draws._replace(crops=(drawn._replace(offsets=jnp.full_like(drawn.offsets, 4)),))  # nothing is cut off
+        batch, _ = engine.make_batch.make(engine.train_data, index, draws)
+        for image, row in zip(np.asarray(batch.images[0, 0]), np.asarray(index), strict=True):
+            as_it_is, turned = (np.allclose(image, one, atol=1e-5) for one in (plain[row], plain[row][:, ::-1]))
+            assert as_it_is or turned
+            mirrored += turned
+    assert (5 < mirrored < 35) if flip else mirrored == 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "wanted"), [("tf32", jnp.float32), ("float32", jnp.float32), ("bfloat16", jnp.bfloat16)]
+)
+def test_activations_are_of_the_type_that_the_precision_has(precision, wanted, monkeypatch):
+    made, load = [], backbones.load
+
+    def loading(name, num_classes, dtype, shape):
+        made.append(jnp.dtype(dtype))
+        return load(name, num_classes, dtype, shape)
+
+    monkeypatch.setattr(backbones, "load", loading)
+    fields = ["--config.peers=resnet8,resnet32", "--config.weights.mmd=0", f"--config.precision={precision}"]
+    found = assemble.networks(command_line.from_flags("quickstart", fields), 10)
+    assert made == [jnp.dtype(wanted)] * 2
+    with backbones.shapes_only():
+        images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+        for network in found.backbones:
+            program = str(jax.make_jaxpr(functools.partial(network.apply, train=True))(network.init(KEY), images))
+            assert ("bf16" in program) == (wanted == jnp.bfloat16)
+
+
+def test_the_average_has_the_decay_of_the_field():
+    fields = [*TEN_EPOCHS, "--config.average=0.9"]
+    settings = command_line.from_flags("quickstart:digits,dml", fields)
+    assert assemble.companions(settings, built("dml").peers, None).kinds["average"].decay == 0.9
+
+
+def test_mean_teachers_are_evaluated_with_their_own_weights_and_statistics():
+    """And not the peers: those of the first step are alike, so these are moved apart."""
+    network = backbones.load("tests.tiny:Tiny", DATASET.num_classes)
+    engine = build("pcl", backbone=network, features=6, share_trunk=False)
+    state = begun(engine)[0]
+    rng = np.random.default_rng(1)
+
+    def moved(leaf):
+        return leaf + jnp.asarray(rng.uniform(0, 0.5, leaf.shape), leaf.dtype)
+
+    state = state._replace(teachers=jax.tree.map(moved, state.teachers))
+    found, mean = engine.evaluate(state), state.teachers["mean"]
+    images = ((DATASET.test_images / 255.0 - DATASET.mean) / DATASET.std).astype(np.float32)
+    rights, others = [], []
+    for j in range(3):
+        for params, stats, kept in (
+            (mean["params"], mean["batch_stats"], rights),
+            (mean["params"], state.batch_stats, others),
+            (state.params["peers"], state.batch_stats, others),
+        ):
+            logits = network.apply({"params": params[j], "batch_stats": stats[j]}, images, False)[0].logits
+            kept.append(float((np.asarray(logits).argmax(-1) == DATASET.test_labels).mean()))
+    assert [float(found.heads[f"mean_teacher_{j}"]) for j in range(3)] == pytest.approx(rights)
+    assert rights != others[::2] and rights != others[1::2]  # or the test could not tell
