@@ -50,7 +50,7 @@ def show(engine: Engine, workdir: Path) -> None:
     for who, paths in unused.set_in_vain(settings).items():
         console.warn(f"{', '.join(f'config.{path}' for path in paths)}: {who} does not look at that")
     if other := recipe.other_row(settings):
-        console.warn(f"these are the fields of the row {other}, and the run is filed as {settings.method}")
+        console.warn(f"weights, views and mixing are those of the row {other}; the run is filed as {settings.method}")
     optimizer = settings.optimizer
     if optimizer.schedule == "stepwise" and optimizer.milestones and optimizer.milestones[0] >= settings.epochs:
         console.warn(

@@ -57,6 +57,46 @@ def test_flops_of_a_loop_are_those_of_one_turn():
     assert flops.count(jax.make_jaxpr(loop)(jnp.ones((4, 4)), 7)) == 2 * 4**3
 
 
+def test_flops_of_several_devices_are_those_of_all():
+    """What one device does was counted once, and each branch of them as if all took it."""
+    mesh = jax.sharding.AbstractMesh((3, 2), ("peers", "data"))
+    spec, ones = jax.sharding.PartitionSpec, jnp.ones((3, 4, 4))
+
+    def traced(function, axes, of):
+        spread = jax.shard_map(
+            function, mesh=mesh, in_specs=spec(of), out_specs=spec(of), axis_names=axes, check_vma=False
+        )
+        return jax.make_jaxpr(spread)(ones)
+
+    once = 2 * 4**3  # of one product
+    assert flops.count(traced(lambda x: x @ x, {"peers"}, "peers")) == 3 * once
+    every = lambda x: x[0] @ x[0]  # noqa: E731 - each of all six has all, and takes the first
+    assert flops.count(traced(lambda x: x + every(x), {"peers", "data"}, None)) == 6 * once
+
+    def either(x):
+        return jax.lax.switch(jax.lax.axis_index("peers"), [lambda x: x @ x, lambda x: x, lambda x: x @ (x @ x)], x)
+
+    assert flops.count(traced(either, {"peers"}, "peers")) == (1 + 0 + 2) * once
+
+
+def test_the_peak_is_of_each_device():
+    spec = run.spec_of({"backbone": "resnet8"})
+    of_one, of_four = (
+        run.completed({"gflop_per_step": 40.0, "devices": count}, [0.5], 10, spec, 2.0) for count in (1, 4)
+    )
+    assert of_one["tflops"] == of_four["tflops"] == pytest.approx(0.8)  # 40 GFLOP in 50 ms
+    assert (of_one["percent_of_peak"], of_four["percent_of_peak"]) == (pytest.approx(40), pytest.approx(10))
+
+
+def test_what_takes_one_device_is_not_compared_with_several(monkeypatch):
+    devices = "--config.devices=2"
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", "--bare", devices])
+    with pytest.raises(UsageError, match="--bare and config.devices=2: leave one of them out"):
+        command.main()
+    with pytest.raises(UsageError, match="config.devices=2: the PyTorch program takes one device"):
+        run.torch_spec(run.spec_of({"backbone": "resnet32", "devices": 2}), "A")
+
+
 def test_flops_of_a_network_are_its_multiply_adds():
     network = backbones.load("resnet32", 100)
     shapes = jax.eval_shape(network.init, jax.random.key(0))

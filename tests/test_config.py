@@ -15,6 +15,7 @@ import pytest
 
 from cutnmix_jax import backbones, continued, data, digests, fields, library, main, methods, training
 from cutnmix_jax.errors import CheckpointError, UsageError
+from cutnmix_jax.paper.cells import ABLATIONS
 from cutnmix_jax.settings import check, command_line, listing, recipe, tree, unused
 from cutnmix_jax.student.load import load_student
 from tests.runs import TEN_EPOCHS
@@ -277,6 +278,15 @@ def test_a_run_that_is_filed_under_another_row_is_found(made_as, filed_as):
     assert recipe.other_row(settings) == ""
     assert recipe.other_row(dataclasses.replace(settings, method=filed_as)) == made_as
     assert recipe.other_row(dataclasses.replace(settings, weights={**settings.weights, "ce": 0.5})) == ""
+    filed = dataclasses.replace(settings, method=filed_as, weights={**settings.weights, "ce": 0.5})
+    assert recipe.other_row(filed) == ""  # whose weights are no row's
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_not_taken_for_another_row(name):
+    row, changes = ABLATIONS[name]
+    fields = [f"--config.{field}={value}" for field, value in changes.items()]
+    assert recipe.other_row(command_line.from_flags(f"resnet8:digits,{row}", fields)) == ""
 
 
 def test_quickstart_has_its_ramp_up_in_proportion():

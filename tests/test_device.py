@@ -141,8 +141,16 @@ def test_a_field_of_the_optimizer_that_nothing_looks_at_is_told(fields, said, ca
         ("dml", ("ramp_up.epochs=3", "ramp_up.terms=('dml',)"), ""),
         ("dml", ("peers=resnet8,tests.tiny:Tiny", "num_peers=5"), "num_peers=5: config.peers names 2 networks, and th"),
         ("dml", ("peers=resnet8,tests.tiny:Tiny,resnet8",), ""),
-        ("dml", ("mix.kind=cutmix",), "these are the fields of the row dml_cutmix, and the run is filed as dml"),
-        ("cutnmix", ("weights.mmd=0.0", "loss.temperature=2.0"), "the fields of the row cutnmix_pt, and the run is fi"),
+        (
+            "dml",
+            ("mix.kind=cutmix",),
+            "are those of the row dml_cutmix; the run is filed as dml",
+        ),
+        (
+            "cutnmix",
+            ("weights.mmd=0.0", "loss.temperature=2.0"),
+            "the row cutnmix_pt; the run is filed as cutnmix",
+        ),
     ],
 )
 def test_a_field_that_nothing_looks_at_is_told(row, fields, said, capsys):

@@ -200,6 +200,8 @@ def main() -> None:
     settings = command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said at once
     if known.seeds > 1 or (known.sweep or "").startswith("seeds="):
         together.check(settings)
+    if known.bare and settings.devices != 1:
+        raise UsageError(f"--bare and config.devices={settings.devices}: leave one of them out; it takes one device")
     if known.target:
         return write(known, suites.on_target(known, fields, known.backbones or ()))
     # A measured program is a process of its own; this one must leave the card to it.

@@ -7,7 +7,10 @@ import jax
 
 
 def count(jaxpr: Any) -> int:
-    """Floating-point operations, two for each multiply-add; of a loop, those of one turn.
+    """Floating-point operations, two for each multiply-add, on all devices together.
+
+    Of a loop those of one turn; of branches, of which a device takes one, their mean, which is right where as many
+    devices take each.
 
     Args:
       jaxpr: from `jax.make_jaxpr`, or its inside.
@@ -22,7 +25,14 @@ def count(jaxpr: Any) -> int:
             total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
         else:
             inside = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
-            total += sum(count(one) for one in inside if is_jaxpr(one))
+            each = [count(one) for one in inside if is_jaxpr(one)]
+            if equation.primitive.name == "cond":
+                total += sum(each) // len(each)
+            elif equation.primitive.name == "shard_map":  # whose inside is what one device does
+                sizes = equation.params["mesh"].shape
+                total += sum(each) * math.prod(sizes[axis] for axis in equation.params["manual_axes"])
+            else:
+                total += sum(each)
     return total
 
 

@@ -92,11 +92,13 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     _PROCESS.enter_context(set_up_jax(CHOICES[settings.precision]))
     if spec["bare"]:
         function, carry, rest, per_call = bare(settings, spec["classes"])
+        count = 1
     else:
         found_networks = assemble.networks(settings, spec["classes"])
         dataset = made_up(spec["images"], spec["classes"], found_networks.backbones[0].image_shape)
         engine = assemble.engine(settings, dataset, found_networks)
         function, carry, rest, per_call = whole(engine, spec["seeds"])
+        count = engine.devices.count
     begun = time.perf_counter()
     traced = function.trace(*carry, *rest)
     lowered = traced.lower()
@@ -125,6 +127,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
         "gflop_per_step": flops.count(traced.jaxpr) / 1e9,
         "kernels_per_step": sum(kernels.counts(compiled.as_text()).values()) if on_gpu else None,
         "device": jax.devices()[0].device_kind,
+        "devices": count,
         "versions": environment.versions(),
     }
     # Whole calls are done; of a last one that does more, its share is counted.

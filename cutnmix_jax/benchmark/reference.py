@@ -31,6 +31,8 @@ def description(settings: Settings, classes: int) -> dict[str, Any]:
     Raises:
       UsageError: the PyTorch program cannot do it.
     """
+    if settings.devices != 1:
+        raise UsageError(f"config.devices={settings.devices}: the PyTorch program takes one device")
     if settings.mix.box != "cutmix":
         raise UsageError(f"config.mix.box={settings.mix.box}: the PyTorch program has only cutmix")
     if settings.crop == "resized" or any(dataclasses.astuple(settings.jitter)):

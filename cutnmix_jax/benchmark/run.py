@@ -86,7 +86,8 @@ def completed(
     found["peer_images_per_second"] = 1000 * images / found["step_ms"]
     if gflop := found.get("gflop_per_step"):
         found["tflops"] = gflop / found["step_ms"]
-        found["percent_of_peak"] = None if peak is None else 100 * found["tflops"] / peak
+        # `peak` is of one device, the operations are of all.
+        found["percent_of_peak"] = None if peak is None else 100 * found["tflops"] / (peak * found["devices"])
     return found
 
 

@@ -123,15 +123,18 @@ def of_row(backbone: str, dataset: str, method: str) -> Settings:
 
 
 def other_row(settings: Settings) -> str:
-    """The row whose fields a run has wherever they are not those of the row that it is filed under; empty for none."""
+    """Another row whose weights, views and mixing a run has, and not those of its own; empty for none.
+
+    Options of the method count where they tell the two rows apart.
+    """
     own, given = _of(methods.row(settings.method)), _of(settings)
-    found = {"": 0}
     for name, row in methods.rows_beside(settings.loss).items():
         other = _of(row)
         unlike = [path for path in own.keys() | other.keys() if own.get(path) != other.get(path)]
-        if all(given.get(path) == other.get(path) for path in unlike):
-            found[name] = len(unlike)
-    return max(found, key=lambda name: found[name])
+        asked = unlike + [path for path in other | given if not path.startswith("loss.")]
+        if unlike and all(given.get(path) == other.get(path) for path in asked):
+            return name
+    return ""
 
 
 def _of(it: Row | Settings) -> dict[str, Any]:
