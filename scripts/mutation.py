@@ -53,6 +53,7 @@ TESTS = {
     "backbones/densenet": "backbones",
     "backbones/depthwise": "backbones",
     "backbones/layers": "backbones",
+    "backbones/nnx_adapter": "foreign passes",
     "backbones/mobilenet": "backbones",
     "backbones/pooling": "backbones",
     "backbones/resnet": "backbones",

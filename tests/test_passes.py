@@ -94,6 +94,39 @@ def test_running_means_are_passed_as_in_training_and_draw_other_numbers_than_the
     assert len(of_all) == 6 and all_differ([stats["drawn"][1] for stats in of_all])
 
 
+def test_each_layer_of_an_nnx_network_drops_other_units():
+    """Whose keys are all drawn from that of the pass."""
+
+    class Two(nnx.Module):
+        def __init__(self, num_classes, rngs):
+            self.one, self.other = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            self.head = nnx.Linear(2, num_classes, rngs=rngs)
+            self.kept = nnx.BatchStat(jnp.zeros((2, 64)))
+
+        def __call__(self, images):
+            self.kept.set_value(jnp.stack([self.one(jnp.ones(64)), self.other(jnp.ones(64))]))
+            features = images.mean((1, 2))[:, :2]
+            return self.head(features), features
+
+    network = nnx_backbone("two", functools.partial(Two, K), CIFAR)
+    images = jnp.zeros((1, 32, 32, 3))
+    one, other = np.asarray(network.apply(network.init(KEY), images, True, KEY)[1]["kept"]) > 0
+    assert 0 < (one == other).sum() < 64 and 0 < one.sum() < 64
+
+
+def test_each_branch_passes_on_what_its_own_images_become():
+    """Of J sets of images, that go through the trunk as one."""
+    backbone = linear_backbone()
+    branches = [backbone.init(key) for key in jax.random.split(KEY, 3)]
+    params, stats = (tuple(branch[part] for branch in branches) for part in ("params", "batch_stats"))
+    images = jax.random.normal(KEY, (3, 5, 32, 32, 3))
+    outputs, _ = mappings.branched(backbone.split, 3)(params, stats, images, True, KEY)
+    for j, out in enumerate(outputs):
+        trunk = np.asarray(summaries(images[j])) @ np.asarray(params[0]["body"])
+        np.testing.assert_allclose(out.trunk, trunk, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(out.logits, trunk @ np.asarray(params[j]["head"]), rtol=1e-4, atol=1e-5)
+
+
 def test_each_branch_draws_other_numbers():
     backbone = drawing_backbone()
     branches = [backbone.init(key) for key in jax.random.split(KEY, 3)]

@@ -1058,17 +1058,10 @@ def baselines(tmp_path_factory):
     def of(name):
         workdir = folder / name
         if not (workdir / "results.json").exists():
-            assert (
-                main.main([f"--config={file_of(name)}:digits,baseline", *ONE_STEP, *settled, f"--workdir={workdir}"])
-                == 0
-            )
+            assert main.main([f"--config={name}:digits,baseline", *ONE_STEP, *settled, f"--workdir={workdir}"]) == 0
         return workdir
 
     return of
-
-
-def file_of(name):
-    return f"configs/{'quickstart' if name == 'resnet8' else name}.py"
 
 
 @pytest.mark.slow
@@ -1076,6 +1069,6 @@ def file_of(name):
 @pytest.mark.parametrize("name", backbones.names())
 def test_every_row_on_every_backbone(name, row, baselines, tmp_path):
     teacher = [f"--config.teacher={baselines(name)}"] if row in ("kd", "tf_kd_self") else []
-    arguments = [f"--config={file_of(name)}:digits,{row}", *ONE_STEP, *teacher, f"--workdir={tmp_path}"]
+    arguments = [f"--config={name}:digits,{row}", *ONE_STEP, *teacher, f"--workdir={tmp_path}"]
     assert main.main(arguments) == 0
     assert np.isfinite(rows_of(tmp_path)[0]["train/loss"])

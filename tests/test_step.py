@@ -537,3 +537,10 @@ def test_evaluation_of_branches_and_heads(row):
         said = found.heads["leader"] if row == "okddip" and j == 2 else found.peers[j]
         assert said == pytest.approx(right.mean())
         assert ("body" in tree) == (j == 0)
+    # Together the networks that count as peers, without a leader: the logarithm of the mean of their probabilities.
+    z = np.stack([features @ np.asarray(tree["head"], np.float64) for tree in state.params["peers"]])
+    shares = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+    together = np.log(shares[: len(found.peers)].mean(axis=0))
+    said = engine._evaluator.answers(state, engine.test_data).ensemble
+    np.testing.assert_allclose(said, together, rtol=1e-4, atol=1e-5)
+    assert found.ensemble == pytest.approx((together.argmax(axis=1) == DATASET.test_labels).mean())
