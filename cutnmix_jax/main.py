@@ -186,7 +186,7 @@ def _run_distributed(
     with StopRequest(own_process) as stop:
         from cutnmix_jax.settings import command_line
 
-        settings = command_line.from_flags(known.config, ["--config.devices=0", *overrides])
+        settings = command_line.from_flags(known.config, overrides, all_devices=True)
 
         from cutnmix_jax import distributed
         from cutnmix_jax.group import Joining

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -492,6 +493,25 @@ def test_every_row_can_be_compared(tmp_path):
     groups, left_out = runs.gather([tmp_path])
     assert left_out == {} and len(groups) == len(rows_by_name())
     assert labels.differing(groups)[0] == ["method", "teacher"]  # all else follows from the method
+
+
+@pytest.mark.parametrize(("row", "head"), [("dml", "accuracy"), ("okddip", "accuracy_leader")])
+def test_the_curves_of_a_table_are_means_over_its_seeds(row, head, tmp_path, monkeypatch):
+    """Of what its row shows; the shade is one standard deviation."""
+    drawn, values = [], {95: (10.0, 20.0), 96: (30.0, 60.0)}
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    cell = cells_of(Choice("fig1", variants=(row,), mini=True, seeds=(95,), runs=tmp_path))[0]
+    for seed, each in values.items():
+        folder = cell.workdir.with_name(f"seed{seed}")
+        folder.mkdir(parents=True)
+        rows = [{"epoch": e, "test/accuracy": 0.01, f"test/{head}": value / 100} for e, value in enumerate(each, 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = types.SimpleNamespace(cell=cell, seeds=(95, 96), last=[20.0, 60.0])
+    figures.curves(tmp_path / "fig.png", "heading", {(cell.dataset, cell.backbone, row): found})
+    [axes] = drawn[0].axes
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([20, 40])
+    top = axes.collections[0].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx(40 + statistics.stdev((20, 60)))
 
 
 def test_eight_curves_are_told_apart(tmp_path, monkeypatch):

@@ -253,6 +253,7 @@ def test_the_recipe_for_imagenet():
         config = command_line.from_flags(f"{name}:digits", [])
         assert (config.dataset, config.method, config.backbone.name) == ("digits", "cutnmix", backbone)
         assert (config.epochs, config.batch_size, config.num_peers, config.views) == (90, 256, 2, "per_peer")
+        assert (config.image_size, config.eval_batch_size) == (224, 250)
         optimizer = config.optimizer
         assert (optimizer.learning_rate, optimizer.milestones, optimizer.decay) == (0.1, (30, 60, 80), 0.1)
         assert (optimizer.momentum, optimizer.weight_decay, optimizer.warm_up_epochs) == (0.9, 1e-4, 0)
@@ -260,6 +261,32 @@ def test_the_recipe_for_imagenet():
         for argument in ("", ":", ":,dml"):
             with pytest.raises(UsageError, match="has no data set of its own; name one, NAME:DATASET,METHOD"):
                 command_line.from_flags(f"{name}{argument}", [])
+
+
+def test_the_recipe_for_a_first_look():
+    config = command_line.from_flags("quickstart", [])
+    assert (config.dataset, config.method, config.backbone.name) == ("digits", "cutnmix", "resnet8")
+    assert config.batch_size == 32
+    assert (config.epochs, config.optimizer.milestones, config.optimizer.learning_rate) == (20, (13, 17), 0.05)
+
+
+def test_all_devices_are_taken_where_nobody_says_another_number(tmp_path):
+    """A file's number was replaced without a word, the command line's was refused."""
+    file = tmp_path / "theirs.py"
+    for line, given, wanted in (
+        ("", [], 0),
+        ("", ["--config.devices=2"], 2),
+        ("config.devices = 2", [], 2),
+        ("config.devices = 2", ["--config.devices=0"], 0),
+    ):
+        file.write_text(
+            "from cutnmix_jax.settings import recipe\ndef get_config(argument=None):\n"
+            f"    config = recipe.quickstart(argument)\n    {line}\n    return config\n"
+        )
+        assert command_line.from_flags(str(file), given, all_devices=True).devices == wanted
+        assert command_line.from_flags(str(file), given).devices == (wanted if line or given else 1)
+    local = ["--config.bn=local"]
+    assert command_line.from_flags("quickstart", local, all_devices=True).devices == 0
 
 
 @pytest.mark.parametrize("row", sorted(methods.rows_by_name()))

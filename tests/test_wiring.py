@@ -1,14 +1,16 @@
 """What the settings and the data say reaches what it is for: functions that are tested well are called with it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import augment, backbones, crops
+from cutnmix_jax import augment, backbones, crops, device
 from cutnmix_jax.engine import assemble
+from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Jitter, Mixing, command_line
 from tests.runs import TEN_EPOCHS
 from tests.test_step import DATASET, KEY, begun, build, built
@@ -87,6 +89,18 @@ def test_activations_are_of_the_type_that_the_precision_has(precision, wanted, m
         for network in found.backbones:
             program = str(jax.make_jaxpr(functools.partial(network.apply, train=True))(network.init(KEY), images))
             assert ("bf16" in program) == (wanted == jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("tf32", "HIGH"), ("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_products_are_made_as_the_precision_says(precision, wanted):
+    """As the step asks of XLA, which a GPU obeys; a CPU has one way only."""
+    engine = build("dml", precision=precision)
+    state, totals, feed = begun(engine)
+    jax.clear_caches()  # or a step of another precision may be at hand
+    with device.set_up_jax(CHOICES[engine.settings.precision]):
+        program = engine.train_steps.lower(state, totals, feed, 1).as_text()
+    asked = set(re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", program)) or {("DEFAULT", "DEFAULT")}
+    assert asked == {(wanted, wanted)}
 
 
 def test_the_average_has_the_decay_of_the_field():

@@ -14,6 +14,7 @@ import jax
 
 from cutnmix_jax.benchmark import kernels, levers, report, run, starts, target, worker
 from cutnmix_jax.errors import UsageError
+from cutnmix_jax.settings import command_line
 
 # Of Table 1, longest to compile first.
 NETWORKS = ("resnet110", "densenet40_12", "vgg19", "vgg16", "wrn20_8", "resnet32")
@@ -114,7 +115,10 @@ def gpu(known: argparse.Namespace, fields: Mapping[str, Any], networks: Sequence
             one["launch_floor_ms"] = kernels.launch_floor_ms(one["kernels_per_step"])
     starting = [name for name in names if name in levers.GRAPH_NETWORKS]
     found |= starts.measured(starting, fields, begun + budget)
-    report.table(found, f"{known.method}, J=2 and batch 64 unless said otherwise")
+    spec = run.spec_of({**fields, "backbone": names[0]})
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    sizes = f"J={len(settings.backbones)} and batch {settings.batch_size}"
+    report.table(found, f"{known.method}, {sizes} unless said otherwise")
     ratios = {name: faster(found, name, tiers) for name in names}
     for name, times in ratios.items():
         if times:

@@ -15,13 +15,14 @@ from cutnmix_jax.settings import Settings, overrides, recipe, tree
 from cutnmix_jax.settings.check import checked
 
 
-def from_flags(file: str, arguments: Sequence[str]) -> Settings:
+def from_flags(file: str, arguments: Sequence[str], all_devices: bool = False) -> Settings:
     """Reads `--config=NAME[:dataset,method]` and the `--config.field=value` that follow it.
 
     Args:
       file: what was given to `--config`: the name of a configuration that the package has (`recipe.names`), or the path
         of a Python file whose `get_config(argument)` returns one.
       arguments: the remaining ones of the command line.
+      all_devices: whether `config.devices` is all that there are, where neither the file nor the line says another one.
 
     Returns:
       Settings that can be carried out.
@@ -32,6 +33,8 @@ def from_flags(file: str, arguments: Sequence[str]) -> Settings:
     found = _found(file)
     given = tree.to_settings(found)  # so that it has no field that is not known
     _check_groups(found, tree.of_settings(given))
+    if all_devices and given.devices == Settings.devices:
+        given = dataclasses.replace(given, devices=0)
     settings = checked(_overridden(tree.to_config_dict(given), file, arguments))
     _resolved(settings, "data_dir")  # kept as it is written, but told here if it is no folder's name
     # The same folder by another name is the same network.
