@@ -132,14 +132,13 @@ def _next_steps(settings: "Settings", workdir: Path, arguments: Sequence[str]) -
     dataset, networks = settings.dataset, dict.fromkeys(settings.own_backbones)
     shared = [text for text in overrides.alike(arguments) if not _OF_A_METHOD.match(text)]
     # Whose code may be run.
-    own = [f"--backbone={name}" for name in networks] + [f"--dataset={dataset}"] * data.is_own(dataset)
+    own = [f"--backbone={','.join(networks)}"] * bool(networks) + [f"--dataset={dataset}"] * data.is_own(dataset)
     alone = f"--config=quickstart:{'' if ',' in dataset else dataset},baseline"  # which is among the others then
     both = [str(workdir), str(workdir.parent.parent / "baseline" / workdir.name)]
-    measured = {"exact accuracies, calibration, what the peers agree on": ["evaluate", str(workdir), *own]}
     steps = {
         "one network alone, to compare it with": ["train", alone, *shared],
         "the curves of both, and what differs": ["report", *both, "--out=compared"],
-        **(measured if len(networks) < 2 else {}),  # it runs the code of one
+        "exact accuracies, calibration, what the peers agree on": ["evaluate", str(workdir), *own],
         "what its best network says of a picture": ["predict", str(workdir), "PICTURE"],
         "its best network as a folder that is enough by itself": ["export", str(workdir), "my-student"],
         "networks, data sets, methods and fields": ["train", "--list"],

@@ -243,6 +243,6 @@ def test_what_is_offered_after_a_first_run_can_be_typed(config, given, kept, dro
     assert [text.removeprefix("--config.") for text in others] == kept and dropped not in " ".join(others)
     assert commands["report"][:2] == ["runs/digits/my net/cutnmix/seed95", "runs/digits/my net/baseline/seed95"]
     assert commands["report"][2:] == ["--out=compared"]
-    own = [f"--backbone={name}" for name in settings.own_backbones[:1]]
+    own = [f"--backbone={','.join(dict.fromkeys(settings.own_backbones))}"] * bool(settings.own_backbones)
     own += [f"--dataset={settings.dataset}"] * (":" in settings.dataset)
     assert commands["evaluate"][1:] == own

@@ -113,7 +113,16 @@ def test_against_numpy(run, tmp_path):
         assert found["ece"] == pytest.approx(sum(gaps) / 30, abs=1e-5)
     [pair] = fields["pairs"]
     same = (shares["peer_0"].argmax(axis=1) == shares["peer_1"].argmax(axis=1)).mean()
-    assert pair["agreement"] == same and pair["peers"] == ["peer_0", "peer_1"] and 0 <= pair["cka"] <= 1
+    assert pair["agreement"] == same and pair["peers"] == ["peer_0", "peer_1"]
+    # Kornblith et al. 2019, of the features: the Dense layer's inputs, which its inverse gives back from the logits.
+    features = []
+    for j in (0, 1):
+        head = {name: np.float64(arrays[f"state.params.peers.{j}.Dense_0.{name}"]) for name in ("kernel", "bias")}
+        x = (logits[f"peer_{j}"] - head["bias"]) @ np.linalg.pinv(head["kernel"])
+        features.append(x - x.mean(axis=0))
+    one, other = features
+    cka = ((other.T @ one) ** 2).sum() / (np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other))
+    assert pair["cka"] == pytest.approx(cka, rel=1e-4) and cka < 0.9999
 
 
 def test_an_export_is_measured_on_all_test_images(run, tmp_path):

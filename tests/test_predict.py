@@ -105,6 +105,17 @@ def test_text_json_csv_and_a_sheet(taken, shares, tmp_path, capfd):
         assert len(said(capfd, taken, *paths, *wrong, code=2)[1]) == 1
 
 
+def test_pictures_of_another_size_become_what_the_data_set_has_made_of_its_own(taken, shares, tmp_path, capfd):
+    """The digits were scanned as 8x8, and each of their pixels is 4x4 of ours: nothing is smoothed."""
+    paths = []
+    for i in range(5):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(DIGITS[i, ::4, ::4]).save(paths[-1])
+    text, _ = said(capfd, taken, *paths, "--json", "--top=10")
+    for line, share in zip(map(json.loads, text.splitlines()), shares[:5], strict=True):
+        assert line["probabilities"] == pytest.approx({str(k): share[k] for k in range(10)}, rel=1e-5)
+
+
 def test_bad_files_are_a_line_each_and_the_rest_goes_on(taken, shares, tmp_path, capfd):
     one, other = tmp_path / "one", tmp_path / "other"
     paths = pictures(one, [b"a.png", b"c.png", b"e.png"]) + pictures(other, [b"a.png"], first=3)

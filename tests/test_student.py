@@ -14,7 +14,7 @@ from PIL import Image
 from cutnmix_jax import backbones, data, evaluate, export, load_student, main, own_code, predict
 from cutnmix_jax.checkpoint_reader import Reader
 from cutnmix_jax.errors import CheckpointError, UsageError
-from cutnmix_jax.student import evaluated, exported, load, of_run
+from cutnmix_jax.student import card, evaluated, exported, load, of_run
 from tests.runs import few
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -77,8 +77,7 @@ def numpy_says(arrays, images, trunk, head, stats):
     mean, var = (found[f"{stats}.BatchNorm_0.{name}"] for name in ("mean", "var"))
     scale, bias = (found[f"{trunk}.BatchNorm_0.{name}"] for name in ("scale", "bias"))
     x = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-    features = np.maximum(x, 0).mean(axis=(1, 2))
-    return features @ found[f"{head}.Dense_0.kernel"] + found[f"{head}.Dense_0.bias"]
+    return np.maximum(x, 0).mean(axis=(1, 2)) @ found[f"{head}.Dense_0.kernel"] + found[f"{head}.Dense_0.bias"]
 
 
 def saved_in(run, which="last"):
@@ -177,6 +176,28 @@ def test_the_best_epoch_the_average_and_the_ensemble(tiny):
     assert student.description.accuracy == results["last"]["accuracy_ensemble"] == pytest.approx(accuracy)
 
 
+def test_the_card_tells_the_last_epoch_from_the_best(tiny):
+    results, text = json.loads((tiny / "results.json").read_text()), card.text(own(tiny).description)
+    assert results["best"]["epoch"] != results["last"]["epoch"]  # or it would show nothing
+    for which in ("last", "best"):
+        [line] = [line for line in text.splitlines() if line.startswith(f"| the run, {which} epoch |")]
+        each = ", ".join(f"{100 * one:.2f}" for one in results[which]["accuracy_per_peer"])
+        assert f"| epoch {results[which]['epoch']}" in line and f"peers {each} %" in line
+
+
+def test_two_networks_of_somebody_s_own_are_both_named(tmp_path):
+    """Each of them alone was refused for the other one."""
+    names = "tests.tiny:Tiny,tests.tiny:wide"
+    run = trained_in(tmp_path / "run", "dml", ":Tiny", f"--config.peers={names}", "--config.epochs=1")
+    for asked in (None, "tests.tiny:Tiny", "tests.tiny:wide"):
+        with pytest.raises(UsageError, match=f"to run that code say --backbone={names}$"):
+            load.load(run, ensemble=True, backbone=asked)
+    both = load.load(run, ensemble=True, backbone=names)
+    assert both.description.backbones == tuple(names.split(","))
+    assert evaluate.main([str(run), f"--backbone={names}"]) == 0
+    assert export.main([str(run), str(tmp_path / "taken"), "--which=best", "--peer=1", f"--backbone={names}"]) == 0
+
+
 def test_the_best_peer_is_that_of_the_epoch_and_of_the_kind(tiny, monkeypatch):
     """Peer or average, validation or test images, last or best epoch: each has another one, or another number."""
     names = ("peer_0", "peer_1", "average_0", "average_1")
@@ -217,7 +238,8 @@ UNLIKE = ["--config.peers=tests.tiny:Tiny,tests.tiny:wide", "--config.weights.mm
     ids=["one", "okddip", "unlike", "vmap"],
 )  # fmt: skip
 def test_each_peer_of_other_runs(row, flags, tmp_path):
-    run = trained_in(tmp_path / "run", row, ":Tiny", *flags)
+    average = [] if flags else ["--config.average=0.5"]
+    run = trained_in(tmp_path / "run", row, ":Tiny", *flags, *average)
     arrays, results = saved_in(run), json.loads((run / "results.json").read_text())
     found, labels = of_run.look(run), data.load("digits").test_labels[:30]
     count = len(results["last"]["accuracy_per_peer"])
@@ -228,6 +250,15 @@ def test_each_peer_of_other_runs(row, flags, tmp_path):
         assert accuracy == pytest.approx((said[:30].argmax(axis=1) == labels).mean())
     with pytest.raises(UsageError, match=f"has peers 0 to {count - 1}"):
         of_run.load(found, peer=count)
+    for j in range(count if average else 0):  # on the trunk of the averages, too
+        params, stats = "state.teachers.average.params", "state.teachers.average.batch_stats"
+        wanted = numpy_says(arrays, DIGITS, f"{params}.0", f"{params}.{j}", f"{stats}.0")
+        said = of_run.load(found, which="average", peer=j).logits(DIGITS)
+        np.testing.assert_allclose(said, wanted, rtol=1e-5, atol=1e-5)
+        assert (
+            np.abs(wanted - numpy_says(arrays, DIGITS, "state.params.peers.0", f"{params}.{j}", f"{stats}.0")).max()
+            > 1e-4
+        )
     both = of_run.load(found, ensemble=True)
     exported.write(both, tmp_path / "all")
     np.testing.assert_array_equal(exported.read(tmp_path / "all").logits(DIGITS[:5]), both.logits(DIGITS[:5]))

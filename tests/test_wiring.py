@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import augment, backbones, crops, device
+from cutnmix_jax import augment, backbones, crops, device, training
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Jitter, Mixing, command_line
-from tests.runs import TEN_EPOCHS
+from tests.runs import TEN_EPOCHS, write_finished
 from tests.test_step import DATASET, KEY, begun, build, built
 
 
@@ -89,6 +89,20 @@ def test_activations_are_of_the_type_that_the_precision_has(precision, wanted, m
         for network in found.backbones:
             program = str(jax.make_jaxpr(functools.partial(network.apply, train=True))(network.init(KEY), images))
             assert ("bf16" in program) == (wanted == jnp.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_a_trained_teacher_has_the_precision_of_its_student(precision, tmp_path):
+    fields = {"dataset": "digits", "method": "baseline", "seed": 95, "epochs": 1}
+    rows = [{"epoch": 1, "step": 4, "test/accuracy": 0.5}]
+    write_finished(tmp_path, fields, rows, backbones=["resnet8"])
+    given = [f"--config.teacher={tmp_path}", f"--config.precision={precision}"]
+    found = training.plan(command_line.from_flags("quickstart:digits,kd", given))
+    with backbones.shapes_only():
+        apply = functools.partial(found.teacher.backbone.apply, train=False)
+        images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+        program = str(jax.make_jaxpr(apply)(found.teacher.backbone.init(KEY), images))
+    assert ("bf16" in program) == (precision == "bfloat16")
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("tf32", "HIGH"), ("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])

@@ -18,5 +18,8 @@ def add_source(parser: CommandLine) -> None:
     """Adds the folder, and the leave to run code of a person's own."""
     parser.add_argument("source", type=given, metavar="RUN_OR_EXPORT", help="a finished run, or an export")
     parser.add_argument(
-        "--backbone", type=given, metavar="my_pkg.nets:make", help="of a run with a network of your own: its code"
+        "--backbone",
+        type=given,
+        metavar="my_pkg.nets:make",
+        help="of a run with networks of your own: their code",
     )

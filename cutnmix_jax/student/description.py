@@ -9,6 +9,7 @@ import numpy as np
 
 from cutnmix_jax import backbones, data, precision
 from cutnmix_jax.backbones.foreign import is_foreign
+from cutnmix_jax.command import values_of
 from cutnmix_jax.errors import UsageError
 from cutnmix_jax.types import Backbone, ImageShape
 
@@ -112,18 +113,17 @@ def check_consent(names: tuple[str, ...], asked: str | None, folder: object) -> 
 
     Args:
       names: of the networks that the folder names.
-      asked: what the person has named; None for nothing.
+      asked: what the person has named, several with commas; None for nothing.
       folder: in which the names stand.
 
     Raises:
       UsageError: it is another one, or none.
     """
-    for name in filter(is_foreign, names):
-        if name != asked:
-            said = f", not {asked}" if asked else ""
-            raise UsageError(
-                f"{folder} is of {name}, a network of somebody's own{said}; to run that code say --backbone={name}"
-            )
+    own = ",".join(dict.fromkeys(filter(is_foreign, names)))
+    if not set(values_of(own)) <= set(values_of(asked)):
+        said = f", not {asked}" if asked else ""
+        what = "networks" if "," in own else "a network"
+        raise UsageError(f"{folder} is of {own}, {what} of somebody's own{said}; to run that code say --backbone={own}")
 
 
 def to_json(description: Description) -> str:
