@@ -43,7 +43,6 @@ TESTS = {
     "engine/joint": "together",
     "engine/mappings": "peers step passes",
     "engine/optim": "optim step",
-    "engine/spread": "devices",
     "engine/passes": "teachers step passes",
     "engine/peers": "peers step",
     "engine/companions": "teachers step passes wiring",

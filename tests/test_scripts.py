@@ -268,7 +268,7 @@ def test_changes_are_tried_where_the_tests_pass_without_them(monkeypatch, tmp_pa
         "placement",
         "spread",
     }  # what several devices or processes do takes minutes a change
-    plain = {"assemble", "state", "supervised", "adapters", "foreign", "nnx_adapter", "running_order"}
+    plain = {"state", "supervised", "adapters", "foreign", "running_order"}
     assert {name.split("/")[1] for name in science - set(mutation.TESTS)} == by_processes | plain
     monkeypatch.setitem(mutation.TESTS, "losses", "of_nothing")
     with pytest.raises(UsageError, match="losses: its tests fail without any change"):
