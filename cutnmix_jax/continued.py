@@ -131,8 +131,8 @@ def claim(
         files.write_json(path, new)
     if changed:
         # What was an extension is one again, from an earlier checkpoint, too, where the newest is damaged.
-        before = [record for record in recorded(workdir, EXTENDED) if _tells_of(record, changed)]
-        name = EXTENDED if allowed is Allowed.EPOCHS or before else FORCED
+        was_extended = any(_tells_of(record, changed) for record in recorded(workdir, EXTENDED))
+        name = EXTENDED if allowed is Allowed.EPOCHS or was_extended else FORCED
         if not _ends_with(recorded(workdir, name), step, changed):
             change = {"step": step, "changed": [_plain(one) for one in changed]}
             files.write_json(workdir / name, {"changes": [*recorded(workdir, name), change]})

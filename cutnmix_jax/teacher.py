@@ -62,7 +62,7 @@ def _of_run(settings: Settings, path: Path, num_classes: int, dtype: Any) -> Tra
             network = checkpoints.read_network(shapes_of(backbone), step)
         if digests.of_network(network) != sha256:  # somebody has changed them since
             raise CheckpointError(f"config.teacher={path}: its weights are not those of its results")
-        environment.check_code(path, list(filter(is_foreign, [name])))
+        environment.check_code(path, [name])
         return network
 
     return Trained(backbone, load, str(path), sha256, is_there, results["data"])

@@ -70,6 +70,12 @@ def drawn_in_steps(engine, count):
     return states
 
 
+def three_of(backbone):
+    """The parameters and the batch statistics of three networks."""
+    made = [backbone.init(key) for key in jax.random.split(KEY, 3)]
+    return (tuple(one[part] for one in made) for part in ("params", "batch_stats"))
+
+
 def all_differ(numbers):
     numbers = np.asarray(numbers).ravel()
     return np.all(numbers >= 1) and all(abs(a - b) > 1e-6 for a, b in itertools.combinations(numbers, 2))
@@ -117,8 +123,7 @@ def test_each_layer_of_an_nnx_network_drops_other_units():
 def test_each_branch_passes_on_what_its_own_images_become():
     """Of J sets of images, that go through the trunk as one."""
     backbone = linear_backbone()
-    branches = [backbone.init(key) for key in jax.random.split(KEY, 3)]
-    params, stats = (tuple(branch[part] for branch in branches) for part in ("params", "batch_stats"))
+    params, stats = three_of(backbone)
     images = jax.random.normal(KEY, (3, 5, 32, 32, 3))
     outputs, _ = mappings.branched(backbone.split, 3)(params, stats, images, True, KEY)
     for j, out in enumerate(outputs):
@@ -129,8 +134,7 @@ def test_each_branch_passes_on_what_its_own_images_become():
 
 def test_each_branch_draws_other_numbers():
     backbone = drawing_backbone()
-    branches = [backbone.init(key) for key in jax.random.split(KEY, 3)]
-    params, stats = (tuple(branch[part] for branch in branches) for part in ("params", "batch_stats"))
+    params, stats = three_of(backbone)
     images = jax.random.normal(KEY, (1, 5, 32, 32, 3))
     _, after = mappings.branched(backbone.split, 3)(params, stats, images, True, KEY)
     assert all_differ([own["drawn"][1] for own in after])
@@ -138,8 +142,7 @@ def test_each_branch_draws_other_numbers():
 
 def test_stacked_networks_draw_what_they_draw_one_after_the_other():
     backbone = drawing_backbone()
-    made = [backbone.init(key) for key in jax.random.split(KEY, 3)]
-    params, stats = (tuple(one[part] for one in made) for part in ("params", "batch_stats"))
+    params, stats = three_of(backbone)
     images = jax.random.normal(KEY, (3, 5, 32, 32, 3))
     _, alone = mappings.unrolled([backbone] * 3)(params, stats, images, True, KEY)
     stacked = (stack.of_arrays(jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree), 3) for tree in (params, stats))

@@ -99,13 +99,8 @@ def linen_backbone(name: str, module: Any, image_shape: ImageShape = CIFAR) -> B
             returned, batch_stats = run(module, variables, images, train, key)
         return outputs_of(name, returned, calls), batch_stats
 
-    return Backbone(
-        name,
-        init,
-        apply,
-        image_shape,
-        split_of(name, module, image_shape) if "part" in arguments(type(module).__call__) else None,
-    )
+    has_parts = "part" in arguments(type(module).__call__)
+    return Backbone(name, init, apply, image_shape, split_of(name, module, image_shape) if has_parts else None)
 
 
 def run(

@@ -121,7 +121,11 @@ def with_keys_from(state: Any, key: jax.Array) -> Any:
 
 def random_paths(state: Any) -> set[tuple[str, ...]]:
     """Where the keys and counts of random numbers stand in `to_plain` of a state."""
-    return {tuple(map(str, path)) for path, variable in nnx.to_flat_state(state) if isinstance(variable, nnx.RngState)}
+    return {
+        tuple(map(str, path))
+        for path, variable in nnx.to_flat_state(state)
+        if isinstance(variable, nnx.RngState) or (isinstance(variable, nnx.Variable) and is_key(variable.get_value()))
+    }
 
 
 def to_plain(state: Any) -> Tree:

@@ -142,8 +142,8 @@ def notes(choice: Choice, grid: Grid) -> list[str]:
     counts = sorted({len(found.last) for found in grid.values() if found.last})
     notes = []
     if choice.mini:
-        said = no_reproduction([found.cell for found in grid.values()])
-        notes.append(f"**{said[0].upper()}{said[1:].replace(':', '**:', 1)}.\n")
+        what = no_reproduction([found.cell for found in grid.values()]).partition(": ")[2]
+        notes.append(f"**No reproduction of the paper**: {what}.\n")
     heads = {title(found.cell.row): headline(found.cell.row).removeprefix("accuracy_") for found in grid.values()}
     others = [f", of {row} the {head.replace('_', ' ')}" for row, head in heads.items() if head != "accuracy"]
     notes.append(

@@ -1,24 +1,23 @@
 """What a run was made from, for a comparison: its images, and trained networks that it began as or learned from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutnmix_jax import digests, environment, files, finished, layout
+from cutnmix_jax import digests, files, finished, layout
 from cutnmix_jax.errors import UserError
 from cutnmix_jax.settings import tree
 from cutnmix_jax.student import exported
 
 
-def seen(folder: Path) -> str:
-    """What tells the images of a run from others; empty where nothing does."""
-    made_with = environment.read(folder)
+def seen(made_with: Mapping[str, Any]) -> str:
+    """What tells the images of a run, by its `environment.json`, from others; empty where nothing does."""
     return " ".join(str(made_with.get(name, ""))[:12] for name in ("data_sha256", "facts_sha256")).strip()
 
 
-def code(folder: Path, networks: Sequence[str]) -> str:
-    """What tells the code of networks of a user's own from other code of the same name; empty where nothing does."""
-    then = environment.read(folder).get("source")
+def code(made_with: Mapping[str, Any], networks: Sequence[str]) -> str:
+    """What tells the code of networks of a user's own from other code of the same name, likewise."""
+    then = made_with.get("source")
     modules = sorted({name.partition(":")[0] for name in networks})
     return " ".join(str(then[name])[:12] for name in modules if name in then) if isinstance(then, dict) else ""
 

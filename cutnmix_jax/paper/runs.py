@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cutnmix_jax import files, finished, layout, methods, metrics
+from cutnmix_jax import environment, files, finished, layout, methods, metrics
 from cutnmix_jax.errors import CheckpointError, UserError, one_line
 from cutnmix_jax.paper import origins
 from cutnmix_jax.paper.grids import best
@@ -186,9 +186,10 @@ def _read(folder: Path) -> Run:
             fields |= origins.recipe(field, getattr(settings, field))
     if settings.teacher and settings.teacher_which != "last":
         fields["teacher_which"] = settings.teacher_which
-    if seen := origins.seen(folder):
+    made_with = environment.read(folder)
+    if seen := origins.seen(made_with):
         fields["data"] = seen
-    if code := origins.code(folder, settings.own_backbones):
+    if code := origins.code(made_with, settings.own_backbones):
         fields["code"] = code
     return Run(folder, settings.seed, fields, without_effect, settings.epochs, head, rows, results)
 

@@ -64,13 +64,14 @@ def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict
     unset, others = overrides.unset(overrides.alike(arguments), tree.optional_fields())
     groups = {name: next(iter(value), "") for name, value in config.items() if isinstance(value, ConfigDict)}
     values, arguments = flags.FlagValues(), ["main", *overrides.last_of_each(others)]
+    paths = dict(tree.flat(config.to_dict()))
     for text in others:
-        overrides.check_name(text.partition("=")[0], dict(tree.flat(config.to_dict())))
+        overrides.check_name(text.partition("=")[0], paths)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
         unread = values(arguments)[1:]
     except Exception as error:
-        raise UsageError(overrides.explain(error, file, dict(tree.flat(config.to_dict())))) from None
+        raise UsageError(overrides.explain(error, file, paths)) from None
     if unread:
         raise UsageError(f"cannot read {unread[0]!r}: a field is set by --config.field=value")
     given = config_flags.get_override_values(values["config"])

@@ -73,7 +73,7 @@ def check_name(flag: str, paths: Collection[str]) -> None:
     """
     name = flag.lstrip("-").removeprefix("config.")
     if flag.startswith("--config.") and not all(map(str.isidentifier, name.split("."))):
-        meant = field_like(re.sub(r"\W", "_", name), paths) or field_like(name.replace("-", "_"), paths)
+        meant = field_like(re.sub(r"[^\w.]", "_", name), paths)
         raise UsageError(f"unknown flag {flag}; " + (f"did you mean --config.{meant}?" if meant else _SEE))
     if flag.startswith("-") and name in ("flagfile", "undefok"):
         raise UsageError(f"unknown flag {flag}; fields that stay are a file of configs, see docs/train.md")

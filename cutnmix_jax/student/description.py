@@ -119,11 +119,13 @@ def check_consent(names: tuple[str, ...], asked: str | None, folder: object) -> 
     Raises:
       UsageError: it is another one, or none.
     """
-    own = ",".join(dict.fromkeys(filter(is_foreign, names)))
-    if not set(values_of(own)) <= set(values_of(asked)):
-        said = f", not {asked}" if asked else ""
-        what = "networks" if "," in own else "a network"
-        raise UsageError(f"{folder} is of {own}, {what} of somebody's own{said}; to run that code say --backbone={own}")
+    own = list(dict.fromkeys(filter(is_foreign, names)))
+    if not set(own) <= set(values_of(asked)):
+        said, named = f", not {asked}" if asked else "", ",".join(own)
+        what = "networks" if len(own) > 1 else "a network"
+        raise UsageError(
+            f"{folder} is of {named}, {what} of somebody's own{said}; to run that code say --backbone={named}"
+        )
 
 
 def to_json(description: Description) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 
 from cutnmix_jax import compiler, digests, own_code
 from cutnmix_jax.backbones import shapes_only
-from cutnmix_jax.backbones.foreign import is_foreign
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine.batches import normalised
 from cutnmix_jax.engine.evaluation import log_mean
@@ -116,7 +115,7 @@ class Student:
           UsageError: a network is somebody's own and was not named, cannot be made, or is another one now.
         """
         check_consent(self.description.own_backbones, backbone, "the student")
-        return tuple(network_of(self, j) for j in range(len(self.description.backbones)))
+        return networks_of(self)
 
 
 def make(description: Description, arrays: Arrays) -> Student:
@@ -137,21 +136,24 @@ def make(description: Description, arrays: Arrays) -> Student:
     return Student(description, arrays, functools.partial(_answered, description, backbones, shapes))
 
 
-def network_of(student: Student, j: int) -> dict[str, Tree]:
-    """The variables of network j of a student, {'params': tree, 'batch_stats': tree}.
+def networks_of(student: Student) -> tuple[dict[str, Tree], ...]:
+    """The variables of each network of a student, {'params': tree, 'batch_stats': tree}.
 
     Raises:
-      UsageError: it cannot be made, or its code, which is somebody's own, makes another network now.
+      UsageError: one cannot be made, or its code, which is somebody's own, makes another network now.
     """
-    made = student.description.make()[j]
-    if is_foreign(made.name):
-        own_code.check_same(student.description.run.get("code"), [made.name], "the student")
-    try:
-        return variables_of(student.arrays, j, shapes_of(made))
-    except (ValueError, KeyError) as error:
-        raise UsageError(
-            f"{made.name} is another network than the one that was saved ({one_line(error)}); use its code of then"
-        ) from error
+    described, found = student.description, []
+    made = described.make()
+    own_code.check_same(described.run.get("code"), described.own_backbones, "the student")
+    for j, network in enumerate(made):
+        try:
+            found.append(variables_of(student.arrays, j, shapes_of(network)))
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"{network.name} is another network than the one that was saved ({one_line(error)}); use its code of "
+                "then"
+            ) from error
+    return tuple(found)
 
 
 def named(networks: Sequence[dict[str, Tree]]) -> dict[str, np.ndarray]:

@@ -15,8 +15,8 @@ from cutnmix_jax.settings import Settings
 from cutnmix_jax.student import exported, of_run
 from cutnmix_jax.student.choice import LAST
 from cutnmix_jax.student.description import Description
-from cutnmix_jax.student.network import Student, network_of, shapes_of
-from cutnmix_jax.types import Backbone, Dataset
+from cutnmix_jax.student.network import Student, networks_of, shapes_of
+from cutnmix_jax.types import Backbone, Dataset, Tree
 
 
 def check(settings: Settings) -> None:
@@ -121,8 +121,9 @@ def load(settings: Settings, dataset: Dataset, networks: Sequence[Backbone]) -> 
         student = of_run.load_networks(run, LAST, _numbers(settings, run))
     same_classes = student.class_names == dataset.class_names
     found: dict[str, jax.Array] = {}
+    begun = networks_of(student)
     for j, network in enumerate(networks):
-        found |= _of_peer(student, j, network, same_classes, settings)
+        found |= _of_peer(student, begun, j, network, same_classes, settings)
     if settings.share_trunk:
         _check_trunks(found, networks, settings)
     count = len(networks)
@@ -150,14 +151,13 @@ def _check_trunks(found: Mapping[str, jax.Array], networks: Sequence[Backbone], 
 
 
 def _of_peer(
-    student: Student, j: int, network: Backbone, same_classes: bool, settings: Settings
+    student: Student, begun: Sequence[Tree], j: int, network: Backbone, same_classes: bool, settings: Settings
 ) -> dict[str, jax.Array]:
     described, number = student.description, j % len(student.description.backbones)
-    variables = network_of(student, number)
     left_out = set() if same_classes else head_of(described, number)
     wanted = digests.flat(shapes_of(network))
     found = {}
-    for name, array in digests.flat(variables).items():
+    for name, array in digests.flat(begun[number]).items():
         if name in left_out or not jnp.issubdtype(array.dtype, jnp.floating):  # a random key is the run's own
             continue
         if name not in wanted or wanted[name].shape != array.shape:
