@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cutnmix_jax.method import Method
 from cutnmix_jax.types import Outputs, Spec, Tree, Views
@@ -37,9 +38,11 @@ def check_teacher(name: str, method: Method, of_teacher: Views, views: Views) ->
 
 def check_rows(indices: jax.Array, num_train: int) -> None:
     """Raises ValueError for rows that the training set does not have; within a compiled function nobody knows them."""
-    known = not isinstance(indices, jax.core.Tracer) and indices.size
-    if known and (indices.min() < 0 or indices.max() >= num_train):
-        raise ValueError(f"indices are {indices.min()} to {indices.max()}, not rows 0 to {num_train - 1} of num_train")
+    if isinstance(indices, jax.core.Tracer) or not indices.size:
+        return
+    rows = np.asarray(indices)  # JAX would trace this within a compiled function, though it knows the rows
+    if rows.min() < 0 or rows.max() >= num_train:
+        raise ValueError(f"indices are {rows.min()} to {rows.max()}, not rows 0 to {num_train - 1} of num_train")
 
 
 def check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None, is_counted: bool) -> None:
@@ -55,7 +58,8 @@ def check_epoch(epoch: jax.Array | int | None, epochs: jax.Array | int | None, i
         raise ValueError(f"{what}: the terms of this method depend on {'them' if is_counted else 'it'}")
     if isinstance(epoch, jax.core.Tracer) or isinstance(epochs, jax.core.Tracer):
         return
-    if epoch < 0 or (epochs is not None and epoch >= epochs):
+    now = int(epoch)  # as a number of Python's: JAX would trace what is asked of its own
+    if now < 0 or (epochs is not None and now >= int(epochs)):
         raise ValueError(f"epoch={epoch} of epochs={epochs}: the first one is 0, and the last one epochs - 1")
 
 

@@ -22,6 +22,7 @@ class View(NamedTuple):
 
 
 TEACHERS = ("frozen", "mean")  # what `Method.teachers` may name
+HOW_MANY = "config.num_peers or config.peers"  # what sets the number of networks, as messages name it
 
 
 class Setup(NamedTuple):

@@ -83,6 +83,7 @@ def _mixed(
         )
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         raise ValueError(f"targets are {targets.dtype}; distributions are of a floating type")
+    images, targets = jnp.asarray(images), jnp.asarray(targets)  # which JAX can index while it traces
     alpha, prob = float(alpha), float(prob)
     for name, check, value in (("alpha", augment.ALPHA, alpha), ("prob", augment.PROB, prob)):
         if wrong := check(value):

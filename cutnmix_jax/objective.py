@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cutnmix_jax import arguments, fields, methods
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Method, Row, Setup, same_images
+from cutnmix_jax.method import HOW_MANY, Method, Row, Setup, same_images
 from cutnmix_jax.names import check_any_weight, check_weights, is_looked_at, term_names
 from cutnmix_jax.types import Batch, Clock, Spec, Terms, Tree, Views
 
@@ -187,7 +187,7 @@ def make(
     try:
         _check(row, found, made)
     except UsageError as error:
-        raise ValueError(str(error).removeprefix("config.")) from error
+        raise ValueError(str(error).replace(HOW_MANY, "feature_sizes").removeprefix("config.")) from error
     return made
 
 

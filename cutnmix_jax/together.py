@@ -74,11 +74,12 @@ def run(
     seeds.end(codes, stop.requested, workdirs)
 
 
-def check(settings: Settings) -> Settings:
+def check(settings: Settings, flag: str = "--together") -> Settings:
     """Checks that seeds of these settings can be trained in one program.
 
     Args:
       settings: of one of the seeds.
+      flag: what asks for that.
 
     Returns:
       The settings as the program trains them.
@@ -88,17 +89,18 @@ def check(settings: Settings) -> Settings:
     """
     found = checked(settings)
     if found.held_out_examples or found.validation_examples:
-        raise UsageError("--together: seeds that each hold out images of their own make no one program; leave it out")
+        raise UsageError(f"{flag}: seeds that each hold out images of their own make no one program; leave it out")
     if found.devices != 1:
-        raise UsageError("--together trains on one device; leave it out, or config.devices")
+        raise UsageError(f"{flag}: one program of several seeds trains on one device; leave it out, or config.devices")
     if found.images_in not in (None, DEVICE):
-        raise _elsewhere()
+        raise elsewhere(flag)
     return found
 
 
-def _elsewhere() -> UsageError:
+def elsewhere(flag: str = "--together") -> UsageError:
+    """What is raised where the images turn out not to be on the device."""
     what = "each seed reads other images where they are not on the device"
-    return UsageError(f"--together: {what}; leave it out, or set config.images_in=device if they fit")
+    return UsageError(f"{flag}: {what}; leave it out, or set config.images_in=device if they fit")
 
 
 class _Runs:
@@ -125,7 +127,7 @@ class _Runs:
         def engine(settings: Settings, dataset: Dataset, networks: assemble.Networks) -> Engine:
             found = self._joint.engine(number, settings, lambda: assembled(settings, dataset, networks))
             if isinstance(found.train_data, OnHost):
-                raise _elsewhere()
+                raise elsewhere()
             return found
 
         try:

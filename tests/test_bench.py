@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -211,7 +212,8 @@ def test_a_single_network_has_the_terms_that_it_has():
 def test_the_bare_one_has_the_networks_of_the_whole_one(row):
     """Branches on a trunk too, and images as many as they see."""
     engine = Made(row).engine
-    _, (params, stats, _), (images, _), _ = jax_side.bare(engine.settings, 10)
+    _, (params, stats, _), rest_of, _ = jax_side.bare(engine.settings, 10)
+    images, _ = rest_of(0)
     state = engine.shapes.state
     chex.assert_trees_all_equal_shapes((params, stats), (state.params["peers"], state.batch_stats))
     assert images.shape == jax.eval_shape(lambda feed: engine.batch_at(0, feed)[0].images, engine.feed_shapes).shape[1:]
@@ -248,6 +250,18 @@ def test_times_and_ratios():
     found = {"ours": {"window_ms": [1.0, 2.0]}, "other": {"window_ms": [3.0, 4.0]}, "failed": {"error": "no"}}
     assert report.ratios(found, "ours") == {"other": {"median": 2.5, "least": 2.0, "most": 3.0}}
     assert json.loads(report.line({"a": 1.23456789, "b": [2]})) == {"a": 1.2346, "b": [2]}
+
+
+def test_the_suite_says_how_many_times_as_fast_ours_is():
+    """Twice as fast takes half the time; a tier of another device, or that was not measured, is left out."""
+    found = {
+        "net": {"step_ms": 2.0, "device": "card"},
+        "net, torch A": {"step_ms": 4.0, "device": "card"},
+        "net, torch B": {"step_ms": 1.0, "device": "card"},
+        "net, torch C": {"step_ms": 1.0, "device": "cpu"},
+        "net, torch Cmax": {"error": "no"},
+    }
+    assert suites.faster(found, "net", ("A", "B", "C", "Cmax")) == {"A": 2.0, "B": 0.5}
 
 
 def test_a_worker_says_why_it_failed():
@@ -348,14 +362,48 @@ def test_the_levers_of_a_gpu_are_graphs_of_two_networks_and_the_settings_of_one(
 
 def test_several_seeds_are_trained_by_one_program():
     engine = Made("cutnmix", "--config.num_peers=2").engine
-    function, carry, rest, _ = jax_side.whole(engine, 2)
-    after = jax.eval_shape(function, *carry, *rest)
+    function, carry, rest_of, _ = jax_side.whole(engine, 2)
+    after = jax.eval_shape(function, *carry, *rest_of(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(after, jax.eval_shape(lambda: carry))
     assert [len(part) for part in after] == [2, 2]
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(carry)]
     assert len(set(buffers)) == len(buffers)  # the program takes each over
     found = run.completed({}, [0.5], 10, run.spec_of({"backbone": "resnet8"}, seeds=3), None)
     assert found["peer_images_per_second"] == pytest.approx(3 * 2 * 64 / 0.05)
+
+
+def test_images_of_the_host_are_those_of_each_call():
+    """What cannot lie on the device was not measured at all; images on it are those of one epoch all the time."""
+    fields = ["--config.images_in=memory", "--config.batch_size=8", "--config.train_examples=40"]
+    engine = dataclasses.replace(Made("baseline", *fields).engine, steps_per_call=2)  # of five steps: two calls of two
+    function, carry, rest_of, per_call = jax_side.whole(engine, 1)
+    feeds = engine.feeds()
+    for call, step in enumerate((0, 2, 5, 7, 10)):
+        (feed, steps), wanted = rest_of(call), feeds.at(step)
+        assert (per_call, int(steps), feed.rates.tolist()) == (2, 2, [np.float32(0.01)] * 2)
+        chex.assert_trees_all_equal(feed.draws.images, wanted.draws.images)
+        chex.assert_trees_all_equal(feed.rows, wanted.rows)
+        carry = function(*carry, feed, steps)
+    assert int(carry[0].step) == 10
+    with pytest.raises(UsageError, match="--seeds=2: each seed reads other images"):
+        jax_side.whole(engine, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--config.images_in=disk",), "config.images_in='disk': the images are made up, in no file; say memory"),
+        (("--sweep=images_in=memory,disk",), "config.images_in='disk': the images are made up"),
+        (("--seeds=2", "--config.images_in=memory"), "--seeds=2: each seed reads other images"),
+        (("--seeds=2", "--config.devices=0"), "--seeds=2: one program of several seeds trains on one device"),
+        (("--seeds=2", "--config.validation_examples=9"), "--seeds=2: seeds that each hold out images"),
+        (("--sweep=seeds=1,2", "--config.devices=0"), "--sweep=seeds=1,2: one program of several seeds"),
+    ],
+)
+def test_images_and_seeds_that_no_program_has(arguments, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--backbone=tests.tiny:Tiny", *arguments])
+    with pytest.raises(UsageError, match=re.escape(said)):
+        command.main()
 
 
 def test_a_start_ends_with_its_first_step():
@@ -434,4 +482,4 @@ def test_made_up_images_are_of_the_size_that_is_asked_for():
     assert dataset.train_images.shape == (20, 48, 64, 3) and dataset.num_classes == 7
     assert np.ptp(dataset.train_images) > 200
     settings = dataclasses.replace(recipe.of_row("tests.tiny:Tiny", "cifar100", "baseline"), image_size=16)
-    assert jax_side.bare(settings, 7)[2][0].shape == (1, 64, 16, 16, 3)
+    assert jax_side.bare(settings, 7)[2](0)[0].shape == (1, 64, 16, 16, 3)

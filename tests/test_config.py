@@ -92,7 +92,11 @@ WRONG = [
     ([QUICK, "--config.weights.dml=nan"], "finite"),
     ([QUICK, "--config.num_peers=0"], "from 1 to 64"),
     ([QUICK, "--config.num_peers=1"], "config.weights.dml=0.6: a single peer has no such loss term"),
-    (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 networks"),
+    (["--config=configs/quickstart.py:digits,dml", "--config.num_peers=1"], "needs at least 2 networks, not 1"),
+    (
+        ["--config=configs/quickstart.py:digits,dml", "--config.peers=resnet8"],
+        "config.num_peers or config.peers: dml needs at least 2 networks, not 1",
+    ),
     ([QUICK, "--config.peers=resnet8,resnet32", "--config.mapping=vmap"], "one architecture"),
     ([row("okddip"), "--config.num_peers=2"], "needs at least 3 networks (the last one is its leader)"),
     ([row("one"), "--config.num_peers=1"], "needs at least 2 networks"),
@@ -468,6 +472,36 @@ def test_a_file_that_replaces_a_group_of_a_recipe_is_told_what_it_loses(group, s
         f"{text}def get_config(arg=None):\n  c = recipe.quickstart('digits,dml')\n  c.{group}\n  return c\n"
     )
     with pytest.raises(UsageError, match=re.escape(said)):
+        command_line.from_flags(str(file), [])
+
+
+@pytest.mark.parametrize(
+    ("group", "fields"),
+    [
+        ("mix", {"prob": 0.5}),
+        ("optimizer", {"learning_rate": 0.1}),
+        ("ramp_up", {"epochs": 3}),
+        ("loss", {"name": "cutnmix"}),
+    ],
+)
+def test_a_group_that_python_replaces_keeps_nothing_and_is_refused(group, fields):
+    """CutnMix was trained without boxes, and one epoch with the milestones of 240."""
+    settings = command_line.from_flags("quickstart:digits,cutnmix", [])
+    with pytest.raises(UsageError, match=f"config.{group} has no '.*': give all fields of a group"):
+        check.checked(dataclasses.replace(settings, **{group: fields}))
+    whole = tree.of_settings(settings)[group]
+    assert check.checked(dataclasses.replace(settings, **{group: whole})) == settings
+
+
+@pytest.mark.parametrize("name", ["cutnmix", "kdcl", "kd", "nothing"])
+def test_a_file_that_changes_the_name_of_the_loss_is_told_of_the_argument(name, tmp_path):
+    """It was told to set it as it had set it, or of a field that the other method does not have."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from cutnmix_jax.settings import recipe\ndef get_config(arg=None):\n  c = recipe.quickstart('digits,dml')\n"
+        f"  c.loss.name = {name!r}\n  return c\n"
+    )
+    with pytest.raises(UsageError, match=f"config.method='dml' is a row of dml, and config.loss.name is {name}; both"):
         command_line.from_flags(str(file), [])
 
 

@@ -386,6 +386,23 @@ def test_a_wrong_way_of_resizing_is_told_before_anything_is_trained(code):
 # Another size.
 
 
+def test_a_set_of_a_users_code_is_resized_by_bicubic(code):
+    """Of random pixels, whose mean and deviation another size changes; the digits keep theirs."""
+    noise = "{'train_images': np.random.default_rng(0).integers(0, [99, 199, 256], (1500, 32, 32, 3)).astype('uint8')}"
+    name = code("own_noise", noise)
+    file = Path(sys.path[0]) / f"{name}.py"
+    file.write_text(file.read_text().replace('RESAMPLING = "nearest"', ""))
+    own, read = data.load(f"{name}:load"), data.load(f"{name}:load", image_size=12)
+    wanted = [
+        np.asarray(Image.fromarray(image).resize((12, 12), Image.Resampling.BICUBIC)) for image in own.train_images[:5]
+    ]
+    np.testing.assert_array_equal(read.train_images[:5], wanted)
+    pixels = read.train_images / 255.0
+    np.testing.assert_allclose(read.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(read.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    assert (read.std < 0.8 * (own.train_images / 255.0).std((0, 1, 2))).all()
+
+
 def test_a_data_set_in_memory_is_resized_as_pictures_are(tmp_path):
     own, read = data.load("digits"), data.load("digits", image_size=16)
     wanted = [

@@ -19,8 +19,8 @@ from cutnmix_jax import finished, lock, methods, metrics, pool, settings
 from cutnmix_jax.errors import StoppedError, UsageError, UserError
 from cutnmix_jax.methods.dml import DML
 from cutnmix_jax.paper import figures, grids, here, launch, options, ran, report, reproduce
-from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline, no_reproduction
-from cutnmix_jax.paper.published import TABLE1, TABLE2
+from cutnmix_jax.paper.cells import ABLATIONS, TABLES, Cell, Choice, cells_of, headline, no_reproduction, paper_number
+from cutnmix_jax.paper.published import SIX, TABLE1, TABLE2
 from cutnmix_jax.settings import command_line, tree
 from tests.runs import few, write_finished
 from tests.test_run import TINY, wait_for
@@ -128,6 +128,46 @@ def test_the_papers_numbers():
     assert all(list(rows) == list(TABLES["table1"].variants) for rows in TABLE1.values())
 
 
+# Of each row of Table 1: its numbers times the number of their column, summed, and its deviations likewise; from the
+# paper's text, read by a script of its own.
+SUMS = {
+    "cifar10": {
+        "baseline": (1971.29, 3.79), "dml": (1977.82, 4.25), "cutmix": (1981.72, 2.77), "cs_kd": (1963.96, 3.79),
+        "ddgsd": (1981.53, 2.49), "kdcl": (1972.21, 2.51), "one": (1974.43, 4.40), "okddip": (1967.75, 3.03),
+        "cutnmix": (1991.56, 1.82),
+    },
+    "cifar100": {
+        "baseline": (1128.18, 3.46), "dml": (1585.26, 0.87), "cutmix": (1584.09, 4.25), "cs_kd": (1556.37, 7.05),
+        "ddgsd": (1586.90, 3.75), "kdcl": (1578.09, 5.49), "one": (1576.08, 4.94), "okddip": (1567.51, 2.23),
+        "cutnmix": (1603.01, 3.90),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", SUMS)
+def test_no_number_of_the_paper_was_mistyped(dataset):
+    for row, sums in SUMS[dataset].items():
+        columns = np.array([TABLE1[dataset][row][name] for name in SIX if name in TABLE1[dataset][row]])
+        np.testing.assert_allclose(np.arange(1, len(columns) + 1) @ columns, sums, atol=0.005, err_msg=row)
+    # Table 2, from the top to the bottom; its last row is that of Table 1.
+    of_second = [TABLE2[row] for row in ("cutnmix_dml", "cutnmix_mmd", "cutnmix_pt", "cutnmix")]
+    np.testing.assert_allclose(np.arange(1, 5) @ of_second, (78.38 + 2 * 78.74 + 3 * 78.65 + 4 * 79.32, 2.15))
+
+
+def test_each_table_is_beside_its_own_numbers_of_the_paper():
+    """In Table 2 CutnMix with DML alone has a number, and CutMix none; in Table 1 it is the other way round."""
+    first, second = (
+        {
+            cell.variant: paper_number(choice, cell)
+            for cell in cells_of(choice)
+            if (cell.dataset, cell.backbone) == ("cifar100", "resnet110")
+        }
+        for choice in (Choice("table1"), Choice("table2", variants=("cutnmix_dml", "cutnmix", "cutmix")))
+    )
+    assert second == {"cutnmix_dml": (78.38, 0.25), "cutnmix": (79.32, 0.35), "cutmix": None}
+    assert first["cutmix"] == (78.58, 0.08) and first["cutnmix"] == (79.32, 0.35)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -224,6 +264,14 @@ def test_a_table_from_runs(tmp_path):
         lines = {(row["method"], row["backbone"]): row for row in csv.DictReader(file)}
     dml = lines["dml", "resnet32"]
     assert (dml["n"], dml["seeds"], dml["last_mean"], dml["last_std"]) == ("2", "95 96", "74.0", "1.4142")
+    baseline = lines["baseline", "resnet32"]
+    assert [baseline[name] for name in ("last_mean", "last_std", "best_mean", "best_std")] == [
+        "71.0",
+        "1.0",
+        "80.0",
+        "0.0",
+    ]
+    assert lines["okddip", "resnet32"]["best_mean"] == "64.0"
     assert (dml["paper_mean"], dml["difference"], dml["seconds_mean"]) == ("72.66", "1.34", "10.0")
     assert lines["cutnmix", "resnet32"]["last_mean"] == ""
     tex = (tmp_path / "out" / "table1.tex").read_text()
@@ -293,6 +341,25 @@ def test_a_picture_of_a_single_seed_has_no_bars(tmp_path, monkeypatch):
             save(cell, 0.9)
         report.write(choice, tmp_path / "fig")
         assert drawn[-2].get_suptitle().endswith(said)
+
+
+def test_points_are_within_the_group_of_their_network(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    networks, rows = ("resnet32", "vgg16"), ("baseline", "dml", "cutmix")
+    choice = Choice("table1", ("cifar100",), networks, rows, (95,), epochs=8, runs=tmp_path)
+    for cell in cells_of(choice):
+        save(cell, 0.5)
+    report.write(choice, tmp_path / "out")
+    axes = drawn[0].axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    at = {labels[int(tick)]: tick for tick in axes.get_xticks()}
+    for network in ("ResNet-32", "VGG-16"):
+        places = sorted(
+            x for container in axes.containers for x in container[0].get_xdata() if abs(x - at[network]) < 0.5
+        )
+        assert len(places) == 3 and sum(places) / 3 == pytest.approx(at[network])
+        np.testing.assert_allclose(np.diff(places), 0.8 / 3)
 
 
 def test_mini_says_that_it_is_no_reproduction(tmp_path):

@@ -72,3 +72,25 @@ def test_names_are_no_formulas_and_of_any_letters(drawn, monkeypatch):
         figure.draw_without_rendering()
         pictures.curves(None, rows, wrong)
     assert not shown
+
+
+def test_each_curve_is_of_what_its_name_says(monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    rows = [
+        {"epoch": e, "test/accuracy": 0.1 * e, "test/accuracy_peer_0": 0.1 * e + 0.01, "test/accuracy_ensemble": 0.05,
+         "validation/accuracy": 0.1 * e + 0.02, "train/loss": 9.0, "train/accuracy": 0.9, "train/ce": 2.0 / e,
+         "train/dml": 0.5 / e} for e in (1, 2)
+    ]  # fmt: skip
+    pictures.curves(None, rows, "a run")
+    left, right = ({line.get_label(): line.get_ydata() for line in axes.lines} for axes in figures[0].axes)
+    wanted = {
+        "peer 0": [11, 21],
+        "ensemble": [5, 5],
+        "mean of peers": [10, 20],
+        "mean of peers, validation": [12, 22],
+    }
+    assert set(left) == set(wanted) and set(right) == {"ce", "dml"}
+    for name, values in wanted.items():
+        np.testing.assert_allclose(left[name], values, err_msg=name)
+    np.testing.assert_allclose([right["ce"], right["dml"]], [[2, 1], [0.5, 0.25]])

@@ -360,7 +360,7 @@ def test_a_row_whose_weights_rise_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("row", "sizes", "message"),
     [
-        ("dml", (D,), "dml|the method.*needs at least 2 networks"),
+        ("dml", (D,), "^feature_sizes: the method needs at least 2 networks, not 1$"),
         ("cutnmix", (D,), "weights.dml=0.6: a single peer has no such loss term, only ce, pt"),
         ("cutnmix", (D, 4), "weights.mmd=0.3: peers with features of 5, 4 have no such loss term"),
     ],
@@ -375,6 +375,40 @@ def test_an_ablated_term_is_measured():
     params, state = objective.init(KEY)
     outputs = [outputs_of(1)[0], outputs_of(1, 4)[0]]
     assert np.isfinite(objective(params, state, outputs, TARGETS)[0])
+
+
+@pytest.mark.parametrize("made_by", [np.asarray, jnp.asarray])
+def test_what_is_known_outside_may_be_closed_over(made_by):
+    """JAX traces what is asked of its own arrays within a compiled function, and has no truth of it there."""
+    objective = cutnmix_jax.objective_of("ps_kd", K, (D,), num_train=20)
+    params, state = objective.init(KEY)
+    indices, epoch = made_by(np.arange(len(TARGETS), dtype=np.int32)), made_by(np.int32(0))
+    outputs = [Outputs(made_by(out.logits), made_by(out.features)) for out in outputs_of(1)]
+
+    def loss(scale, indices, epoch):
+        scaled = [out._replace(logits=scale * out.logits) for out in outputs]
+        return objective(params, state, scaled, made_by(TARGETS), indices=indices, epoch=epoch, epochs=2)[0]
+
+    within = jax.jit(lambda scale: loss(scale, indices, epoch))(1.0)
+    np.testing.assert_allclose(within, jax.jit(loss)(1.0, indices, epoch), rtol=1e-6)
+    for wrong, said in (((indices + 20, epoch), "indices are 20"), ((indices, epoch + 2), "epoch=2 of epochs=2")):
+        with pytest.raises(ValueError, match=said):
+            jax.jit(lambda scale, wrong=wrong: loss(scale, *wrong))(1.0)
+
+
+@pytest.mark.parametrize("name", ["cutnmix", "cutmix", "mixup"])
+def test_arrays_of_numpy_can_be_mixed_in_every_way(name):
+    """An array of NumPy cannot be indexed by what JAX traces."""
+    rng = np.random.default_rng(0)
+    images, targets = rng.random((2, 4, 8, 8, 3), np.float32), np.eye(4, dtype=np.float32)
+    mix, keys = getattr(cutnmix_jax, name), jax.random.split(KEY, 3)
+    wanted = jnp.stack([mix(key, jnp.asarray(images), jnp.asarray(targets)).images for key in keys])
+    for many in (
+        jax.vmap(lambda key: mix(key, images, targets).images),
+        jax.jit(lambda keys: jnp.stack([mix(key, images, targets).images for key in keys])),
+        lambda keys: jax.lax.map(lambda key: mix(key, images, targets).images, keys),
+    ):
+        np.testing.assert_allclose(many(keys), wanted, atol=1e-6)
 
 
 def test_epochs_may_be_arrays():

@@ -15,7 +15,7 @@ from cutnmix_jax import together
 from cutnmix_jax.benchmark import jax_side, reference, report, run, suites
 from cutnmix_jax.command import CommandLine, called, exit_code_of, given, values_of
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.settings import command_line
+from cutnmix_jax.settings import DEVICE, DISK, Settings, command_line
 
 EXAMPLES = """  {command} --backbone=resnet32                                   one program
   {command} --backbone=resnet32 --bare                            beside forward, backward and SGD alone
@@ -29,7 +29,7 @@ EXAMPLES = """  {command} --backbone=resnet32                                   
 
 Any field of the configuration can follow, as --config.batch_size=128 --config.mapping=vmap --config.precision=bfloat16
 --config.steps_per_call=50. The last line is JSON. Images are made up; nothing else should run on the machine."""
-GATE = {"batch_size": 16, "precision": "float32"}
+GATE = {"batch_size": 16, "precision": "float32", "images_in": DEVICE}
 GATE_STEPS, GATE_SHARE = 20, 1e-3
 
 
@@ -131,6 +131,18 @@ def _check(known: argparse.Namespace) -> None:
         raise UsageError(f"cannot write {known.json or known.trace}: {error.strerror}; give another place") from error
 
 
+def checked(spec: dict[str, Any]) -> Settings:
+    """The settings of what is to be measured.
+
+    Raises:
+      UsageError: they make no sense, or not with images that are made up.
+    """
+    settings = command_line.from_flags(spec["config"], spec["overrides"])
+    if settings.images_in == DISK:
+        raise UsageError("config.images_in='disk': the images are made up, in no file; say memory, or device")
+    return settings
+
+
 def gate(fields: dict[str, Any]) -> dict[str, float]:
     """Compares our losses with PyTorch's, before their speeds mean anything.
 
@@ -166,8 +178,7 @@ def measured(known: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any
     if known.sweep:
         name, _, values = known.sweep.partition("=")
         for value in values_of(values) if name not in suites.SIZES else ():  # a wrong one is said at once
-            spec = run.spec_of(fields | {name: value})
-            command_line.from_flags(spec["config"], spec["overrides"])
+            checked(run.spec_of(fields | {name: value}))
         found = suites.sweep(name, values_of(values), fields, size, timing)
         title = f"{run.networks_of(fields)}, {fields['method']}, over {name}"
         report.table({f"{name}={value}": one for value, one in found.items()}, title)
@@ -197,9 +208,11 @@ def main() -> None:
     """Measures what the command line says, prints a table and a line of JSON."""
     known, fields = arguments()
     spec = run.spec_of(fields, **suites.size_of(known))
-    settings = command_line.from_flags(spec["config"], spec["overrides"])  # a wrong field is said at once
-    if known.seeds > 1 or (known.sweep or "").startswith("seeds="):
-        together.check(settings)
+    settings = checked(spec)  # a wrong field is said at once
+    if known.seeds > 1:
+        together.check(settings, f"--seeds={known.seeds}")
+    if (known.sweep or "").startswith("seeds="):
+        together.check(settings, f"--sweep={known.sweep}")
     if known.bare and settings.devices != 1:
         raise UsageError(f"--bare and config.devices={settings.devices}: leave one of them out; it takes one device")
     if known.target:

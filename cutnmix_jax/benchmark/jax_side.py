@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutnmix_jax import environment, losses
+from cutnmix_jax import environment, losses, together
 from cutnmix_jax.benchmark import flops, kernels, worker
 from cutnmix_jax.compiler import compiled
 from cutnmix_jax.device import set_up_jax
 from cutnmix_jax.engine import assemble, joint, optim, peers
+from cutnmix_jax.engine.batches import Data
 from cutnmix_jax.engine.engine import Engine
 from cutnmix_jax.engine.state import Feed, Saved
 from cutnmix_jax.precision import CHOICES
-from cutnmix_jax.settings import Settings, command_line
+from cutnmix_jax.settings import MEMORY, Settings, command_line
 from cutnmix_jax.types import Dataset, Tree
 
 _PROCESS = contextlib.ExitStack()  # never left: the process does nothing else
@@ -51,16 +52,30 @@ def arranged(engine: Engine, saved: Saved, feed: Feed, seeds: int) -> tuple[Any,
     return joint.train_steps(engine), carry, (feed.data, (feed[1:],) * seeds)
 
 
-def whole(engine: Engine, seeds: int) -> tuple[Any, Tree, tuple, int]:
-    """The function of the real program, what it carries, its other arguments and its steps."""
-    feed = engine.feed(0)
-    feed = feed._replace(rates=jnp.full_like(feed.rates, 0.01))
-    function, carry, rest = arranged(engine, engine.init(), feed, seeds)
+def whole(engine: Engine, seeds: int) -> tuple[Any, Tree, Callable[[int], tuple], int]:
+    """The function of the real program, what it carries, its other arguments by the number of the call, and its steps.
+
+    Images on the device are those of the first epoch all the time; others are read for each call, as in a run.
+    """
+    per_call, on_device = engine.steps_per_call, isinstance(engine.train_data, Data)
+    if seeds > 1 and not on_device:
+        raise together.elsewhere(f"--seeds={seeds}")
+    feeds, calls = engine.feeds(), max(1, engine.steps_per_epoch // per_call)
+    first = feeds.at(0)
+    rates = jnp.full_like(first.rates, 0.01)
+
+    def feed(call: int) -> Feed:
+        epoch, within = divmod(call, calls)
+        found = first if on_device else feeds.at(epoch * engine.steps_per_epoch + within * per_call)
+        return found._replace(rates=rates)
+
+    function, carry, rest = arranged(engine, engine.init(), feed(0), seeds)
     carry = jax.tree.map(jnp.copy, carry)  # their memory is used again, each for itself
-    return function, carry, (*rest, jnp.int32(engine.steps_per_call)), engine.steps_per_call
+    steps = jnp.int32(per_call)
+    return function, carry, lambda call: (*rest, steps) if on_device else (feed(call), steps), per_call
 
 
-def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
+def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, Callable[[int], tuple], int]:
     """The same for forward, backward and SGD on images that are there already."""
     backbones = assemble.networks(settings, num_classes).backbones
     joined = peers.make(backbones, settings.mapping, settings.share_trunk)
@@ -80,7 +95,7 @@ def bare(settings: Settings, num_classes: int) -> tuple[Any, Tree, tuple, int]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optim.apply(params, updates, jnp.float32(0.01)), new, opt_state
 
-    return compiled(one, donate=(0, 1, 2)), (params, stats, optimizer.init(params)), (images, targets), 1
+    return compiled(one, donate=(0, 1, 2)), (params, stats, optimizer.init(params)), lambda call: (images, targets), 1
 
 
 def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callable[[], dict[str, Any]]]:
@@ -91,14 +106,16 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     settings = command_line.from_flags(spec["config"], spec["overrides"])
     _PROCESS.enter_context(set_up_jax(CHOICES[settings.precision]))
     if spec["bare"]:
-        function, carry, rest, per_call = bare(settings, spec["classes"])
-        count = 1
+        function, carry, rest_of, per_call = bare(settings, spec["classes"])
+        count, images_in = 1, None
     else:
         found_networks = assemble.networks(settings, spec["classes"])
         dataset = made_up(spec["images"], spec["classes"], found_networks.backbones[0].image_shape)
         engine = assemble.engine(settings, dataset, found_networks)
-        function, carry, rest, per_call = whole(engine, spec["seeds"])
+        function, carry, rest_of, per_call = whole(engine, spec["seeds"])
         count = engine.devices.count
+        images_in = None if isinstance(engine.train_data, Data) else MEMORY  # where made-up ones are
+    rest, number = rest_of(0), 0
     begun = time.perf_counter()
     traced = function.trace(*carry, *rest)
     lowered = traced.lower()
@@ -112,9 +129,10 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
     memory, on_gpu = compiled.memory_analysis(), jax.default_backend() == "gpu"
 
     def call(steps: int) -> None:
-        nonlocal carry
+        nonlocal carry, number
         for _ in range(math.ceil(steps / per_call)):
-            carry = compiled(*carry, *rest)
+            carry = compiled(*carry, *rest_of(number))
+            number += 1
         jax.block_until_ready(carry)
 
     call(WARM_UP * per_call)
@@ -128,6 +146,7 @@ def prepare(spec: dict[str, Any]) -> tuple[dict[str, Any], worker.Window, Callab
         "kernels_per_step": sum(kernels.counts(compiled.as_text()).values()) if on_gpu else None,
         "device": jax.devices()[0].device_kind,
         "devices": count,
+        "images_in": images_in,
         "versions": environment.versions(),
     }
     # Whole calls are done; of a last one that does more, its share is counted.

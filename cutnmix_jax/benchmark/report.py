@@ -18,6 +18,7 @@ Found = dict[str, Any]
 # A column's title, and what it shows of one measurement.
 COLUMNS = {
     "device": ("device", "s"),
+    "images in": ("images_in", "s"),  # where not on the device
     "ms per step": ("step_ms", ".1f"),
     "std": ("step_ms_std", ".1f"),
     "peer-images/s": ("peer_images_per_second", ",.0f"),

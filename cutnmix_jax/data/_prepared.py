@@ -41,8 +41,8 @@ def sizes(name: str, data_dir: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def only_size(name: str, data_dir: str, size: int | None) -> int:
-    """The size that is asked for, else the only one that there is.
+def only_size(name: str, data_dir: str, size: int | None, flag: str = "--config.image_size") -> int:
+    """The size that is asked for, by a flag of this command, else the only one that there is.
 
     Raises:
       DataError: there is none.
@@ -54,7 +54,7 @@ def only_size(name: str, data_dir: str, size: int | None) -> int:
     if not found:
         raise _missing(name, data_dir, None)
     if len(found) > 1:
-        raise UsageError(f"{name} is prepared in the sizes {', '.join(map(str, found))}; say --config.image_size=...")
+        raise UsageError(f"{name} is prepared in the sizes {', '.join(map(str, found))}; say {flag}=...")
     return found[0]
 
 

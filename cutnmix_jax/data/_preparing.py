@@ -119,7 +119,7 @@ def verify(name: str, data_dir: str, size: int | None) -> str:
       DataError: it is not prepared, or damaged.
       UsageError: there are several sizes.
     """
-    size = _prepared.only_size(name, data_dir, size)
+    size = _prepared.only_size(name, data_dir, size, "--size")
     folder = _prepared.folder_of(name, data_dir, size)
     _prepared.load(name, data_dir, size, quiet=True)
     about = _prepared.find(name, data_dir, size)

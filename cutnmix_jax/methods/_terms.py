@@ -12,7 +12,7 @@ from jax.lax import stop_gradient
 
 from cutnmix_jax import losses
 from cutnmix_jax.errors import UsageError
-from cutnmix_jax.method import Setup
+from cutnmix_jax.method import HOW_MANY, Setup
 from cutnmix_jax.types import Outputs, Spec, Tree
 
 CE = "cross-entropy with the labels"  # what the term `ce` is, to a person
@@ -90,7 +90,7 @@ def need_peers(setup: Setup, least: int, why: str = "") -> None:
     """Raises UsageError where there are too few networks."""
     count = len(setup.backbones)
     if count < least:
-        raise UsageError(f"config.num_peers={count}: {setup.row} needs at least {least} networks{why}")
+        raise UsageError(f"{HOW_MANY}: {setup.row} needs at least {least} networks{why}, not {count}")
 
 
 def need_unmixed(setup: Setup) -> None:

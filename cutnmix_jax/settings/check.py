@@ -23,7 +23,10 @@ def checked(fields: Settings | Mapping[str, Any]) -> Settings:
       UsageError: at the first field that has a value that it may not have, alone or beside the others.
       DataError: the pictures of the data set are not prepared.
     """
-    settings = tree.to_settings(tree.of_settings(fields) if isinstance(fields, Settings) else fields)
+    found = tree.of_settings(fields) if isinstance(fields, Settings) else fields
+    settings = tree.to_settings(found)
+    if found is not fields:  # a mapping in the place of a group
+        tree.check_groups(found, settings)
     dataset, image_size = data.settled(settings.dataset, settings.data_dir, settings.image_size)
     settings = dataclasses.replace(settings, dataset=dataset, image_size=image_size)
     check(settings)
@@ -35,7 +38,7 @@ def checked(fields: Settings | Mapping[str, Any]) -> Settings:
 
 def check(settings: Settings) -> None:
     """Raises UsageError at the first field that cannot be carried out beside the others."""
-    _check_row(settings)
+    check_row(settings.method, methods.name_of(settings.loss))
     _check_sizes(settings)
     _check_networks(settings)
     check_any_weight(settings.weights)
@@ -128,16 +131,16 @@ def check_names(settings: Settings, terms: Sequence[str], heads: Sequence[str]) 
         raise UsageError(f"{settings.method}: its headline {shown!r} is not measured; {nearest(shown, measured)}")
 
 
-def _check_row(settings: Settings) -> None:
-    """A run is filed under its row, so it has to be one, and of the method that is trained."""
+def check_row(name: str, method: str) -> None:
+    """Raises UsageError unless a name is a row's, under which a run is filed, and of this method, which it trains."""
     try:
-        row = methods.row(settings.method)
+        of_row = methods.name_of(methods.row(name).method)
     except UsageError as error:
         raise UsageError(f"config.method: {error}") from error
-    if type(row.method) is not type(settings.loss):
+    if of_row != method:
         raise UsageError(
-            f"config.method={settings.method!r} is a row of {methods.name_of(row.method)}, and config.loss.name is "
-            f"{methods.name_of(settings.loss)}; both follow from the argument, NAME:dataset,{settings.method}"
+            f"config.method={name!r} is a row of {of_row}, and config.loss.name is {method}; both follow from the "
+            f"argument, NAME:dataset,{name}"
         )
 
 

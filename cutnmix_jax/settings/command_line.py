@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cutnmix_jax.errors import UsageError, blaming, described, nearest, one_line
 from cutnmix_jax.settings import Settings, overrides, recipe, tree
-from cutnmix_jax.settings.check import checked
+from cutnmix_jax.settings.check import check_row, checked
 
 
 def from_flags(file: str, arguments: Sequence[str], all_devices: bool = False) -> Settings:
@@ -31,8 +31,10 @@ def from_flags(file: str, arguments: Sequence[str], all_devices: bool = False) -
       UsageError: with the field, what is wrong and the nearest valid name.
     """
     found = _found(file)
+    if isinstance(found.get("method"), str) and isinstance(found.get("loss"), Mapping):
+        check_row(found["method"], str(found["loss"].get("name")))  # first: another method has other fields
     given = tree.to_settings(found)  # so that it has no field that is not known
-    _check_groups(found, tree.of_settings(given))
+    tree.check_groups(found, given)
     if all_devices and given.devices == Settings.devices:
         given = dataclasses.replace(given, devices=0)
     settings = checked(_overridden(tree.to_config_dict(given), file, arguments))
@@ -40,23 +42,6 @@ def from_flags(file: str, arguments: Sequence[str], all_devices: bool = False) -
     # The same folder by another name is the same network.
     teacher, init_from = _resolved(settings, "teacher"), _resolved(settings, "init_from")
     return dataclasses.replace(settings, teacher=teacher, init_from=init_from)
-
-
-def _check_groups(found: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
-    """Raises UsageError where a file has put another group in the place of a recipe's, whose other fields are lost.
-
-    A configuration that a file writes itself, as its missing fields show, may leave them out of groups too.
-    """
-    if set(whole) - set(found):
-        return
-    for group, fields in found.items():
-        if not isinstance(fields, Mapping) or group == "weights":
-            continue
-        if lacks := [name for name in whole[group] if name not in fields]:
-            raise UsageError(
-                f"config.{group} has no {lacks[0]!r}: give all fields of a group, or set those of a recipe one by one, "
-                f"as config.{group}.{next(iter(fields), lacks[0])} = ..., so that it keeps the others"
-            )
 
 
 def _overridden(config: ConfigDict, file: str, arguments: Sequence[str]) -> dict[str, Any]:

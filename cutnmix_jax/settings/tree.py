@@ -80,6 +80,28 @@ def to_settings(tree: Mapping[str, Any]) -> Settings:
     return _made(Settings, tree, "")
 
 
+def check_groups(found: Mapping[str, Any], given: Settings) -> None:
+    """Raises UsageError where another group was put in the place of a recipe's, whose other fields are lost.
+
+    A tree that was written as a whole, as its missing fields show, may leave them out of groups too.
+
+    Args:
+      found: the tree as it was written.
+      given: the settings that it makes.
+    """
+    whole = of_settings(given)
+    if set(whole) - set(found):
+        return
+    for group, parts in found.items():
+        if not isinstance(parts, Mapping) or group == "weights":
+            continue
+        if lacks := [name for name in whole[group] if name not in parts]:
+            raise UsageError(
+                f"config.{group} has no {lacks[0]!r}: give all fields of a group, or set those of a recipe one by one, "
+                f"as config.{group}.{next(iter(parts), lacks[0])}, so that it keeps the others"
+            )
+
+
 def _made(kind: type, tree: Any, path: str) -> Any:
     if not isinstance(tree, Mapping):
         raise UsageError(f"config.{path}={tree!r}: must be a group of fields")
