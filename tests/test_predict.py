@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import types
 import warnings
 from pathlib import Path
 
@@ -114,6 +115,22 @@ def test_pictures_of_another_size_become_what_the_data_set_has_made_of_its_own(t
     text, _ = said(capfd, taken, *paths, "--json", "--top=10")
     for line, share in zip(map(json.loads, text.splitlines()), shares[:5], strict=True):
         assert line["probabilities"] == pytest.approx({str(k): share[k] for k in range(10)}, rel=1e-5)
+
+
+def test_pictures_get_the_height_and_the_width_of_a_student_that_sees_no_squares(tmp_path):
+    path, seen = tmp_path / "wide.png", []
+    picture = np.random.default_rng(0).integers(0, 256, (10, 20, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(path)
+
+    def predicts(images):
+        seen.append(images)
+        return types.SimpleNamespace(probabilities=np.array([[0.2, 0.8]]))
+
+    about = types.SimpleNamespace(image_shape=(10, 16, 3), resampling="nearest")
+    student = types.SimpleNamespace(description=about, class_names=("a", "b"), predict=predicts)
+    [answer] = predict.answers(student, [path], 1)
+    np.testing.assert_array_equal(seen[0], picture[None, :, 2:18])  # cut in the middle
+    assert answer.classes == [("b", 0.8)]
 
 
 def test_bad_files_are_a_line_each_and_the_rest_goes_on(taken, shares, tmp_path, capfd):
