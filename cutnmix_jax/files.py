@@ -5,6 +5,7 @@ without end; what a link leads to belongs to somebody else.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -48,6 +49,22 @@ def kind(path: Path) -> str:
         return ""
     names = {"-": "file", "d": "folder", "l": "a link", "p": "a pipe", "s": "a socket"}
     return names.get(stat.filemode(mode)[0], "a device")
+
+
+def resolved(path: str) -> Path:
+    """The whole path, without links; `~` is the home.
+
+    Raises:
+      OSError: links lead in a circle. Python 3.12 and older raise RuntimeError there.
+      RuntimeError: nobody knows the user whose home it is.
+    """
+    found = Path(path).expanduser().resolve()
+    try:
+        found.stat()  # Python 3.13 and newer leave a circle as it is
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+    return found
 
 
 def refuse_other(path: Path, wanted: str) -> None:

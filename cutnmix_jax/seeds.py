@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cutnmix_jax import finished, signals
+from cutnmix_jax import finished, methods, signals
 from cutnmix_jax.errors import StoppedError, UsageError, of_exit_code
 from cutnmix_jax.pool import Pool
 
@@ -90,10 +90,14 @@ def end(codes: Mapping[int, int], stopped: bool, workdirs: Mapping[int, Path]) -
 
 
 def _show(workdirs: Mapping[int, Path]) -> None:
-    found = {seed: finished.read(folder) for seed, folder in workdirs.items()}
-    last = {seed: 100 * results["last"]["accuracy"] for seed, results in found.items() if results}
+    found = {seed: results for seed, folder in workdirs.items() if (results := finished.read(folder))}
+    if not found:
+        return
+    head = methods.row(next(iter(found.values()))["method"]).headline  # of all: they are alike but for the seed
+    last = {seed: 100 * results["last"][head] for seed, results in found.items()}
+    whose = "mean of peers" if head == "accuracy" else head.removeprefix("accuracy_").replace("_", " ")
     each = ", ".join(f"seed {seed} {accuracy:.2f}" for seed, accuracy in last.items())
-    print(f"test accuracy of the last epoch, %, mean of peers: {each}")
+    print(f"test accuracy of the last epoch, %, {whose}: {each}")
     if len(last) > 1:
         mean, spread = statistics.fmean(last.values()), statistics.stdev(last.values())
         print(f"mean {mean:.2f}, standard deviation {spread:.2f} (n - 1), n {len(last)}", flush=True)

@@ -60,7 +60,8 @@ def test_flops_of_a_loop_are_those_of_one_turn():
 
 def test_flops_of_several_devices_are_those_of_all():
     """What one device does was counted once, and each branch of them as if all took it."""
-    mesh = jax.sharding.AbstractMesh((3, 2), ("peers", "data"))
+    auto = (jax.sharding.AxisType.Auto,) * 2  # not what JAX 0.12 makes of it
+    mesh = jax.sharding.AbstractMesh((3, 2), ("peers", "data"), axis_types=auto)
     spec, ones = jax.sharding.PartitionSpec, jnp.ones((3, 4, 4))
 
     def traced(function, axes, of):
@@ -290,10 +291,21 @@ def test_one_program_and_the_bare_one():
     assert "ours is" in done.stdout
 
 
-def test_growth_draws_a_picture(tmp_path):
-    sweeps = {"num_peers": {1: {"step_ms": 2.0, "memory_mib": 5.0}, 2: {"step_ms": 4.0, "memory_mib": 6.0}}}
+def test_growth_draws_a_picture(tmp_path, monkeypatch):
+    sweeps = {
+        "num_peers": {4: {"step_ms": 9.0, "memory_mib": 7.0}, 1: {"step_ms": 2.0, "memory_mib": 5.0},
+                      2: {"step_ms": 4.0, "memory_mib": 6.0}, 8: {"error": "no"}},
+        "images": {10: {"error": "no"}},
+    }  # fmt: skip
     report.growth_picture(tmp_path / "g.png", sweeps, "title")
     assert (tmp_path / "g.png").stat().st_size > 5000
+    drawn = []
+    monkeypatch.setattr(report.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    report.growth_picture(tmp_path / "g.png", sweeps, "title")
+    times, _, memory, _ = drawn[0].axes
+    lines = {axis: {line.get_label(): line.get_xydata().tolist() for line in axis.lines} for axis in (times, memory)}
+    assert lines[times] == {"measured": [[1, 2], [2, 4], [4, 9]], "proportional": [[1, 2], [2, 4], [4, 8]]}
+    assert lines[memory] == {"measured": [[1, 5], [2, 6], [4, 7]], "proportional": [[1, 5], [2, 10], [4, 20]]}
 
 
 @pytest.mark.slow

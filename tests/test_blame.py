@@ -353,6 +353,12 @@ def test_rows_that_are_none_break_only_themselves(views, rows, says, folder, cap
     assert code == 2 and len(errors) == 1 and "theirs.py" in errors[0]
 
 
+def test_a_network_without_a_docstring_is_listed_by_its_name(folder, capsys):
+    (folder / "backbones" / "theirs.py").write_text("__all__ = ['net_a']\ndef net_a(num_classes, dtype): ...\n")
+    assert main.main(["--list=networks"]) == 0
+    assert "\n  net_a" in capsys.readouterr().out
+
+
 TWO_METHODS = """
 from cutnmix_jax.method import Method, Row
 class First(Method): pass
@@ -514,10 +520,10 @@ def test_a_library_that_is_not_there(library, text, code, lines, said, tmp_path)
 def test_pictures_and_events_are_done_without(tmp_path, capsys, monkeypatch):
     real = builtins.__import__
 
-    def without(name, *rest):
+    def without(name, *rest, **others):
         if name.partition(".")[0] in ("matplotlib", "tensorboardX"):
             raise RuntimeError(f"{name} does not fit this numpy")
-        return real(name, *rest)
+        return real(name, *rest, **others)
 
     monkeypatch.delitem(sys.modules, "cutnmix_jax.pictures", raising=False)
     monkeypatch.delattr("cutnmix_jax.pictures", raising=False)

@@ -141,6 +141,11 @@ def test_groups_are_those_that_the_program_knows_changes_between(tmp_path):
         one, other = (fields_of(**changes[some.finished[0].seed - 90]) for some in (groups[0], group))
         assert {c.path for c in unused.changes(one, other)} == set(labels.differing([groups[0], group])[0])
     assert labels.differing(groups)[0] == ["epochs", "loss.temperature", "mapping"]
+    rising = {"ramp_up__terms": ("dml",), "ramp_up__epochs": 1}
+    save(tmp_path / "rising", 0.8, seed=95, **rising)
+    rising_one = next(group for group in runs.gather([tmp_path])[0] if group.finished[0].seed == 95)
+    assert [c.path for c in unused.changes(fields_of(), fields_of(**rising))] == ["ramp_up.epochs", "ramp_up.terms"]
+    assert labels.differing([groups[0], rising_one])[0] == ["ramp_up.terms"]  # nothing in the other looks at the epochs
     header = compare.rows_of_csv(groups)[0]
     assert header.count("epochs") == 1 and {"loss.temperature", "mapping"} < set(header)
 

@@ -108,6 +108,11 @@ WRONG = [
     ([row("cs_kd"), "--config.mix.kind=cutmix"], "unmixed"),
     ([row("ps_kd"), "--config.mix.kind=mixup"], "unmixed"),
     ([row("dml"), "--config.validation_examples=1499"], "config.validation_examples=1499 leaves no batch"),
+    (
+        [row("dml"), "--config.peers=resnet8,resnet32", "--config.backbone.name=resnet11"],
+        "config.backbone.name: no backb",
+    ),
+    ([row("dml"), "--config.peers=resnet8,resnet11"], "config.peers: no backbone 'resnet11'"),
     ([row("dml"), "--config.loss.name=cutnmix"], "config.loss.name follows from the argument"),
     ([row("dml"), "--config.peers="], "must be text, or none"),
     ([row("dml"), "--config.eval_every_epochs=0"], "must be a whole number at least 1"),
@@ -565,6 +570,16 @@ def test_the_list_has_all_there_is(capsys):
         assert capsys.readouterr().out.strip() in shown
     assert main.main(["--list=nothing"]) == 2
     assert "there are configurations, networks, datasets, methods, fields" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "field"), [("dml", "validation_examples"), ("kdcl", "held_out_examples")])
+def test_one_batch_may_be_left(method, field):
+    given = ["--config.train_examples=100", "--config.batch_size=32", "--config.optimizer.milestones=()"]
+    given += ["--config.loss.target=general"] * (method == "kdcl")
+    settings = command_line.from_flags(f"quickstart:digits,{method}", [*given, f"--config.{field}=68"])
+    assert getattr(settings, field) == 68
+    with pytest.raises(UsageError, match=f"config.{field}=69 leaves no batch"):
+        command_line.from_flags(f"quickstart:digits,{method}", [*given, f"--config.{field}=69"])
 
 
 def test_a_range_says_what_its_check_takes():

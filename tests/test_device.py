@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from cutnmix_jax import summary
+from cutnmix_jax.settings import command_line, recipe, unused
 from tests.runs import Made
 from tests.test_run import ONE_STEP, ROOT, TINY
 
@@ -139,8 +140,20 @@ def test_a_field_of_the_optimizer_that_nothing_looks_at_is_told(fields, said, ca
         ("cutnmix", ("mix.box=wrap", "mix.prob=0.3", "mix.alpha=7"), ""),
         ("dml", ("ramp_up.epochs=3",), "config.ramp_up.epochs: a run in which no weight rises does not look at that"),
         ("dml", ("ramp_up.epochs=3", "ramp_up.terms=('dml',)"), ""),
-        ("dml", ("peers=resnet8,tests.tiny:Tiny", "num_peers=5"), "num_peers=5: config.peers names 2 networks, and th"),
-        ("dml", ("peers=resnet8,tests.tiny:Tiny,resnet8",), ""),
+        ("okddip", ("ramp_up.terms=()",), ""),  # which is what keeps its weight from rising
+        ("okddip", ("weights.kd=0", "ramp_up.epochs=7"), "config.ramp_up.epochs: a run in which no weight rises"),
+        (
+            "dml",
+            ("peers=resnet8,resnet8", "backbone.name=tests.tiny:Tiny"),
+            "config.backbone.name: a run with peers of",
+        ),
+        ("dml", ("peers=resnet8,resnet8", "backbone.name=vgg16"), ""),  # as a configuration has it
+        (
+            "dml",
+            ("peers=resnet8,tests.tiny:Tiny", "backbone.name=resnet8", "num_peers=5"),
+            "num_peers=5: config.peers names 2 networks, and th",
+        ),
+        ("dml", ("peers=resnet8,tests.tiny:Tiny,resnet8", "backbone.name=resnet8"), ""),
         (
             "dml",
             ("mix.kind=cutmix",),
@@ -156,6 +169,17 @@ def test_a_field_of_the_optimizer_that_nothing_looks_at_is_told(fields, said, ca
 def test_a_field_that_nothing_looks_at_is_told(row, fields, said, capsys):
     assert said in (warned := warned_of(row, fields, capsys))
     assert warned.count("warning") == bool(said)
+
+
+def test_what_a_recipe_has_is_set_by_nobody():
+    """The milestones of the quickstart, with another schedule, were told as if somebody had set them."""
+    for name in recipe.names():
+        settings = command_line.from_flags(f"{name}:digits,dml", ["--config.optimizer.schedule=cosine"])
+        assert unused.set_in_vain(settings) == {}
+    settings = command_line.from_flags(
+        "quickstart:digits,dml", ["--config.optimizer.schedule=cosine", "--config.optimizer.milestones=(3,)"]
+    )
+    assert unused.set_in_vain(settings) == {"sgd with a cosine schedule": ["optimizer.milestones"]}
 
 
 def warned_of(row, fields, capsys):

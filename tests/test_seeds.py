@@ -71,6 +71,18 @@ def test_the_mean_and_the_deviation_by_hand(tmp_path, capsys):
     assert second == "mean 35.00, standard deviation 13.23 (n - 1), n 3"
 
 
+def test_the_mean_is_of_what_the_tables_show_of_a_method(tmp_path, capsys):
+    """Of OKDDip that is its leader, and another number was shown than `report` has."""
+    folders = {}
+    for seed, leader in ((1, 0.5), (2, 0.7)):
+        row = {"epoch": 1, "step": 1, "test/accuracy": 0.2, "test/accuracy_peer_0": 0.2, "test/accuracy_leader": leader}
+        folders[seed] = tmp_path / str(seed)
+        write_finished(folders[seed], {"dataset": "digits", "method": "okddip", "seed": seed, "epochs": 1}, [row])
+    seeds.end(dict.fromkeys(folders, 0), False, folders)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("%, leader: seed 1 50.00, seed 2 70.00") and second.startswith("mean 60.00, ")
+
+
 def stopped(tmp_path, *more):
     """Stops two seeds in the middle by a signal; returns what they printed and their folders."""
     process = start([*ALONE, "--seeds=1,2", "--config.epochs=100000", *more], tmp_path)

@@ -29,8 +29,9 @@ def count(jaxpr: Any) -> int:
             if equation.primitive.name == "cond":
                 total += sum(each) // len(each)
             elif equation.primitive.name == "shard_map":  # whose inside is what one device does
-                sizes = equation.params["mesh"].shape
-                total += sum(each) * math.prod(sizes[axis] for axis in equation.params["manual_axes"])
+                sizes, of_12 = equation.params["mesh"].shape, "newly_manual_axes"  # as JAX 0.12 calls them
+                axes = equation.params[of_12 if of_12 in equation.params else "manual_axes"]
+                total += sum(each) * math.prod(sizes[axis] for axis in axes)
             else:
                 total += sum(each)
     return total

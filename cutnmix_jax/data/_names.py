@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cutnmix_jax import files
 from cutnmix_jax.errors import UsageError, nearest, one_line, printable
 from cutnmix_jax.own_code import is_well_named
 
@@ -49,7 +50,7 @@ def canonical(name: str) -> str:
     if not name.startswith(FOLDER):
         return name
     try:
-        found = FOLDER + str(Path(name.removeprefix(FOLDER)).expanduser().resolve())
+        found = FOLDER + str(files.resolved(name.removeprefix(FOLDER)))
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"{printable(name)[:300]}: {one_line(error)}") from error
     if wrong := problem(found, ()):

@@ -58,7 +58,7 @@ def root(data_dir: str) -> Path:
     """The tfds data folder: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
-        return Path(folder).expanduser().resolve()
+        return files.resolved(folder)
     except (OSError, RuntimeError) as error:  # a user that is not known, links in a circle
         raise UsageError(f"data_dir={folder}: {' '.join(str(error).split())}; name a folder") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from cutnmix_jax import files
 from cutnmix_jax.errors import UsageError, blaming, described, nearest, one_line
 from cutnmix_jax.settings import Settings, overrides, recipe, tree
 from cutnmix_jax.settings.check import check_row, checked
@@ -31,8 +32,10 @@ def from_flags(file: str, arguments: Sequence[str], all_devices: bool = False) -
       UsageError: with the field, what is wrong and the nearest valid name.
     """
     found = _found(file)
-    if isinstance(found.get("method"), str) and isinstance(found.get("loss"), Mapping):
-        check_row(found["method"], str(found["loss"].get("name")))  # first: another method has other fields
+    loss = found.get("loss")
+    row, method = found.get("method"), loss.get("name") if isinstance(loss, Mapping) else None
+    if isinstance(row, str) and isinstance(method, str):
+        check_row(row, method)  # first: another method has other fields
     given = tree.to_settings(found)  # so that it has no field that is not known
     tree.check_groups(found, given)
     if all_devices and given.devices == Settings.devices:
@@ -106,7 +109,7 @@ def _read(file: str) -> dict[str, Any]:
 def _resolved(settings: Settings, field: str) -> str | None:
     value = getattr(settings, field)
     try:
-        return value and str(Path(value).expanduser().resolve())
+        return value and str(files.resolved(value))
     except (OSError, RuntimeError) as error:  # links in a circle, a user that is not known
         raise UsageError(f"config.{field}={value[:200]}: {one_line(error)}") from error
 

@@ -92,7 +92,7 @@ def _configurations() -> Iterator[str]:
 def _networks() -> Iterator[str]:
     yield "networks: --config.backbone.name=NAME, or of unlike peers --config.peers=NAME,NAME"
     for name in backbones.names():
-        yield from _wrapped(name, (inspect.getdoc(backbones.find(name)) or "").splitlines()[0])
+        yield from _wrapped(name, (inspect.getdoc(backbones.find(name)) or "").partition("\n")[0])
 
 
 def _data_sets() -> Iterator[str]:

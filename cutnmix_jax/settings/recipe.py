@@ -26,6 +26,11 @@ def shipped(name: str, argument: str | None) -> ConfigDict:
     return quickstart(argument) if name == QUICKSTART else make(name, argument)
 
 
+def all_of(method: str) -> list[Settings]:
+    """Those of all configurations that the package has for a row, on the digits."""
+    return [tree.to_settings(shipped(name, f"digits,{method}").to_dict()) for name in names()]
+
+
 def quickstart(argument: str | None) -> ConfigDict:
     """A small run that needs no download, a minute and a half on two CPU cores; digits,cutnmix by default."""
     config = make("resnet8", argument, dataset="digits")

@@ -23,12 +23,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tree.Di
 
 
 def set_in_vain(settings: Settings) -> dict[str, list[str]]:
-    """What does not look at some fields -> the paths of those that are not as the row's recipe has them."""
-    row = recipe.of_row(settings.backbone.name, settings.dataset, settings.method)
-    plain, given = (tree.deciding(tree.of_settings(one)) for one in (row, settings))
+    """What does not look at some fields -> the paths of those that no recipe of the package has as they are."""
+    given = tree.deciding(tree.of_settings(settings))
+    recipes = [tree.deciding(tree.of_settings(one)) for one in recipe.all_of(settings.method)]
     found: dict[str, list[str]] = {}
     for path, who in unused(settings).items():
-        if given[path] != plain[path]:
+        if all(given[path] != plain[path] for plain in recipes):
             found.setdefault(who, []).append(path)
     return found
 
@@ -44,7 +44,8 @@ def _by_reason(settings: Settings) -> Iterator[tuple[str, list[str]]]:
     elif mix.kind != "cutnmix":
         yield f"a run with mix.kind={mix.kind}", ["mix.box"]
     if not any(settings.weights.get(name) for name in rising):
-        yield "a run in which no weight rises", ["ramp_up.terms", "ramp_up.epochs"]
+        # Without terms it is they that decide it: others would rise.
+        yield "a run in which no weight rises", ["ramp_up.terms"] * bool(rising) + ["ramp_up.epochs"]
     optimizer = settings.optimizer
     if optimizer.schedule == "stepwise" and not optimizer.milestones:
         yield "a run without milestones", ["optimizer.decay"]
