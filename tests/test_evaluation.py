@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
+import types
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from cutnmix_jax import data, digests, evaluate, export, load_student, methods, predict
 from cutnmix_jax.errors import CheckpointError, UserError
-from cutnmix_jax.student import evaluated, exported, of_run
+from cutnmix_jax.student import charts, evaluated, exported, of_run
 from tests.hostile import snapshot
 from tests.runs import few
 from tests.test_student import CHOSEN, DIGITS, numpy_says, own, peer_says, saved_in, trained_in
@@ -274,3 +276,37 @@ def test_what_a_run_leaves(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(load_student(folder).logits(DIGITS), own(folder).logits(DIGITS))
     [before] = folder.glob("student-before-*")
     assert exported.read_description(before).epoch == 2
+
+
+def test_what_is_printed_and_drawn_is_of_each_classifier(tmp_path, monkeypatch, capsys):
+    """By hand: of four images `peer_0` has three right and `peer_1` one, and both say the same of two."""
+    labels, named = np.array([0, 1, 2, 2]), ("a", "b", "c")
+    said = {"peer_0": [0, 1, 2, 0], "peer_1": [0, 0, 1, 0]}
+    logits = {name: np.log(0.8 * np.eye(3)[classes] + 0.2 / 3) for name, classes in said.items()}
+    features = {name: np.eye(3)[classes] for name, classes in said.items()}
+    answers = evaluated.Evaluated("a run", "some", labels, named, logits, features)
+    monkeypatch.setattr(evaluated, "of_run", lambda *_: answers)
+    monkeypatch.setattr(
+        of_run, "look", lambda folder: types.SimpleNamespace(settings=types.SimpleNamespace(backbones=()))
+    )
+    drawn = {}
+    monkeypatch.setattr(
+        charts, "confusion", lambda path, found, names, title: drawn.update({path.name: (found, title)})
+    )
+    monkeypatch.setattr(charts, "reliability", lambda *_: None)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert evaluate.main([str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+    out = capsys.readouterr().out
+    rows = {
+        cells[1]: cells[2:-1] for line in out.splitlines() if len(cells := re.split(r"\s*[\u2502\u2503]\s*", line)) > 3
+    }
+    right, wrong = -np.log(0.8 + 0.2 / 3), -np.log(0.2 / 3)
+    sure = 100 * (0.8 + 0.2 / 3)  # of each answer, so that the error of calibration is its distance to the accuracy
+    assert rows[""] == ["accuracy %", "top-5 %", "nll", "ece %"]
+    assert rows["peer 0"] == ["75.00", "", f"{(3 * right + wrong) / 4:.4f}", f"{sure - 75:.2f}"]
+    assert rows["peer 1"] == ["25.00", "", f"{(right + 3 * wrong) / 4:.4f}", f"{sure - 25:.2f}"]
+    assert "peer 0 and peer 1: the same class for 50.00 % of the images, CKA" in out
+    for name, classes in said.items():
+        found, title = drawn[f"confusion_{name}.png"]
+        assert found.tolist() == [[sum((labels == i) & (np.array(classes) == k)) for k in range(3)] for i in range(3)]
+        assert title == f"a run: {name}"

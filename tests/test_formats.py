@@ -225,6 +225,24 @@ def test_each_array_has_one_name_in_pytorch(name, tmp_path):
     assert len({layer.name for layer in torch_names.layers(name, 10)}) == len(torch_names.layers(name, 10))
 
 
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "densenet40_12", "vgg16"])
+def test_each_array_has_its_axes_in_pytorch(name, tmp_path):
+    """Kernels HWIO -> OIHW and [in, out] -> [out, in], and no array of a layer is another one's of the same shape."""
+    rng, blank = np.random.default_rng(0), numbered(name)
+    ours = {path: rng.random(array.shape, np.float32) for path, array in blank.arrays.items()}
+    student = network.make(blank.description, ours)
+    found, metadata = read(formats.made(student, "torch")["torch.safetensors"], tmp_path / "file")
+    by_first = {float(array.flat[0]): (path, array) for path, array in ours.items()}
+    parts = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    for key, array in found.items():
+        if not key.endswith(".num_batches_tracked"):
+            path, own = by_first[float(array.flat[0])]
+            assert key.rpartition(".")[2] == parts[path.rpartition(".")[2]], (key, path)
+            wanted = {4: own.transpose(3, 2, 0, 1) if own.ndim == 4 else None, 2: own.T, 1: own}[own.ndim]
+            np.testing.assert_array_equal(array, wanted, err_msg=key)
+    assert [json.loads(metadata[name]) for name in ("mean", "std")] == [[0.5, 0.45, 0.4], [0.25, 0.2, 0.3]]
+
+
 def test_an_ensemble_has_each_network_under_its_number(tmp_path):
     alone = read(formats.made(numbered("resnet8"), "torch")["torch.safetensors"], tmp_path / "one")[0]
     both, told = read(formats.made(numbered("resnet8", "resnet8"), "torch")["torch.safetensors"], tmp_path / "two")

@@ -474,6 +474,22 @@ def test_a_sheet_is_drawn_of_any_names(count, tmp_path):
         assert picture.width < 2000 and picture.height < 3000
 
 
+def test_a_sheet_has_each_picture_upright_between_its_name_and_its_classes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sheet, "save", lambda figure, path: drawn.append(figure))
+    shown = [(f"file {i}", NOISE[::-1] // (i + 1), [(f"class {i}", 0.5)]) for i in range(5)]
+    sheet.draw(tmp_path / "x.png", shown, more=0)
+    [axes] = drawn[0].axes
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # downwards
+    texts = {text.get_text(): text.get_position() for text in axes.texts}
+    for (name, picture, [(label, share)]), image in zip(shown, axes.images, strict=True):
+        np.testing.assert_array_equal(image.get_array(), picture)
+        left, right, bottom, top = image.get_extent()
+        assert image.origin == "upper" and left < right and top < bottom
+        (x, above), (_, below) = texts[name], texts[f"{100 * share:.1f} %  {label}"]
+        assert above < top < bottom < below and x == pytest.approx((left + right) / 2)
+
+
 def test_names_are_cut_in_the_middle():
     assert sheet.cut("abcdefghij", 10) == "abcdefghij"
     assert sheet.cut("abcdefghijk", 10) == "abcd…ghijk"

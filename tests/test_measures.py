@@ -336,4 +336,21 @@ def test_a_picture_of_reliability(count, tmp_path, drawn):
     below = [axes for axes in drawn[0].axes if axes.get_xlabel()]
     assert sum(bar.get_height() for bar in below[0].patches) == pytest.approx(100)
     fits(drawn[0], "How sure", "ECE", "gap to", "perfect", "accuracy in the bin", "confidence, %", "images, %")
+    starts = [bar.get_x() for bar in bars]
+    np.testing.assert_allclose(starts, np.arange(15) * 100 / 15)
+    assert starts == [bar.get_x() for bar in gaps] == [bar.get_x() for bar in below[0].patches]
+    shares = [bar.get_height() for bar in below[0].patches]
+    np.testing.assert_allclose(shares, 100 * found.bins.counts / len(LABELS))
     assert any("first 8 of 9" in text for text in texts_of(drawn[0])) == (count == 9)
+
+
+def test_each_panel_is_of_its_own_classifier(tmp_path, drawn):
+    measured = {f"net {k}": measure(k * LOGITS, LABELS) for k in (1, 2, 5)}
+    charts.reliability(tmp_path / "a", measured, "title")
+    panels = [axes for axes in drawn[0].axes if axes.get_title()]
+    counts = [axes for axes in drawn[0].axes if axes.get_xlabel()]
+    for (name, found), upper, lower in zip(measured.items(), panels, counts, strict=True):
+        assert upper.get_title() == f"{name}\nECE {100 * found.ece:.2f} %, accuracy {100 * found.accuracy:.2f} %"
+        heights = [bar.get_height() for bar in lower.patches]
+        np.testing.assert_allclose(heights, 100 * found.bins.counts / len(LABELS))
+    assert len({found.ece for found in measured.values()}) == 3

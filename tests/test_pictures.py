@@ -62,6 +62,30 @@ def test_boxes_on_an_image_that_is_no_square(box, corners, drawn):
         assert axes.get_xlim() == (-0.5, 63.5) and axes.get_ylim() == (47.5, -0.5)
 
 
+def test_each_row_has_the_pictures_boxes_and_shares_of_its_peer_and_view(monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    rng, (views, peers, n) = np.random.default_rng(0), (2, 2, 3)
+    pixels = rng.random((views, peers, n, *SHAPE))
+    mean, std = np.array([0.5, 0.4, 0.3], np.float32), np.array([0.2, 0.25, 0.3], np.float32)
+    amount = np.arange(1, 5).reshape(views, peers) / 10
+    boxes = np.arange(1, 17).reshape(views, peers, 4)
+    batch = Batch((pixels - mean) / std, jnp.zeros((views, peers, n, K)), np.array([0, 1, 2]), np.arange(n))
+    dataset = Dataset("", pixels[0, 0], None, pixels[0, 0], None, tuple("abcd"), mean, std, True)
+    pictures.samples(None, batch, Mix(np.array([1, 2, 0]), amount, boxes), dataset, count=2)
+    axes = figures[0].axes
+    assert len(axes) == views * peers * 2
+    for number, one in enumerate(axes):
+        (view, j), i = divmod(number // 2, peers), number % 2
+        np.testing.assert_allclose(one.images[0].get_array(), pixels[view, j, i], atol=1e-6)
+        share = amount[view, j]
+        assert one.get_title() == f"{1 - share:.2f} {'ab'[i]}\n{share:.2f} {'bc'[i]}"
+        [box] = [patch for patch in one.patches if isinstance(patch, Rectangle)]
+        top, left, height, width = boxes[view, j]
+        assert (box.get_xy(), box.get_height(), box.get_width()) == ((left - 0.5, top - 0.5), height, width)
+        assert i or one.get_ylabel().endswith(f"= {share:.3f}")
+
+
 def test_names_are_no_formulas_and_of_any_letters(drawn, monkeypatch):
     """There was no picture, or a line of Matplotlib's on stderr for each letter."""
     wrong = "$\\nothing{$ \N{CJK UNIFIED IDEOGRAPH-732B}"

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
-from cutnmix_jax import console, loop, pool
+from cutnmix_jax import console, loop, metrics, pool
 from cutnmix_jax.paper import devices, launch, options, progress, reproduce
 from cutnmix_jax.paper.cells import Choice, cells_of
 from cutnmix_jax.paper.progress import Started
-from tests.runs import Made, few
+from tests.runs import Made, few, with_train_steps
 from tests.test_run import wait_for
 from tests.test_scripts import executable
 
@@ -276,6 +277,52 @@ def test_a_run_sees_its_gpu_alone(tmp_path, cards, monkeypatch):
     assert options.exit_code_of(reproduce.main) == 5
     wait_for((tmp_path / "seen").exists)
     assert sorted((tmp_path / "seen").read_text().splitlines()) == ["0 PCI_BUS_ID", "2 PCI_BUS_ID"]
+
+
+def events_in(folder):
+    """The events of a file: each is its length, eight bytes, a checksum of four, the event, and another checksum."""
+    [path] = folder.glob("events*")
+    data, found = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_has_the_rows_at_their_epochs(tmp_path):
+    """And of a run that goes on first that nothing holds from its next epoch on."""
+    rows = [{"epoch": e, "step": 4 * e, "train/ce": 1.5 / e, "test/accuracy": 0.25 * e} for e in (1, 2, 3)]
+    for start, (first, more) in enumerate(((0, 2), (2, 1))):
+        folder = tmp_path / str(start)
+        (folder / "tensorboard").mkdir(parents=True)
+        files = metrics.Metrics(folder, rows[:first])
+        for row in rows[first : first + more]:
+            files.append(row)
+        files.close()
+        begun, *events = [event for event in events_in(folder / "tensorboard") if not event.file_version]
+        assert (begun.step, begun.session_log.status) == (first + 1, event_pb2.SessionLog.START)
+        found = {(event.step, one.tag): one.simple_value for event in events for one in event.summary.value}
+        assert found == {
+            (row["epoch"], name): pytest.approx(value)
+            for row in rows[first : first + more] for name, value in row.items() if name != "epoch"
+        }  # fmt: skip
+
+
+def test_images_per_second_are_of_each_epoch_by_itself(tmp_path):
+    """Without the first call, which compiles; the batches of an epoch are as slow as this test makes them."""
+    run, begun = Made("baseline", "--config.epochs=3", "--config.optimizer.milestones=()"), []
+    trains, pauses = run.engine.train_steps, (0.05, 0.3, 0.1)  # seconds a step
+
+    def slowly(state, totals, feed, count):
+        begun.append(None)
+        time.sleep(pauses[(len(begun) - 1) // run.engine.steps_per_epoch])
+        return trains(state, totals, feed, count)
+
+    run.train(tmp_path, engine=with_train_steps(run.engine, slowly))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for row, pause in zip(rows, pauses, strict=True):
+        assert 0.5 * 16 / pause < row["images_per_second"] <= 16 / pause, row
 
 
 def test_drawing_the_first_batch_is_no_training(tmp_path):
