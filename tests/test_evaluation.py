@@ -279,9 +279,9 @@ def test_what_a_run_leaves(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_printed_and_drawn_is_of_each_classifier(tmp_path, monkeypatch, capsys):
-    """By hand: of four images `peer_0` has three right and `peer_1` one, and both say the same of two."""
+    """By hand: of four images `peer_0` has three right and `peer_1` one, and both say the same of one."""
     labels, named = np.array([0, 1, 2, 2]), ("a", "b", "c")
-    said = {"peer_0": [0, 1, 2, 0], "peer_1": [0, 0, 1, 0]}
+    said = {"peer_0": [0, 1, 2, 0], "peer_1": [0, 0, 1, 1]}
     logits = {name: np.log(0.8 * np.eye(3)[classes] + 0.2 / 3) for name, classes in said.items()}
     features = {name: np.eye(3)[classes] for name, classes in said.items()}
     answers = evaluated.Evaluated("a run", "some", labels, named, logits, features)
@@ -305,7 +305,7 @@ def test_what_is_printed_and_drawn_is_of_each_classifier(tmp_path, monkeypatch, 
     assert rows[""] == ["accuracy %", "top-5 %", "nll", "ece %"]
     assert rows["peer 0"] == ["75.00", "", f"{(3 * right + wrong) / 4:.4f}", f"{sure - 75:.2f}"]
     assert rows["peer 1"] == ["25.00", "", f"{(right + 3 * wrong) / 4:.4f}", f"{sure - 25:.2f}"]
-    assert "peer 0 and peer 1: the same class for 50.00 % of the images, CKA" in out
+    assert "peer 0 and peer 1: the same class for 25.00 % of the images, CKA" in out
     for name, classes in said.items():
         found, title = drawn[f"confusion_{name}.png"]
         assert found.tolist() == [[sum((labels == i) & (np.array(classes) == k)) for k in range(3)] for i in range(3)]

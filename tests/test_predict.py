@@ -24,6 +24,7 @@ from cutnmix_jax.student import exported, start
 from tests.runs import leaves
 from tests.test_evaluation import data_set
 from tests.test_exports import drawn
+from tests.test_formats import described
 from tests.test_student import CHOSEN, DIGITS, SMALL, own, peer_says, saved_in, trained_in
 
 pytestmark = pytest.mark.usefixtures("programs_kept")
@@ -283,6 +284,22 @@ def test_the_head_begins_at_random_for_other_classes(run, taken, tmp_path, monke
         found = dict(state.params["peers"][j])
         np.testing.assert_equal(found.pop("Dense_0"), random.params["peers"][j]["Dense_0"])
         assert_are(found, arrays, "state.params.peers.0")
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18_imagenet", 224), ("vgg16", 64), ("resnet8", 32)])
+def test_the_head_is_what_the_number_of_classes_decides(name, size):
+    found = start.head_of(described(name, image_shape=(size, size, 3)), 0)
+    assert {array.rpartition(".")[2] for array in found} == {"kernel", "bias"} and len(found) == 2
+
+
+@pytest.mark.parametrize(("precision", "has_halves"), [("float32", False), ("bfloat16", True)])
+def test_a_student_computes_in_the_precision_of_its_run(precision, has_halves):
+    """Its outputs are float32 all the same, and were taken for those of the run."""
+    [network] = described("resnet8", precision=precision).make()
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0))
+    traced = jax.make_jaxpr(lambda variables, images: network.apply(variables, images, False)[0])(variables, images)
+    assert ("bf16[2,32,32,16]" in str(traced)) == has_halves
 
 
 def test_what_no_run_begins_as(run, taken, tmp_path, monkeypatch, capsys):
