@@ -175,10 +175,8 @@ def _check_networks(settings: Settings) -> None:
         raise UsageError("config.bn='local' is of several devices: --config.devices=N, or 0 for all; leave it out")
     if settings.share_trunk and settings.mapping != UNROLL:
         raise UsageError("config.share_trunk=True needs config.mapping='unroll'")
-    for name in (
-        *names,
-        settings.backbone.name,
-    ):  # which nothing looks at beside peers, and is no misprint there either
+    # That of `backbone` too, at which nothing looks beside peers: a misprint is one there as well.
+    for name in (*names, settings.backbone.name):
         if not own_code.is_well_named(name) and name not in backbones.names():
             field = "peers" if settings.peers and name in names else "backbone.name"
             raise UsageError(
