@@ -14,6 +14,7 @@ from PIL import Image
 
 from cutnmix_jax import data, digests, evaluate, export, load_student, methods, predict
 from cutnmix_jax.errors import CheckpointError, UserError
+from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.student import charts, evaluated, exported, of_run
 from tests.hostile import snapshot
 from tests.runs import few
@@ -176,6 +177,20 @@ def data_set(name, folder, monkeypatch, names=tuple("0123456789"), size=32):
     (folder / f"{name}.py").write_text(DATA_SET.format(names=names, size=size))
     monkeypatch.setattr(data, "__path__", [*data.__path__, str(folder)])
     monkeypatch.delitem(sys.modules, f"cutnmix_jax.data.{name}", raising=False)
+
+
+@pytest.mark.parametrize("precision", CHOICES)
+def test_a_run_is_evaluated_and_taken_out_in_its_own_precision(precision, run, monkeypatch):
+    def reached(choice):
+        raise InterruptedError(choice)
+
+    looked = of_run.look(run)
+    looked = looked._replace(settings=dataclasses.replace(looked.settings, precision=precision))
+    assert of_run.describe(looked, "last", (0,), "").precision == precision
+    monkeypatch.setattr(evaluated, "set_up_jax", reached)
+    with pytest.raises(InterruptedError) as caught:
+        evaluated.of_run(looked, "last", evaluated.Images(None, None))
+    assert caught.value.args == (CHOICES[precision],)
 
 
 def test_other_data_sets(run, tmp_path, monkeypatch, capsys):

@@ -2,17 +2,20 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cutnmix_jax import augment, backbones, crops, device, training
+from cutnmix_jax import augment, backbones, crops, device, distributed, training
 from cutnmix_jax.engine import assemble
 from cutnmix_jax.precision import CHOICES
 from cutnmix_jax.settings import Jitter, Mixing, command_line
-from tests.runs import TEN_EPOCHS, write_finished
+from cutnmix_jax.student import network, program
+from tests.runs import TEN_EPOCHS, Made, write_finished
+from tests.test_formats import numbered
 from tests.test_step import DATASET, KEY, begun, build, built
 
 
@@ -115,6 +118,49 @@ def test_products_are_made_as_the_precision_says(precision, wanted):
         program = engine.train_steps.lower(state, totals, feed, 1).as_text()
     asked = set(re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", program)) or {("DEFAULT", "DEFAULT")}
     assert asked == {(wanted, wanted)}
+
+
+@pytest.mark.parametrize("precision", CHOICES)
+def test_whatever_computes_does_so_in_the_precision_of_the_run(precision, tmp_path, monkeypatch):
+    """Training alone and in several processes, and a student; of evaluation see `test_evaluation`."""
+
+    def reached(choice):
+        raise InterruptedError(choice)
+
+    for module in (training, distributed, network):
+        monkeypatch.setattr(module, "set_up_jax", reached)
+    settings = command_line.from_flags("quickstart:digits,dml", [*TEN_EPOCHS, f"--config.precision={precision}"])
+    taken, members = numbered("tests.tiny:Tiny", precision=precision), types.SimpleNamespace(failed=lambda *_: None)
+    for begins in (
+        lambda: training.train(settings, tmp_path / "run"),
+        lambda: distributed._follow(settings, members, None),
+        lambda: taken.predict(np.zeros((1, 32, 32, 3), np.uint8)),
+    ):
+        with pytest.raises(InterruptedError) as caught:
+            begins()
+        assert caught.value.args == (CHOICES[precision],)
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("tf32", "HIGH"), ("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_an_exported_program_makes_products_as_the_precision_says(precision, wanted):
+    jax.clear_caches()
+    taken = numbered("tests.tiny:Tiny", precision=precision)
+    exported = jax.export.deserialize(bytearray(program.written(taken)))
+    found = set(re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", exported.mlir_module()))
+    assert (found or {("DEFAULT", "DEFAULT")}) == {(wanted, wanted)}
+
+
+def test_a_cosine_falls_over_all_steps_of_a_run():
+    """To nothing at the end of the last epoch; over as many steps as there are epochs it did so at once."""
+    fields = ["--config.optimizer.schedule=cosine", "--config.optimizer.warm_up_epochs=2", "--config.epochs=10"]
+    engine = Made("dml", *fields, "--config.optimizer.learning_rate=0.4").engine
+    per_epoch = engine.steps_per_epoch
+    rates = np.concatenate([engine.feed(epoch).rates for epoch in range(10)])
+    step, warm, total = np.arange(10 * per_epoch), 2 * per_epoch, 10 * per_epoch
+    falling = 0.2 * (1 + np.cos(np.pi * (step - warm) / (total - warm)))
+    np.testing.assert_allclose(rates[warm:], falling[warm:], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(rates[:warm], 0.4 * (step[:warm] + 1) / warm, rtol=1e-6)
+    assert per_epoch > 1
 
 
 def test_the_average_has_the_decay_of_the_field():
