@@ -34,7 +34,7 @@ _DECIDING = (
 # Settings of JAX and flags of XLA that say what is kept, shown, checked or allowed, and where.
 _HARMLESS = re.compile(
     "cache|log_|logging|traceback|dump|explain|guard|check|debug|leak|legacy|platform|visible_devices|timeout|pprint"
-    "|rank_promotion"
+    "|rank_promotion|preemption_service"
 )
 
 

@@ -1,6 +1,7 @@
 """Trains a run: `python -m cutnmix_jax.main --config=configs/resnet110.py[:dataset,method]`."""
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -134,10 +135,10 @@ def _next_steps(settings: "Settings", workdir: Path, arguments: Sequence[str]) -
     # Whose code may be run.
     own = [f"--backbone={','.join(networks)}"] * bool(networks) + [f"--dataset={dataset}"] * data.is_own(dataset)
     alone = f"--config=quickstart:{'' if ',' in dataset else dataset},baseline"  # which is among the others then
-    both = [str(workdir), str(workdir.parent.parent / "baseline" / workdir.name)]
+    of_alone = dataclasses.replace(settings, method="baseline", peers=None).default_workdir
     steps = {
         "one network alone, to compare it with": ["train", alone, *shared],
-        "the curves of both, and what differs": ["report", *both, "--out=compared"],
+        "the curves of both, and what differs": ["report", str(workdir), str(of_alone), "--out=compared"],
         "exact accuracies, calibration, what the peers agree on": ["evaluate", str(workdir), *own],
         "what its best network says of a picture": ["predict", str(workdir), "PICTURE"],
         "its best network as a folder that is enough by itself": ["export", str(workdir), "my-student"],

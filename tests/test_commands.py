@@ -233,7 +233,7 @@ def test_what_is_offered_after_a_first_run_can_be_typed(config, given, kept, dro
     monkeypatch.syspath_prepend(tmp_path)
     overrides = [f"--config.{field}" for field in given]
     settings = command_line.from_flags(config, overrides)
-    steps = main._next_steps(settings, Path("runs/digits/my net/cutnmix/seed95"), overrides)
+    steps = main._next_steps(settings, settings.default_workdir, overrides)
     lines = [shlex.split(line) for line in steps.splitlines() if line.startswith("    ")]
     names = ("train", "report", "evaluate", "predict", "export")
     commands = {name: line[line.index(name) + 1 :] for line in lines[:-1] for name in names if name in line}
@@ -241,7 +241,7 @@ def test_what_is_offered_after_a_first_run_can_be_typed(config, given, kept, dro
     alone = command_line.from_flags(file.removeprefix("--config="), others)
     assert len(alone.backbones) == 1 and alone.method == "baseline"
     assert [text.removeprefix("--config.") for text in others] == kept and dropped not in " ".join(others)
-    assert commands["report"][:2] == ["runs/digits/my net/cutnmix/seed95", "runs/digits/my net/baseline/seed95"]
+    assert commands["report"][:2] == [str(settings.default_workdir), str(alone.default_workdir)]
     assert commands["report"][2:] == ["--out=compared"]
     own = [f"--backbone={','.join(dict.fromkeys(settings.own_backbones))}"] * bool(settings.own_backbones)
     own += [f"--dataset={settings.dataset}"] * (":" in settings.dataset)

@@ -17,7 +17,7 @@ import pytest
 from cutnmix_jax import finished, training
 from cutnmix_jax.errors import printable
 from cutnmix_jax.methods import rows_by_name
-from cutnmix_jax.paper import compare, figures, labels, options, progress, ran, report, reproduce, runs
+from cutnmix_jax.paper import compare, figures, labels, options, origins, progress, ran, report, reproduce, runs
 from cutnmix_jax.paper.cells import Choice, cells_of
 from cutnmix_jax.settings import command_line, tree, unused
 from tests.runs import write_finished
@@ -230,6 +230,17 @@ def test_students_of_the_best_and_of_the_last_epoch_make_groups(tmp_path):
         save(tmp_path / "of" / which, 0.5, "kd", seed=seed, teacher=tmp_path / "a", teacher_which=which)
     groups = runs.gather([tmp_path / "of"]).groups
     assert len(groups) == 2 and labels.differing(groups) == (["teacher_which"], [])
+
+
+def test_students_of_the_best_epoch_of_their_own_seed_s_teacher_are_a_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(origins, "_best_sha256", lambda folder, results: f"best of {folder.name}")
+    for seed in (1, 2):
+        save(tmp_path / f"a{seed}", 0.9, "baseline", seed=seed, told={"weights_sha256": f"last of a{seed}"})
+        told = {"teacher_sha256": f"best of a{seed}"}
+        taught = {"teacher": tmp_path / f"a{seed}", "teacher_which": "best"}
+        save(tmp_path / "of" / str(seed), 0.5, "kd", seed=seed, told=told, **taught)
+    [group] = runs.gather([tmp_path / "of"]).groups
+    assert [run.seed for run in group.finished] == [1, 2]
 
 
 def test_what_follows_from_the_methods_has_no_column(tmp_path, monkeypatch, capsys):

@@ -582,6 +582,33 @@ def test_one_batch_may_be_left(method, field):
         command_line.from_flags(f"quickstart:digits,{method}", [*given, f"--config.{field}=69"])
 
 
+def test_milestones_in_proportion():
+    """150, 180 and 210 of 240 epochs, rounded down; none at 0, and none twice."""
+    wanted = {
+        240: (150, 180, 210),
+        20: (12, 15, 17),
+        100: (62, 75, 87),
+        300: (187, 225, 262),
+        8: (5, 6, 7),
+        2: (1,),
+        1: (),
+    }
+    assert {epochs: recipe.milestones(epochs) for epochs in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "looked_at"),
+    [("dml", []), ("mixup", ["alpha", "prob"]), ("cutmix", ["alpha", "prob"]), ("cutnmix", ["alpha", "box", "prob"])],
+)
+def test_what_mixing_looks_at_makes_another_run(row, looked_at):
+    plain = tree.of_settings(command_line.from_flags(f"quickstart:digits,{row}", []))
+    found = []
+    for field, value in (("alpha", 0.5), ("box", "own"), ("prob", 0.5)):
+        other = command_line.from_flags(f"quickstart:digits,{row}", [f"--config.mix.{field}={value}"])
+        found += [change.path.removeprefix("mix.") for change in unused.changes(plain, tree.of_settings(other))]
+    assert found == looked_at
+
+
 def test_a_range_says_what_its_check_takes():
     """Of each field the default is in its range, and the bounds that the words name are those of the check."""
     options = [leaf for name in methods.names() for leaf in tree.leaves(methods.find(name), "loss.")]

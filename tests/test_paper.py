@@ -70,7 +70,11 @@ def test_ablations_change_what_they_say():
         1.0,
         1.0,
     )
-    assert cells["cutmix prob 0.5"].mix.prob == 0.5 and cells["cutmix prob 1"].mix.prob == 1.0
+    for row, probs in {"cutnmix": (0.5,), "cutmix": (0.5, 1), "dml_cutmix": (0.5, 1)}.items():
+        of_row = command_line.from_flags(f"configs/resnet32.py:cifar100,{row}", [])
+        for prob in probs:
+            mix = dataclasses.replace(of_row.mix, prob=float(prob))
+            assert cells[f"{row} prob {prob:g}"] == dataclasses.replace(of_row, mix=mix), (row, prob)
     weights = {"ce": 1.0, "dml": 0.6, "mmd": 0.3, "pt": 0.1, "peer_teacher_ce": 1.0}
     for variant, changed in {
         "MMD alone": {"dml": 0.0, "pt": 0.0}, "PT alone": {"dml": 0.0, "mmd": 0.0},
@@ -489,6 +493,23 @@ def test_a_teachers_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
     assert ran.other_fields(taught) == [another]
     save(taught, 0.9, teacher=str(other), told={"teacher_sha256": "of the teacher"})
     assert ran.other_fields(taught) == []
+    save(taught, 0.9, teacher=str(taught.teacher.workdir), told={"teacher_sha256": "before it was extended"})
+    assert ran.other_fields(taught) == [another]
+
+
+def test_the_best_epoch_of_a_leader_is_chosen_as_that_of_the_peers():
+    """On the validation images where there are any; its number is of the test set all the same."""
+    rows = [
+        {"epoch": e, "test/accuracy": 0.5, "test/accuracy_leader": tested, "validation/accuracy_leader": chosen}
+        for e, tested, chosen in ((1, 0.3, 0.1), (2, 0.9, 0.2), (3, 0.5, 0.8))
+    ]
+    results = {"best": {"accuracy": 0.4}}
+    assert grids.best(results, rows, "accuracy_leader") == 0.5
+    assert (
+        grids.best(results, [{k: v for k, v in row.items() if "valid" not in k} for row in rows], "accuracy_leader")
+        == 0.9
+    )
+    assert grids.best(results, rows, "accuracy") == 0.4
 
 
 def test_nothing_found_is_an_empty_table(tmp_path):

@@ -149,6 +149,8 @@ def test_one_that_fails_does_not_end_the_others(tmp_path):
 
 
 def test_a_signal_after_the_last_step_of_all(tmp_path, capsys):
+    row = {"epoch": 1, "step": 1, "test/accuracy": 0.5}
+    write_finished(tmp_path, {"dataset": "digits", "method": "dml", "seed": 1, "epochs": 1}, [row])
     seeds.end({1: 0, 2: 0}, True, {1: tmp_path, 2: tmp_path})
     assert "test accuracy" in capsys.readouterr().out
     with pytest.raises(StoppedError, match="seeds 2 is saved"):
