@@ -1,6 +1,7 @@
 """The recipe of the paper (section 3) for a row of its tables, a short one for a first look, and one for ImageNet."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,9 +27,9 @@ def shipped(name: str, argument: str | None) -> ConfigDict:
     return quickstart(argument) if name == QUICKSTART else make(name, argument)
 
 
-def all_of(method: str) -> list[Settings]:
-    """Those of all configurations that the package has for a row, on the digits."""
-    return [tree.to_settings(shipped(name, f"digits,{method}").to_dict()) for name in names()]
+def all_of(method: str) -> Iterator[Settings]:
+    """Those of all configurations that the package has for a row, on the digits, made one by one."""
+    return (tree.to_settings(shipped(name, f"digits,{method}").to_dict()) for name in names())
 
 
 def quickstart(argument: str | None) -> ConfigDict:
